@@ -50,17 +50,20 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time every run once a round, so that a slow spell of the machine hits all of them alike.
 
-    A run that would need more than `budget` seconds takes part in fewer rounds, at least in one.
+    The runs have been called before. The first round also finds how often a short call has to be
+    repeated for a sample; a run that would need more than `budget` seconds takes part in fewer
+    rounds, at least in this one.
     """
-    repeats, turns = {}, {}
+    repeats, turns, samples = {}, {}, {}
     for name, run in runs.items():
-        seconds(run, device=device)  # the first call pays for lazy initialisation and cold caches
         once = seconds(run, device=device)
         repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / once))
         turns[name] = min(rounds, max(1, int(budget / (once * repeats[name]))))
-    samples = {name: Samples() for name in runs}
+        samples[name] = Samples(
+            [once if repeats[name] == 1 else seconds(run, repeats[name], device)]
+        )
     order = list(runs)
-    for r in range(rounds):
+    for r in range(1, rounds):
         for name in order:
             if _takes_part(r, turns[name], rounds):
                 samples[name].seconds.append(seconds(runs[name], repeats[name], device))
@@ -70,14 +73,14 @@ def interleave(
 
 def _takes_part(r: int, turns: int, rounds: int) -> bool:
     """Spread `turns` of `rounds` evenly; the first round is always one of them."""
-    return r == 0 or r * turns // rounds != (r - 1) * turns // rounds
+    return r * turns // rounds != (r - 1) * turns // rounds
 
 
 def mm_run(device: str = "cpu") -> tuple[Run, int]:
     """A square fp32 torch.mm and its flop: the rate that the machine's BLAS reaches."""
     a = torch.randn(MM_SIZE, MM_SIZE, device=device)
     b = torch.randn(MM_SIZE, MM_SIZE, device=device)
-    out = torch.empty_like(a)
+    out = torch.mm(a, b)
     return lambda: torch.mm(a, b, out=out), 2 * MM_SIZE**3
 
 
