@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: setup build demo test lint bench plot wheel cmake clean help
 
@@ -56,7 +56,7 @@ test: $(BUILT)
 lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE)
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp
 
 bench: $(BUILT)
 	$(PY) bench/speed.py --csv docs/speed.csv $(BENCH_ARGS)
