@@ -2,8 +2,8 @@
 
     python bench/accuracy.py --dtype bf16
 
-prints the table of docs/numerics.md: the library and its peers, on data that looks like the start of
-training and data that does not.
+prints the table of docs/numerics.md: the library and its peers, on data that looks like the start
+of training and data that does not.
 """
 
 from __future__ import annotations
