@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-import diffattn_cuda
 import torch
+
+import diffattn_cuda
 from diffattn_cuda import reference
 
 B, S, H, D = 2, 130, 4, 64
