@@ -13,9 +13,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.fixture(autouse=True)
 def as_a_script(monkeypatch):
-    """python examples/x.py puts examples/ first on the path; so does this."""
+    """python examples/x.py puts examples/ first on the path; so does this.
+
+    One thread: at these sizes a second one waits more than it works, far more on a busy machine.
+    """
     monkeypatch.syspath_prepend(str(EXAMPLES))
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,28 @@ def test_sequences_of_a_cache_may_differ_in_length(version):
 
 
 @pytest.mark.parametrize("version", [1, 2])
+@torch.no_grad()
+def test_greedy_tokens_are_the_same_with_the_cache(version):
+    torch.manual_seed(2)
+    kind = MultiheadDiffAttn(128, 1, 4, 2) if version == 1 else MultiheadDiffAttnV2(128, 4, 2)
+    kind.q_proj.weight *= 8  # sharp attention: an untrained model would repeat one token
+    embed, head = torch.nn.Embedding(50, 128), torch.nn.Linear(128, 50)
+    rel_pos, cache = tables(kind, 40, torch.float32), kind.make_cache(2, 40)
+
+    def choose(tokens, *cache):
+        return head(kind(embed(tokens), rel_pos, *cache))[:, -1:].argmax(-1)
+
+    tokens = cached = torch.randint(50, (2, 7))
+    new = cached
+    for _ in range(33):
+        tokens = torch.cat([tokens, choose(tokens)], 1)
+        new = choose(new, cache)
+        cached = torch.cat([cached, new], 1)
+    assert torch.equal(tokens, cached)
+    assert tokens[:, 7:].unique().numel() > 20, "too dull to tell the two ways apart"
+
+
+@pytest.mark.parametrize("version", [1, 2])
 def test_bf16(version):
     module = make(version)
     x = torch.randn(2, 33, EMBED, dtype=F64).bfloat16()
