@@ -1,0 +1,258 @@
+"""Differential attention in eager PyTorch: the formula itself, to be read and to be trusted.
+
+    O = softmax(s·Q1·K1ᵀ)·V − λ·softmax(s·Q2·K2ᵀ)·V          (Diff Transformer, arXiv 2410.05258)
+
+The three functions have the names, signatures and results of :mod:`diffattn_cuda.functional`,
+whose docstrings describe the arguments.  Fed fp64 they are the oracle of the tests; fed any other
+dtype they compute what users write today, materialising both seqlen_q × seqlen_k maps.
+``deterministic``, ``num_splits`` and ``max_seqlen_*`` are accepted and change nothing here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Lambda = float | Tensor
+Window = tuple[int, int]
+
+
+def diff_flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Lambda,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    deterministic: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q)."""
+    if norm_weight is not None and norm_eps is None:
+        raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
+    q = split_components(q, q.shape[2] // 2 if q.dim() == 4 else q.shape[2])
+    k = split_components(k, v.shape[2])
+    group = q.shape[2] // k.shape[2]  # query head h reads KV head h // group
+    p, lse = attention_maps(
+        q, k.repeat_interleave(group, dim=2), softmax_scale, causal, window_size
+    )
+    p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
+    v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
+    out = (p_diff.to(v.dtype) @ v).transpose(1, 2).to(p.dtype)  # (b, sq, h, dv)
+    if norm_eps is not None:
+        out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + norm_eps)
+    if norm_weight is not None:
+        out = out * norm_weight
+    out = (out * out_scale).to(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+def diff_flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Lambda,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    deterministic: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q)."""
+    nheads = q.shape[1] // 2 if q.dim() == 3 else q.shape[1]
+    outs = [q.new_zeros(0, nheads, v.shape[-1])]
+    lses = [q.new_zeros(2, nheads, 0, dtype=_accumulate_dtype(q))]
+    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for i in range(len(starts_q) - 1):
+        rows = slice(starts_q[i], starts_q[i + 1])
+        keys = slice(starts_k[i], starts_k[i + 1])
+        lam_i = lam[None, rows] if isinstance(lam, Tensor) and lam.dim() == 2 else lam
+        out, lse = diff_flash_attn_func(
+            q[None, rows], k[None, keys], v[None, keys], lam_i,
+            softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale, return_lse=True,
+        )  # fmt: skip
+        outs.append(out[0])
+        lses.append(lse[:, 0])
+    out = torch.cat(outs)
+    return (out, torch.cat(lses, dim=-1)) if return_lse else out
+
+
+@torch.no_grad()
+def diff_flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lam: Lambda,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    rotary_interleaved: bool = True,
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    num_splits: int = 0,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Decoding: append k, v to the caches in place, then attend to the valid slots only."""
+    batch, seqlen_q = q.shape[:2]
+    if k is not None and cache_seqlens is None:
+        raise ValueError("cache_seqlens is None (a full cache), but k is to be appended")
+    if rotary_cos is not None and k is None:
+        raise ValueError("rotary_cos was given without k: rotary is applied as keys are appended")
+    page = v_cache.shape[1]
+    capacity = page if block_table is None else block_table.shape[1] * page
+    seqlens = _per_sequence(cache_seqlens, batch, default=capacity)
+    leftpads = _per_sequence(cache_leftpad, batch, default=0)
+
+    outs, lses = [], []
+    for i in range(batch):
+        if block_table is not None:
+            pages = block_table[i].tolist()
+        else:
+            pages = [i if cache_batch_idx is None else int(cache_batch_idx[i])]
+        q_i, seqlen = q[i : i + 1], seqlens[i]
+        if k is not None and v is not None:
+            k_new, appended = k[i : i + 1], range(seqlen, seqlen + k.shape[1])
+            if rotary_cos is not None and rotary_sin is not None:
+                ordered = causal or tuple(window_size) != (-1, -1)
+                places = [seqlen + t if ordered else seqlen for t in range(seqlen_q)]
+                q_i = apply_rotary(q_i, rotary_cos[places], rotary_sin[places], rotary_interleaved)
+                k_new = apply_rotary(
+                    k_new,
+                    rotary_cos[list(appended)],
+                    rotary_sin[list(appended)],
+                    rotary_interleaved,
+                )
+            slots = _slots(appended, pages, page)
+            k_cache[slots] = k_new[0].reshape(k.shape[1], *k_cache.shape[2:])
+            v_cache[slots] = v[i]
+            seqlen += k.shape[1]
+        slots = _slots(range(min(leftpads[i], seqlen), seqlen), pages, page)
+        lam_i = lam[i : i + 1] if isinstance(lam, Tensor) and lam.dim() == 3 else lam
+        out, lse = diff_flash_attn_func(
+            q_i, k_cache[slots][None], v_cache[slots][None], lam_i,
+            softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale, return_lse=True,
+        )  # fmt: skip
+        outs.append(out)
+        lses.append(lse)
+    out = torch.cat(outs)
+    return (out, torch.cat(lses, dim=1)) if return_lse else out
+
+
+def attention_maps(
+    q: Tensor,
+    k: Tensor,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+) -> tuple[Tensor, Tensor]:
+    """Both softmax maps, P1 and P2, and their log-sum-exp.
+
+    Args:
+        q: (batch, seqlen_q, nheads, 2, d).
+        k: (batch, seqlen_k, nheads, 2, d), or 1 for 2 where both components share the key.
+
+    Returns:
+        P (2, batch, nheads, seqlen_q, seqlen_k) and LSE (2, batch, nheads, seqlen_q), in fp32 (fp64
+        for fp64).  A row that sees no key has P = 0 and LSE = −inf.
+    """
+    seqlen_q, seqlen_k, d = q.shape[1], k.shape[1], q.shape[-1]
+    scale = d**-0.5 if softmax_scale is None else softmax_scale
+    s = q.permute(3, 0, 2, 1, 4) @ k.permute(
+        3, 0, 2, 4, 1
+    )  # (2, b, h, sq, sk), in the input's dtype
+    s = s.to(_accumulate_dtype(q)) * scale
+    visible = visible_keys(seqlen_q, seqlen_k, causal, window_size, q.device)
+    empty = ~visible.any(-1)  # (sq,)
+    # An empty row keeps its scores, so softmax stays finite in both directions; zeroed after.
+    s = s.masked_fill(~visible & ~empty[:, None], float("-inf"))
+    p = s.softmax(-1).masked_fill(empty[:, None], 0.0)
+    return p, s.logsumexp(-1).masked_fill(empty, float("-inf"))
+
+
+def visible_keys(
+    seqlen_q: int, seqlen_k: int, causal: bool, window_size: Window, device: torch.device | str
+) -> Tensor:
+    """Bool (seqlen_q, seqlen_k): row i sees key j.  Bottom-right aligned; window inclusive."""
+    left, right = window_size
+    right = 0 if causal else right
+    row = torch.arange(seqlen_q, device=device)[:, None] + seqlen_k - seqlen_q
+    key = torch.arange(seqlen_k, device=device)
+    visible = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=device)
+    if left >= 0:
+        visible &= key >= row - left
+    if right >= 0:
+        visible &= key <= row + right
+    return visible
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) -> Tensor:
+    """Rotate the first 2·rotary_dim/2 features of every head; the rest passes unchanged.
+
+    Args:
+        x: (batch, seqlen, ..., d).
+        cos, sin: (seqlen, rotary_dim/2), one row per position of x.
+        interleaved: pairs are features (2i, 2i+1), GPT-J's style; otherwise (i, i + rotary_dim/2),
+            GPT-NeoX's.
+
+    Returns:
+        Like x; computed in fp32 (fp64 for fp64) and rounded once.
+    """
+    half = cos.shape[-1]
+    acc = _accumulate_dtype(x)
+    shape = (x.shape[1], *[1] * (x.dim() - 3), half)
+    cos, sin = cos.to(acc).view(shape), sin.to(acc).view(shape)
+    rotated, rest = x[..., : 2 * half].to(acc), x[..., 2 * half :]
+    a, b = rotated.unflatten(-1, (half, 2)).unbind(-1) if interleaved else rotated.chunk(2, dim=-1)
+    a, b = a * cos - b * sin, a * sin + b * cos
+    rotated = torch.stack((a, b), -1).flatten(-2) if interleaved else torch.cat((a, b), -1)
+    return torch.cat((rotated.to(x.dtype), rest), -1)
+
+
+def split_components(x: Tensor, nheads: int) -> Tensor:
+    """(b, s, 2·nheads | nheads, d) → (b, s, nheads, 2 | 1, d): head 2h+c is component c of h."""
+    return x if x.dim() == 5 else x.unflatten(2, (nheads, x.shape[2] // nheads))
+
+
+def _accumulate_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _lambda_per_row(lam: Lambda, dtype: torch.dtype) -> Lambda:
+    """λ so that it broadcasts against P (batch, nheads, seqlen_q, seqlen_k)."""
+    if not isinstance(lam, Tensor):
+        return lam
+    lam = lam.to(dtype)
+    if lam.dim() == 1:
+        return lam[:, None, None]  # (h, 1, 1)
+    return lam.transpose(1, 2)[..., None] if lam.dim() == 3 else lam  # (b, h, sq, 1) or ()
+
+
+def _per_sequence(value: int | Tensor | None, batch: int, default: int) -> list[int]:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return [default if value is None else value] * batch
+
+
+def _slots(positions: range, pages: list[int], page: int) -> tuple[list[int], list[int]]:
+    """Where in the cache a sequence's positions lie: (rows or blocks, slots within them)."""
+    return [pages[p // page] for p in positions], [p % page for p in positions]
