@@ -1,0 +1,76 @@
+# From a fresh clone: `make test` or `make demo` does all that they need. The targets are the same with
+# and without a GPU; the CUDA module is built where nvcc is found (DIFFATTN_CUDA=0/1 overrides).
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.10
+MAX_JOBS ?= $(shell nproc)
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+export MAX_JOBS
+
+PY := $(VENV)/bin/python
+DEPS := $(VENV)/.deps
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+CLANG_FORMAT := $(VENV)/bin/clang-format
+
+NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
+
+.PHONY: setup build demo test lint bench plot wheel cmake clean help
+
+help:
+	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
+	@echo 'build   rebuild the native code after a change'
+	@echo 'demo    train a small model on real text and let it write (DEMO_ARGS)'
+	@echo 'test    the test suite (PYTEST_ARGS)'
+	@echo 'lint    ruff, mypy, clang-format'
+	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
+	@echo 'plot    redraw docs/speed.svg and the table in README.md from docs/speed.csv'
+	@echo 'wheel   an abi3 wheel in dist/'
+	@echo 'cmake   the torch-free CPU core as a static library, with its smoke test'
+	@echo 'clean   remove what was built; keeps $(VENV)'
+
+setup: $(BUILT)
+build: $(BUILT)
+
+# The build needs torch's headers, so torch comes first and the build runs beside it, unisolated.
+$(DEPS): pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet '$(TORCH)' 'setuptools>=77' ninja
+	touch $@
+
+# The first time pip builds and installs; afterwards setup.py recompiles only what changed.
+$(BUILT): $(NATIVE) setup.py $(DEPS)
+	if test $(INSTALLED) -nt $(DEPS); then $(PY) setup.py --quiet build_ext --inplace; \
+	else $(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]' && touch $(INSTALLED); fi
+	touch $@
+
+demo: $(BUILT)
+	$(PY) examples/train_lm.py --out demo_out $(DEMO_ARGS)
+
+test: $(BUILT)
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(BUILT)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp
+
+bench: $(BUILT)
+	$(PY) bench/speed.py --csv docs/speed.csv $(BENCH_ARGS)
+
+plot: $(BUILT)
+	$(PY) bench/plot.py docs/speed.csv
+
+wheel: $(DEPS)
+	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+cmake:
+	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/cmake --parallel $(MAX_JOBS)
+	ctest --test-dir build/cmake --output-on-failure
+
+clean:
+	rm -rf build dist *.egg-info diffattn_cuda/*.so $(BUILT) $(INSTALLED)

@@ -1,0 +1,313 @@
+"""Multi-head differential attention as modules (Diff Transformer, arXiv 2410.05258), V1 and V2.
+
+Both project x to q, k and v, call the fused kernel once (λ·O2 and, in V1, the headwise RMSNorm and
+the factor 1 − λ_init are inside it), and project back.  With a :class:`KVCache` the same forward
+prefills and decodes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from . import reference as functional
+
+_IMPLEMENTATIONS = {"fused": functional, "eager": reference}
+
+
+def lambda_init_fn(depth: int) -> float:
+    """λ_init of the layer at ``depth``, counted from 0: 0.8 − 0.6·exp(−0.3·depth)."""
+    return 0.8 - 0.6 * math.exp(-0.3 * depth)
+
+
+def rotary_tables(
+    seqlen: int,
+    rotary_dim: int,
+    base: float = 10000.0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each (seqlen, rotary_dim/2), for the modules' ``rel_pos``."""
+    frequency = base ** -(torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim)
+    angle = torch.outer(torch.arange(seqlen, device=device).float(), frequency)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+class KVCache:
+    """The keys and values one attention layer has seen, preallocated and filled in place.
+
+    Made by a module's ``make_cache``; a model keeps one for each of its layers.
+
+    Attributes:
+        k: (batch, capacity, 2·nheads_k, d), or nheads_k heads in V2.
+        v: (batch, capacity, nheads_k, dv).
+        seqlens: int32 (batch,), how many slots of each sequence are valid; the next forward writes
+            behind them and advances them.  Assign to it to rewind or to start anew.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        self.k = k
+        self.v = v
+        self.seqlens = torch.zeros(k.shape[0], dtype=torch.int32, device=k.device)
+
+
+class _DiffAttnBase(nn.Module):
+    """Projections, rotary embedding and cache: what V1 and V2 share."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None,
+        head_dim: int,
+        key_components: int,
+        causal: bool,
+        window_size: tuple[int, int],
+        implementation: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if num_kv_heads is None:
+            num_kv_heads = num_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads is {num_kv_heads}; it must divide num_heads, which is {num_heads}"
+            )
+        if implementation not in _IMPLEMENTATIONS:
+            raise ValueError(
+                f"implementation is {implementation!r}; it must be one of {list(_IMPLEMENTATIONS)}"
+            )
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.key_components = key_components
+        self.value_dim = key_components * head_dim  # V1: 2d, V2: d
+        self.causal = causal
+        self.window_size = window_size
+        self.implementation = implementation
+
+        def linear(in_features: int, out_features: int) -> nn.Linear:
+            return nn.Linear(in_features, out_features, bias=False, device=device, dtype=dtype)
+
+        self.q_proj = linear(embed_dim, num_heads * 2 * head_dim)
+        self.k_proj = linear(embed_dim, num_kv_heads * key_components * head_dim)
+        self.v_proj = linear(embed_dim, num_kv_heads * self.value_dim)
+        self.out_proj = linear(num_heads * self.value_dim, embed_dim)
+
+    def make_cache(
+        self, batch_size: int, capacity: int, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """An empty cache of ``capacity`` tokens a sequence; dtype defaults to the weights'."""
+        weight = self.k_proj.weight
+        k_heads = self.num_kv_heads * self.key_components
+        return KVCache(
+            weight.new_zeros(batch_size, capacity, k_heads, self.head_dim, dtype=dtype),
+            weight.new_zeros(batch_size, capacity, self.num_kv_heads, self.value_dim, dtype=dtype),
+        )
+
+    def _attend(
+        self,
+        x: Tensor,
+        lam: Tensor,
+        rel_pos: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        **epilogue: Any,
+    ) -> Tensor:
+        attention = _IMPLEMENTATIONS[self.implementation]
+        shape = (*x.shape[:2], self.num_kv_heads)
+        q = self.q_proj(x).view(*x.shape[:2], self.num_heads, 2, self.head_dim)
+        k = self.k_proj(x).view(*shape, self.key_components, self.head_dim)
+        v = self.v_proj(x).view(*shape, self.value_dim)
+        mask: dict[str, Any] = {"causal": self.causal, "window_size": self.window_size}
+        cos, sin = rel_pos if rel_pos is not None else (None, None)
+        if cache is None:
+            if cos is not None and sin is not None:
+                q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+            out = attention.diff_flash_attn_func(q, k, v, lam, **mask, **epilogue)
+        else:
+            out = attention.diff_flash_attn_with_kvcache(
+                q, cache.k, cache.v, lam, k, v, cos, sin, cache.seqlens, **mask, **epilogue
+            )
+            cache.seqlens += x.shape[1]
+        return self.out_proj(out.flatten(2))  # (batch, seqlen, embed_dim)
+
+    def _check_forward(self, x: Tensor, cache: KVCache | None) -> None:
+        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+            raise ValueError(
+                f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {self.embed_dim})"
+            )
+        if cache is not None and not self.causal:
+            raise ValueError("cache was given to a module with causal=False; decoding is causal")
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
+            f"head_dim={self.head_dim}, causal={self.causal}, window_size={self.window_size}, "
+            f"implementation={self.implementation!r}"
+        )
+
+
+class MultiheadDiffAttn(_DiffAttnBase):
+    """Differential attention as the paper has it (V1, arXiv 2410.05258).
+
+        Y = concat_h( RMSNorm(softmax(s·Q1K1ᵀ)V − λ·softmax(s·Q2K2ᵀ)V) · (1 − λ_init) ) · W_out
+        λ = exp⟨λ_q1, λ_k1⟩ − exp⟨λ_q2, λ_k2⟩ + λ_init
+
+    Parameters carry the names of microsoft/unilm's ``multihead_flashdiff_2``, so its checkpoints
+    load; the output is its output, but for λ, which is not rounded to the input's dtype.
+
+    Args:
+        embed_dim: width of x; the head dim is d = embed_dim / num_heads / 2.
+        depth: index of the layer from 0; it sets λ_init = 0.8 − 0.6·exp(−0.3·depth).
+        num_heads: heads of the output, half of what an ordinary transformer of this width has.
+        num_kv_heads: KV heads (GQA), a divisor of num_heads; default num_heads.
+        lambda_init: overrides depth's λ_init (Motif counts depth from −1, say).
+        norm_affine: whether the headwise RMSNorm has a weight (2d,), one for all heads.
+        norm_eps: its epsilon.
+        causal: mask the future.
+        window_size: (left, right) keys a query sees around its own place, inclusive; −1 = no limit.
+        lambda_dtype: round both exponentials and λ to this dtype, as unilm does with the input's
+            (torch.bfloat16 gives its numbers); default: no rounding below fp32.
+        implementation: "fused", or "eager" for :mod:`diffattn_cuda.reference`.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: embed_dim is no multiple of 2·num_heads, or num_heads none of num_kv_heads.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        lambda_init: float | None = None,
+        norm_affine: bool = True,
+        norm_eps: float = 1e-5,
+        causal: bool = True,
+        window_size: tuple[int, int] = (-1, -1),
+        lambda_dtype: torch.dtype | None = None,
+        implementation: str = "fused",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        head_dim = _head_dim(embed_dim, 2 * num_heads, "2·num_heads")
+        super().__init__(
+            embed_dim, num_heads, num_kv_heads, head_dim, 2,
+            causal, window_size, implementation, device, dtype,
+        )  # fmt: skip
+        self.lambda_init = lambda_init_fn(depth) if lambda_init is None else lambda_init
+        self.lambda_dtype = lambda_dtype
+
+        def lambda_vector() -> nn.Parameter:
+            vector = torch.empty(head_dim, device=device, dtype=dtype)
+            return nn.Parameter(vector.normal_(std=0.1))
+
+        self.lambda_q1, self.lambda_k1 = lambda_vector(), lambda_vector()
+        self.lambda_q2, self.lambda_k2 = lambda_vector(), lambda_vector()
+        # Holds weight and eps, under unilm's name; the norm itself runs inside the kernel.
+        self.subln = nn.RMSNorm(2 * head_dim, norm_eps, norm_affine, device=device, dtype=dtype)
+
+    def lambda_full(self) -> Tensor:
+        """λ of this layer: 0-d, fp32 (fp64 for fp64 parameters)."""
+        dtype = torch.promote_types(self.lambda_q1.dtype, torch.float32)
+        rounded = self.lambda_dtype or dtype
+        lambda_1 = (self.lambda_q1 * self.lambda_k1).sum(dtype=dtype).exp().to(rounded)
+        lambda_2 = (self.lambda_q2 * self.lambda_k2).sum(dtype=dtype).exp().to(rounded)
+        return (lambda_1 - lambda_2 + self.lambda_init).to(dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        rel_pos: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: (batch, seqlen, embed_dim).
+            rel_pos: rotary (cos, sin), each (≥ seqlen, rotary_dim/2), applied to interleaved pairs;
+                with a cache one row for each of its slots.  None: no position embedding.
+            cache: x continues the sequences in it: its keys and values are appended and seqlens
+                advanced.  Without autograd (call under torch.no_grad() or inference_mode()).
+
+        Returns:
+            (batch, seqlen, embed_dim).
+        """
+        self._check_forward(x, cache)
+        return self._attend(
+            x, self.lambda_full(), rel_pos, cache,
+            norm_weight=self.subln.weight, norm_eps=self.subln.eps, out_scale=1 - self.lambda_init,
+        )  # fmt: skip
+
+
+class MultiheadDiffAttnV2(_DiffAttnBase):
+    """Differential attention V2 (microsoft/unilm's second version): λ per token and head, no norm.
+
+        Y = concat_h( softmax(s·Q1Kᵀ)V − λ·softmax(s·Q2Kᵀ)V ) · W_out         λ = sigmoid(x·W_λ)
+
+    It has twice the query heads of an ordinary transformer over the same keys and values; query
+    heads 2h and 2h+1, which share a KV head, are subtracted.
+
+    Args:
+        embed_dim: width of x.
+        num_heads: heads of the output.
+        num_kv_heads: KV heads (GQA), a divisor of num_heads; default num_heads.
+        head_dim: d, the width of queries, keys and values; default embed_dim / num_heads.
+        causal, window_size, implementation, device, dtype: as in :class:`MultiheadDiffAttn`.
+
+    Raises:
+        ValueError: embed_dim is no multiple of num_heads, or num_heads none of num_kv_heads.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        head_dim: int | None = None,
+        causal: bool = True,
+        window_size: tuple[int, int] = (-1, -1),
+        implementation: str = "fused",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if head_dim is None:
+            head_dim = _head_dim(embed_dim, num_heads, "num_heads")
+        super().__init__(
+            embed_dim, num_heads, num_kv_heads, head_dim, 1,
+            causal, window_size, implementation, device, dtype,
+        )  # fmt: skip
+        self.lambda_proj = nn.Linear(embed_dim, num_heads, bias=False, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        rel_pos: tuple[Tensor, Tensor] | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """As :meth:`MultiheadDiffAttn.forward`: (batch, seqlen, embed_dim) → the same."""
+        self._check_forward(x, cache)
+        logit = self.lambda_proj(x)
+        lam = torch.sigmoid(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+        return self._attend(x, lam, rel_pos, cache)
+
+
+def _head_dim(embed_dim: int, parts: int, name: str) -> int:
+    if parts < 1 or embed_dim % parts:
+        raise ValueError(f"embed_dim is {embed_dim}; it must be a multiple of {name} = {parts}")
+    return embed_dim // parts
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    seqlen = heads.shape[1]
+    if cos.shape[0] < seqlen:
+        raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
+    return reference.apply_rotary(heads, cos[:seqlen], sin[:seqlen])

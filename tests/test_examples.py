@@ -1,0 +1,65 @@
+"""Every example runs, and the demo's model writes the same with its KV cache as without."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def as_a_script(monkeypatch):
+    """python examples/x.py puts examples/ first on the path; so does this.
+
+    One thread: at these sizes a second one waits more than it works, far more on a busy machine.
+    """
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("basic", r"out \(2, 256, 4, 128\)"),
+        ("varlen", r"rows 445 to 446: alone the same"),
+        ("paged_decode", r"42 tokens, 2 sequences"),
+    ],
+)
+def test_short_example(name, says, capsys):
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert re.search(says, capsys.readouterr().out)
+
+
+def test_training_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["train_lm.py", "--tiny", "--steps", "8", "--out", str(tmp_path)]
+    )
+    runpy.run_path(str(EXAMPLES / "train_lm.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    first, last = map(float, re.search(r"loss (\S+) → (\S+) nats", said).groups())
+    assert last < first - 0.5
+    fused, eager = map(float, re.findall(r"(?:fused|eager) .* loss (\S+)", said))
+    assert fused == pytest.approx(eager, abs=1e-4)
+    assert "def read_file(path):" in said and "tokens/s in generation" in said
+    assert (tmp_path / "loss.png").stat().st_size > 5000
+    assert (tmp_path / "attention.png").stat().st_size > 5000
+
+
+def test_greedy_tokens_are_the_same_with_and_without_the_cache():
+    from diff_lm import DiffLM
+
+    model = DiffLM(dim=128, depth=3, heads=4, kv_heads=2, max_seqlen=48)
+    prompt = torch.randint(256, (2, 9))
+    with torch.no_grad():
+        tokens = prompt
+        for _ in range(30):
+            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(model.generate(prompt, 30), tokens)

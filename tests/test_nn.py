@@ -1,0 +1,248 @@
+"""The modules against the papers' formulas, written here from SDPA calls and complex rotary."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diffattn_cuda.nn import (
+    KVCache,
+    MultiheadDiffAttn,
+    MultiheadDiffAttnV2,
+    lambda_init_fn,
+    rotary_tables,
+)
+
+F64 = torch.float64
+EMBED, HEADS, DEPTH = 64, 4, 3  # V1: d = 8, V2: d = 16
+
+
+def rotary(x, cos, sin):
+    """x (b, s, heads, d): features 2i, 2i+1 are a complex number, turned by the place's angle."""
+    z = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
+    turn = torch.complex(cos, sin)[: x.shape[1], None]
+    return torch.view_as_real(z * turn).flatten(-2)
+
+
+def causal_attention(q, k, v, group):
+    """q (b, s, H, d), k (b, s, Hk, d), v (b, s, Hk, dv): one ordinary map, KV head h // group."""
+    k, v = (torch.stack([t[:, :, h // group] for h in range(q.shape[2])], 1) for t in (k, v))
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=True).transpose(1, 2)
+
+
+def formula_v1(x, w, heads, kv_heads, lambda_init, rel_pos):
+    """facts.md's row "unilm V1": flat head 2h+c, KV head h // n_rep for both components."""
+    b, s, embed = x.shape
+    d = embed // heads // 2
+    q = rotary((x @ w["q_proj.weight"].T).view(b, s, 2 * heads, d), *rel_pos)
+    k = rotary((x @ w["k_proj.weight"].T).view(b, s, 2 * kv_heads, d), *rel_pos)
+    v = (x @ w["v_proj.weight"].T).view(b, s, kv_heads, 2 * d)
+    o1, o2 = (causal_attention(q[:, :, c::2], k[:, :, c::2], v, heads // kv_heads) for c in (0, 1))
+    lam = (
+        torch.exp(w["lambda_q1"] @ w["lambda_k1"])
+        - torch.exp(w["lambda_q2"] @ w["lambda_k2"])
+        + lambda_init
+    )
+    o = o1 - lam * o2
+    o = o / torch.sqrt((o * o).mean(-1, keepdim=True) + 1e-5)
+    o = o * w.get("subln.weight", 1.0) * (1 - lambda_init)
+    return o.reshape(b, s, embed) @ w["out_proj.weight"].T
+
+
+def formula_v2(x, w, heads, kv_heads, rel_pos):
+    b, s, embed = x.shape
+    d = embed // heads
+    q = rotary((x @ w["q_proj.weight"].T).view(b, s, 2 * heads, d), *rel_pos)
+    k = rotary((x @ w["k_proj.weight"].T).view(b, s, kv_heads, d), *rel_pos)
+    v = (x @ w["v_proj.weight"].T).view(b, s, kv_heads, d)
+    o = causal_attention(q, k, v, 2 * heads // kv_heads)  # 2·heads ordinary query heads
+    lam = 1 / (1 + torch.exp(-(x @ w["lambda_proj.weight"].T)))
+    return (o[:, :, 0::2] - lam[..., None] * o[:, :, 1::2]).reshape(b, s, embed) @ w[
+        "out_proj.weight"
+    ].T
+
+
+def make(version, kv_heads=None, dtype=F64, **options):
+    torch.manual_seed(0)
+    if version == 1:
+        module = MultiheadDiffAttn(EMBED, DEPTH, HEADS, kv_heads, dtype=dtype, **options)
+        if module.subln.weight is not None:
+            torch.nn.init.normal_(module.subln.weight, 1.0, 0.2)
+        return module
+    return MultiheadDiffAttnV2(EMBED, HEADS, kv_heads, dtype=dtype, **options)
+
+
+def tables(module, seqlen, dtype=F64):
+    return rotary_tables(seqlen, module.head_dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "eager"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("version", [1, 2])
+def test_output_and_gradients_match_the_formula(version, kv_heads, implementation):
+    module = make(version, kv_heads, implementation=implementation)
+    x = torch.randn(2, 19, EMBED, dtype=F64, requires_grad=True)
+    rel_pos = tables(module, 19)
+    weights = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+    if version == 1:
+        want = formula_v1(x, weights, HEADS, kv_heads, lambda_init_fn(DEPTH), rel_pos)
+    else:
+        want = formula_v2(x, weights, HEADS, kv_heads, rel_pos)
+    got = module(x, rel_pos)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    cotangent = torch.randn_like(want)
+    names = list(weights)
+    expected = torch.autograd.grad(want, [x, *weights.values()], cotangent)
+    actual = torch.autograd.grad(got, [x, *module.parameters()], cotangent)
+    for name, a, e in zip(["x", *names], actual, expected, strict=True):
+        assert e.abs().max() > 0, name
+        torch.testing.assert_close(a, e, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_state_dict_has_unilms_names():
+    shapes = {n: tuple(p.shape) for n, p in make(1, 2).state_dict().items()}
+    assert shapes == {
+        "q_proj.weight": (64, 64), "k_proj.weight": (32, 64), "v_proj.weight": (32, 64),
+        "out_proj.weight": (64, 64), "subln.weight": (16,),
+        "lambda_q1": (8,), "lambda_k1": (8,), "lambda_q2": (8,), "lambda_k2": (8,),
+    }  # fmt: skip
+    assert "subln.weight" not in make(1, norm_affine=False).state_dict()
+
+
+@pytest.mark.parametrize("depth, value", [(0, 0.2), (1, 0.3555090), (6, 0.7008207)])
+def test_lambda_init_of_a_depth(depth, value):
+    assert lambda_init_fn(depth) == pytest.approx(value, abs=1e-6)
+
+
+def test_lambda_init_override_and_no_affine():
+    module = make(1, lambda_init=-0.01, norm_affine=False)
+    x, rel_pos = torch.randn(1, 9, EMBED, dtype=F64), tables(module, 9)
+    want = formula_v1(x, dict(module.named_parameters()), HEADS, HEADS, -0.01, rel_pos)
+    torch.testing.assert_close(module(x, rel_pos), want, rtol=1e-10, atol=1e-12)
+
+
+def test_lambda_is_rounded_only_when_asked():
+    exact = make(1, dtype=torch.float32)
+    rounded = make(1, dtype=torch.float32, lambda_dtype=torch.bfloat16)
+    e1 = torch.exp(exact.lambda_q1 @ exact.lambda_k1)
+    e2 = torch.exp(exact.lambda_q2 @ exact.lambda_k2)
+    lam, lam_bf16 = exact.lambda_full(), rounded.lambda_full()
+    torch.testing.assert_close(lam, e1 - e2 + lambda_init_fn(DEPTH))
+    assert lam_bf16 == (e1.bfloat16() - e2.bfloat16() + lambda_init_fn(DEPTH)).float()
+    assert lam_bf16.bfloat16() == lam_bf16 and lam.bfloat16() != lam
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (5, 0)])
+@pytest.mark.parametrize("with_rotary", [True, False])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("version", [1, 2])
+def test_prefill_and_decode_equal_the_full_forward(version, kv_heads, with_rotary, window):
+    """Chunks of 7, 1, 1, 4, 1 tokens through the cache; its unused slots are NaN throughout."""
+    # d = 16 in both versions: the cache's rotary works on multiples of 16 features.
+    torch.manual_seed(1)
+    options = {"window_size": window, "dtype": F64}
+    if version == 1:
+        module = MultiheadDiffAttn(128, 2, HEADS, kv_heads, **options)
+    else:
+        module = MultiheadDiffAttnV2(128, HEADS, kv_heads, head_dim=16, **options)
+    x, capacity = torch.randn(2, 14, 128, dtype=F64), 17
+    rel_pos = tables(module, capacity) if with_rotary else None
+    cache = module.make_cache(2, capacity)
+    cache.k.fill_(float("nan"))
+    cache.v.fill_(float("nan"))
+    with torch.no_grad():
+        want = module(x, rel_pos)
+        chunks = [module(part, rel_pos, cache) for part in x.split([7, 1, 1, 4, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(chunks, 1), want, rtol=1e-10, atol=1e-12)
+    assert cache.seqlens.tolist() == [14, 14]
+    assert cache.k[:, 14:].isnan().all() and not cache.k[:, :14].isnan().any()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_sequences_of_a_cache_may_differ_in_length(version):
+    module = make(version) if version == 2 else MultiheadDiffAttn(128, 2, HEADS, dtype=F64)
+    x = torch.randn(2, 6, module.embed_dim, dtype=F64)
+    rel_pos, cache = tables(module, 8), module.make_cache(2, 8)
+    with torch.no_grad():
+        module(x[:, :5], rel_pos, cache)
+        cache.seqlens = torch.tensor([5, 2], dtype=torch.int32)  # rewind the second to two tokens
+        got = module(x[:, 5:], rel_pos, cache)
+        for row, length in enumerate((5, 2)):
+            sequence = torch.cat([x[row, :length], x[row, 5:]])[None]
+            want = module(sequence, rel_pos)[:, -1:]
+            torch.testing.assert_close(got[row : row + 1], want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@torch.no_grad()
+def test_greedy_tokens_are_the_same_with_the_cache(version):
+    torch.manual_seed(2)
+    kind = MultiheadDiffAttn(128, 1, 4, 2) if version == 1 else MultiheadDiffAttnV2(128, 4, 2)
+    kind.q_proj.weight *= 8  # sharp attention: an untrained model would repeat one token
+    embed, head = torch.nn.Embedding(50, 128), torch.nn.Linear(128, 50)
+    rel_pos, cache = tables(kind, 40, torch.float32), kind.make_cache(2, 40)
+
+    def choose(tokens, *cache):
+        return head(kind(embed(tokens), rel_pos, *cache))[:, -1:].argmax(-1)
+
+    tokens = cached = torch.randint(50, (2, 7))
+    new = cached
+    for _ in range(33):
+        tokens = torch.cat([tokens, choose(tokens)], 1)
+        new = choose(new, cache)
+        cached = torch.cat([cached, new], 1)
+    assert torch.equal(tokens, cached)
+    assert tokens[:, 7:].unique().numel() > 20, "too dull to tell the two ways apart"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_bf16(version):
+    module = make(version)
+    x = torch.randn(2, 33, EMBED, dtype=F64).bfloat16()
+    low = copy.deepcopy(module).bfloat16()
+    exact = copy.deepcopy(low).double()  # the same rounded weights
+    rel_pos = tables(module, 33)
+    want = exact(x.double(), rel_pos)
+    got = low(x, tuple(t.bfloat16() for t in rel_pos))
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - want).norm() < 0.03 * want.norm()
+    got.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in low.parameters())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_compiles_to_one_graph(version):
+    module = make(version, 2, dtype=torch.float32)
+    x, rel_pos = torch.randn(2, 9, EMBED), tables(module, 9, torch.float32)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, rel_pos), module(x, rel_pos))
+    compiled(x, rel_pos).sum().backward()
+    assert module.q_proj.weight.grad is not None
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"embed_dim is 100; .* 2·num_heads = 6"):
+        MultiheadDiffAttn(100, 0, 3)
+    with pytest.raises(ValueError, match=r"embed_dim is 64; .* num_heads = 0"):
+        MultiheadDiffAttnV2(64, 0)
+    with pytest.raises(ValueError, match=r"num_kv_heads is 3; .* num_heads, which is 4"):
+        MultiheadDiffAttn(64, 0, 4, 3)
+    with pytest.raises(ValueError, match=r"implementation is 'flash'; .*fused.*eager"):
+        MultiheadDiffAttn(64, 0, 4, implementation="flash")
+    module = make(1)
+    with pytest.raises(ValueError, match=r"x is \(2, 5, 63\); .*embed_dim = 64"):
+        module(torch.zeros(2, 5, 63, dtype=F64))
+    with pytest.raises(ValueError, match="rel_pos has 4 positions; x has 5 tokens"):
+        module(torch.zeros(2, 5, 64, dtype=F64), tables(module, 4))
+    encoder = make(1, causal=False)
+    with pytest.raises(ValueError, match="cache was given to a module with causal=False"):
+        encoder(torch.zeros(1, 1, 64, dtype=F64), cache=encoder.make_cache(1, 4))
+
+
+def test_cache_shapes():
+    v1, v2 = make(1, 2).make_cache(3, 10), make(2, 2).make_cache(3, 10, dtype=torch.bfloat16)
+    assert isinstance(v1, KVCache)
+    assert v1.k.shape == (3, 10, 4, 8) and v1.v.shape == (3, 10, 2, 16) and v1.k.dtype == F64
+    assert v2.k.shape == (3, 10, 2, 16) and v2.v.shape == (3, 10, 2, 16)
+    assert v2.v.dtype == torch.bfloat16 and v2.seqlens.tolist() == [0, 0, 0]
