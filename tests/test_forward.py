@@ -102,9 +102,7 @@ def test_equal_maps_and_lambda_one_cancel_exactly(impl: Impl, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize(("sq", "sk"), [(5, 9), (9, 5)])
-def test_causal_is_aligned_bottom_right(
-    impl: Impl, dtype: torch.dtype, sq: int, sk: int
-) -> None:
+def test_causal_is_aligned_bottom_right(impl: Impl, dtype: torch.dtype, sq: int, sk: int) -> None:
     """The last query sees the last key; queries before the first key see nothing."""
     problem = make_problem(Case(batch=1, sq=sq, sk=sk, dtype=dtype, causal=True), impl.device)
     out, lse = impl.func(flat(problem.q), flat(problem.k), problem.v, 0.3, causal=True,

@@ -74,7 +74,7 @@ class Problem:
 
     def lam_rows(self, dtype: torch.dtype) -> Tensor:
         """Lambda spread to (batch, seqlen_q, nheads)."""
-        lam = torch.as_tensor(self.lam, device=self.q.device).to(dtype)
+        lam = torch.as_tensor(self.lam, device=self.q.device, dtype=dtype)
         return lam.expand(self.q.shape[:3])
 
 
