@@ -80,7 +80,7 @@ def test_a_giant_logit_selects_its_key(impl: Impl, dtype: torch.dtype, component
     q, k, v = (x.to(impl.device, dtype) for x in (q, k, v))
     out = impl.func(q, k, v, float(component), softmax_scale=1.0)[0, :, 0]
     chosen = (1 - 2 * component) * v[0, EDGES, 0]
-    torch.testing.assert_close(out, chosen, rtol=0, atol=component * 128 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(out, chosen, rtol=0, atol=component * 512 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("position", EDGES)
