@@ -165,9 +165,7 @@ def diff_flash_attn_with_kvcache(
             "under torch.no_grad(), or use diff_flash_attn_func for training"
         )
     if isinstance(cache_seqlens, int):
-        cache_seqlens = torch.full(
-            (q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device
-        )
+        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
     left, right = _window(window_size, causal)
     out, lse = torch.ops.diffattn.decode(
         q, k_cache, v_cache, _expand_lambda(lam, q), k, v, rotary_cos, rotary_sin, cache_seqlens,

@@ -86,9 +86,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> No
     out, lse, o, o2, rstd = output
     # Without a norm the output is O itself. On CPU nothing of O is needed then.
     o = out if q.device.type == "cuda" and o.numel() == 0 else o
-    ctx.save_for_backward(
-        q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k
-    )
+    ctx.save_for_backward(q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k)
     ctx.options = options
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2], o2, rstd)
@@ -108,12 +106,12 @@ def _fwd_backward(
 
 
 def _no_double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise RuntimeError("differential attention has no double backward: its gradients' own gradients")
+    raise RuntimeError(
+        "differential attention has no double backward: its gradients' own gradients"
+    )
 
 
-torch.library.register_autograd(
-    "diffattn::fwd", _fwd_backward, setup_context=_save_for_backward
-)
+torch.library.register_autograd("diffattn::fwd", _fwd_backward, setup_context=_save_for_backward)
 torch.library.register_autograd("diffattn::bwd", _no_double_backward)
 
 
@@ -138,9 +136,7 @@ def _register_autocast(op: str, device: str, cast_arguments: tuple[int, ...]) ->
 
     def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device.lower())
-        cast = [
-            _cast(arg, dtype) if i in cast_arguments else arg for i, arg in enumerate(args)
-        ]
+        cast = [_cast(arg, dtype) if i in cast_arguments else arg for i, arg in enumerate(args)]
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return overload(*cast)
 
