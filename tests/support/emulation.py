@@ -10,11 +10,13 @@ with the largest error, so it bounds what blocked and vectorised loops do withou
 
 The error of one emulated run is itself a random draw, so `variant` selects one of several equally
 good runs: another order of summation, and another reference for P (a running maximum that is
-stale by a fraction of a unit rounds every P differently). The law averages over variants.
+stale by a fraction of a unit rounds every P differently; s * log2(e) folded into fp32 queries for
+exp2 rounds every logit differently). The law takes the largest error over variants.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from .data import Problem, wide
 
+LOG2_E = math.log2(math.e)
 STALE = (0.0, 0.35, 0.6, 0.15)  # how far below the running maximum lies, in nats, by variant
 
 
@@ -34,6 +37,7 @@ class Forward:
     out2: Tensor  # (b, h, sq, dv) rounded
     lse: Tensor  # (2, b, h, sq)
     rstd: Tensor  # (b, h, sq, 1)
+    terms: Tensor  # (b, h, sq) norms of O1 and lambda O2, summed: what the subtraction cancels
 
 
 class Emulation:
@@ -75,7 +79,11 @@ class Emulation:
 
     def _scores(self) -> Tensor:
         sq, sk = self.q.shape[-2], self.k.shape[-2]
-        scores = self.matmul(self.q, self.k.transpose(-1, -2)) * self.problem.softmax_scale()
+        scale, keys = self.problem.softmax_scale(), self.k.transpose(-1, -2)
+        if self.dtype == self.acc and self.variant % 2:
+            scores = self.matmul(self.q * (scale * LOG2_E), keys) * (1 / LOG2_E)
+        else:
+            scores = self.matmul(self.q, keys) * scale
         return scores.masked_fill(~visible(sq, sk, self.problem), -torch.inf)
 
     def forward(self) -> Forward:
@@ -101,7 +109,8 @@ class Emulation:
         if p.norm_weight is not None:
             y = y * p.norm_weight.to(self.acc).cpu()
         y = self.rounded(y * p.out_scale)
-        return Forward(y, self.rounded(out), self.rounded(o[1]), lse, rstd)
+        terms = o[0].norm(dim=-1) + (self.lam * o[1]).norm(dim=-1)
+        return Forward(y, self.rounded(out), self.rounded(o[1]), lse, rstd, terms)
 
     def backward(self) -> dict[str, Tensor]:
         """Gradients in canonical shapes: q, k, v; lam by (batch, seqlen_q, nheads); norm_weight."""
