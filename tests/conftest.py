@@ -14,7 +14,7 @@ settings.register_profile(
     "ci",
     derandomize=True,  # the same examples on every run: a red CI is reproducible
     deadline=None,
-    max_examples=120,
+    max_examples=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.register_profile("search", settings.get_profile("ci"), derandomize=False,
