@@ -55,6 +55,7 @@ test: $(BUILT)
 
 lint: $(BUILT)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp
 
