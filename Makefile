@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch>=2.10
 MAX_JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= --direction fwd fwdbwd --dtype fp32 bf16
 DEMO_ARGS ?=
 export MAX_JOBS
 
