@@ -65,13 +65,14 @@ def interleave(
 
     The runs have been called before. The first round also finds how often a short call has to be
     repeated for a sample; a run that would need more than `budget` seconds takes part in fewer
-    rounds, at least in this one.
+    rounds: in three, or in this one only if a single call exceeds the budget.
     """
     repeats, turns, samples = {}, {}, {}
     for name, run in runs.items():
         once = clock.seconds(run)
         repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / once))
-        turns[name] = min(rounds, max(1, int(budget / (once * repeats[name]))))
+        fewest = 1 if once > budget else 3  # one hiccup must not decide alone
+        turns[name] = min(rounds, max(fewest, int(budget / (once * repeats[name]))))
         samples[name] = Samples([once if repeats[name] == 1 else clock.seconds(run, repeats[name])])
     order = list(runs)
     for r in range(1, rounds):
