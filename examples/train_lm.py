@@ -18,7 +18,7 @@ import torch
 from diff_lm import DiffLM
 from plots import plot_attention, plot_loss
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 PROMPT = "def read_file(path):\n"
 SNIPPET = (
