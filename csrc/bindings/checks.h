@@ -1,0 +1,169 @@
+// What every op demands of its arguments, whatever the device. Messages name the argument, what it
+// was and what is accepted.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "../diffattn.h"
+
+namespace diffattn::bindings {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream message;
+  ((message << parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string joined(const int64_t* sizes, int64_t n) {
+  std::ostringstream s;
+  for (int64_t i = 0; i < n; ++i) s << (i ? ", " : "(") << sizes[i];
+  s << ")";
+  return s.str();
+}
+
+inline std::string shape_of(const Tensor& t) { return joined(t.sizes().data(), t.dim()); }
+
+// meaning: the shape in words, "(batch, seqlen_q, nheads)".
+inline void check_shape(const char* name, const Tensor& t, const char* meaning,
+                        std::initializer_list<int64_t> want) {
+  bool same = t.dim() == int64_t(want.size());
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == want.begin()[i];
+  check(same, name, " has shape ", shape_of(t), ", expected ", meaning, " = ",
+        joined(want.begin(), want.size()));
+}
+
+inline void check_dtype(const char* name, const Tensor& t, ScalarType want, const char* why) {
+  check(t.scalar_type() == want, name, " has dtype ", t.scalar_type(), ", expected ", want, why);
+}
+
+inline void check_device(const char* name, const Tensor& t, const Tensor& q) {
+  check(t.device() == q.device(), name, " and q are on different devices; move them to one");
+}
+
+// The type that everything is summed in; λ, LSE and the norm weight are given in it.
+inline ScalarType compute_type(const Tensor& q) {
+  return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline DType dtype_of(const Tensor& q) {
+  switch (q.scalar_type()) {
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Double:
+      return DType::f64;
+    default:
+      check(false, "q has dtype ", q.scalar_type(), ", accepted: fp16, bf16, fp32, fp64");
+      return DType::f32;
+  }
+}
+
+// A dimension of size 1 may carry any stride: it is never stepped over.
+inline int64_t stride_of(const Tensor& t, int64_t dim) {
+  return t.size(dim) == 1 ? 0 : t.stride(dim);
+}
+
+inline bool last_is_contiguous(const Tensor& t) {
+  return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1;
+}
+
+// Kernels read whole rows; a tensor whose rows are not contiguous is copied.
+inline Tensor with_rows(const Tensor& t) {
+  return last_is_contiguous(t) ? t : torch::stable::contiguous(t);
+}
+
+// View of a tensor laid out (batch, row, head, ..., n) or, packed, (row, head, ..., n).
+inline View view_of(const Tensor& t, bool packed) {
+  const int64_t at = packed ? 0 : 1;
+  View v;
+  v.data = t.data_ptr();
+  v.batch = packed ? 0 : stride_of(t, 0);
+  v.row = stride_of(t, at);
+  v.head = stride_of(t, at + 1);
+  v.comp = t.dim() == at + 4 ? stride_of(t, at + 2) : 0;
+  return v;
+}
+
+// View of statistics laid out ([comp,] batch, head, row) or, packed, ([comp,] head, row).
+inline View statistics_view(const Tensor& t, bool packed, bool components) {
+  int64_t at = 0;
+  View v;
+  v.data = t.data_ptr();
+  if (components) v.comp = stride_of(t, at++);
+  if (!packed) v.batch = stride_of(t, at++);
+  v.head = stride_of(t, at);
+  v.row = stride_of(t, at + 1);
+  return v;
+}
+
+// Head counts and dims of q (.., nheads, 2, d), k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv);
+// seqlens and batch are the caller's.
+inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v) {
+  const int64_t at = q.dim() - 3, d = q.size(at + 2), nheads = q.size(at);
+  const int64_t nheads_k = k.size(k.dim() - 3), comps = k.size(k.dim() - 2);
+  const int64_t dv = v.size(v.dim() - 1);
+  check(q.size(at + 1) == 2, "q has shape ", shape_of(q), ", expected (.., nheads, 2, headdim)");
+  check(comps == 1 || comps == 2, "k has shape ", shape_of(k),
+        ", expected (.., nheads_k, 1 or 2, headdim)");
+  check(d >= 8 && d <= 128 && d % 8 == 0, "q has headdim ", d,
+        ", accepted: every multiple of 8 from 8 to 128");
+  check(k.size(k.dim() - 1) == d, "k has headdim ", k.size(k.dim() - 1), ", q has ", d,
+        ": they must be equal");
+  check(dv == d || dv == 2 * d, "v has headdim ", dv, ", accepted for q's headdim ", d, ": ", d,
+        " or ", 2 * d);
+  check(v.size(v.dim() - 2) == nheads_k, "v has ", v.size(v.dim() - 2), " heads, k has ", nheads_k,
+        " (pairs): they must be equal");
+  check(nheads > 0 && nheads_k > 0 && nheads % nheads_k == 0, "q has ", nheads,
+        " heads (pairs), k has ", nheads_k, ": nheads must be a positive multiple of nheads_k");
+  Shape s{};
+  s.nheads = nheads;
+  s.nheads_k = nheads_k;
+  s.headdim = d;
+  s.headdim_v = dv;
+  s.k_components = comps;
+  return s;
+}
+
+inline void check_norm(const OptionalTensor& weight, const std::optional<double>& eps,
+                       const Tensor& q, int64_t dv) {
+  check(!eps || *eps >= 0, "norm_eps is ", eps.value_or(0), ", accepted: None or a number >= 0");
+  if (!weight) return;
+  check(eps.has_value(), "norm_weight was given without norm_eps; give both, or norm_eps alone");
+  check_shape("norm_weight", *weight, "(headdim_v,)", {dv});
+  check_dtype("norm_weight", *weight, compute_type(q), "");
+  check_device("norm_weight", *weight, q);
+}
+
+inline Norm norm_of(const OptionalTensor& weight, const std::optional<double>& eps, double scale) {
+  return {weight ? weight->data_ptr() : nullptr, eps.value_or(-1), scale};
+}
+
+inline const int32_t* int32_data(const OptionalTensor& t) {
+  return t ? static_cast<const int32_t*>(t->data_ptr()) : nullptr;
+}
+
+// An int32 vector on q's device.
+inline void check_int32(const char* name, const OptionalTensor& t, int64_t n, const Tensor& q) {
+  if (!t) return;
+  check_dtype(name, *t, ScalarType::Int, "");
+  check_device(name, *t, q);
+  check_shape(name, *t, "(batch,)", {n});
+  check(last_is_contiguous(*t), name, " must be contiguous");
+}
+
+}  // namespace diffattn::bindings

@@ -1,0 +1,145 @@
+// Backward over the whole problem. KV heads go in waves, and a wave in steps of two halves: some
+// blocks of query rows, all in parallel, then all blocks of keys, in parallel too. So even one head
+// uses every thread, nothing is added twice, and each sum has the same order whatever the threads.
+#pragma once
+#include "backward_keys.h"
+#include "forward.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// How the work is cut. Blocks of rows of a unit (all query heads of its KV head) are numbered
+// 0 .. blocks, the longest first; a step takes `slots` of them from each unit.
+template <class C>
+struct BackwardPlan {
+  int64_t group, units, rows, row_blocks, blocks, packed, wave, slots;
+
+  BackwardPlan(const BwdParams& p, int threads) {
+    constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 6 << 20;
+    const Shape& s = p.shape;
+    group = s.nheads / s.nheads_k;
+    units = s.batch * s.nheads_k;
+    rows = block_rows<C>(s.seqlen_q, s.seqlen_k, 3);
+    row_blocks = ceil_div(s.seqlen_q, rows);
+    blocks = group * row_blocks;
+    packed = PackedHead<C>::size(s);
+    wave = wave_size(units, 2 * packed * int64_t(sizeof(C)), kPackedBytes);
+    const int64_t panels = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
+    slots = wave_size(blocks, wave * panels, kPanelBytes);
+    if (slots < ceil_div(threads, wave)) slots = ceil_div(threads, wave);
+    if (slots > blocks) slots = blocks;
+  }
+};
+
+template <class C>
+class Backward {
+ public:
+  Backward(const BwdParams& p, const Parallel& parallel)
+      : p_(p),
+        parallel_(parallel),
+        plan_(p, parallel.threads),
+        packs_(2 * plan_.wave * plan_.packed),
+        dweights_(p.dnorm_weight ? plan_.units * plan_.blocks * p.shape.headdim_v : 0),
+        scratch_(parallel.threads, p.shape, plan_.rows),
+        blocks_(int(plan_.wave * plan_.slots), p.shape, plan_.rows) {}
+
+  void run() {
+    for (int64_t first = 0; first < plan_.units; first += plan_.wave) {
+      wave_ = {first, plan_.units - first < plan_.wave ? plan_.units - first : plan_.wave};
+      load();
+      for (int64_t block = 0; block < plan_.blocks; block += plan_.slots) {
+        row_half(block);
+        key_half();
+      }
+      store();
+    }
+    if (p_.dnorm_weight) sum_dweights();
+  }
+
+ private:
+  const Shape& shape() const { return p_.shape; }
+  PackedHead<C> pack(int64_t i) const { return {shape(), packs_ + i * plan_.packed}; }
+  PackedHead<C> keys_of(int64_t unit) const { return pack(2 * unit); }
+  PackedHead<C> grads_of(int64_t unit) const { return pack(2 * unit + 1); }
+  Sequence sequence_of(int64_t unit) const {
+    return sequence(shape(), p_.varlen, Cache{}, (wave_.first + unit) / shape().nheads_k);
+  }
+  GradBlock<C>& slot(int64_t unit, int64_t i) { return blocks_[int(unit * plan_.slots + i)]; }
+
+  void load() {
+    for_each_key_range(p_, Cache{}, parallel_, wave_,
+                       [&](int64_t unit, const Sequence& s, int64_t head, Range keys) {
+                         keys_of(unit).load(p_, Cache{}, s, head, keys);
+                         clear_keys(shape(), keys, grads_of(unit));
+                       });
+  }
+
+  void store() {
+    for_each_key_range(p_, Cache{}, parallel_, wave_,
+                       [&](int64_t unit, const Sequence& s, int64_t head, Range keys) {
+                         store_keys(p_, s, head, keys, grads_of(unit));
+                       });
+  }
+
+  void row_half(int64_t first_block) {
+    for_each(parallel_, wave_.count * plan_.slots, [&](int64_t item, int worker) {
+      const int64_t unit = item % wave_.count, i = item / wave_.count, block = first_block + i;
+      GradBlock<C>& mine = slot(unit, i);
+      mine.keys = {0, 0};
+      if (block >= plan_.blocks) return;
+      const Sequence s = sequence_of(unit);
+      const int64_t row = (plan_.row_blocks - 1 - block % plan_.row_blocks) * plan_.rows;
+      const Range rows = meet({row, row + plan_.rows}, {0, s.sq});
+      C* dweight = dweight_of(unit, block);
+      if (dweight) __builtin_memset(dweight, 0, shape().headdim_v * sizeof(C));
+      if (rows.size() == 0) return;
+      const int64_t kv_head = (wave_.first + unit) % shape().nheads_k;
+      const int64_t q_head = kv_head * plan_.group + block / plan_.row_blocks;
+      const PackedHead<C> kv = keys_of(unit);
+      GradRows<C>(p_, s, q_head, rows, kv, mine, scratch_[worker], dweight).run();
+    });
+  }
+
+  void key_half() {
+    const int64_t key_blocks = ceil_div(shape().seqlen_k, kKeys);
+    for_each(parallel_, wave_.count * key_blocks, [&](int64_t item, int) {
+      const int64_t unit = item % wave_.count, j = item / wave_.count * kKeys;
+      const Sequence s = sequence_of(unit);
+      const PackedHead<C> grads = grads_of(unit);
+      for (int64_t i = 0; i < plan_.slots; ++i) {
+        const GradBlock<C>& block = slot(unit, i);
+        const Range keys = meet({j, j + kKeys}, block.keys);
+        if (keys.size()) accumulate_keys(p_, s, block, keys, grads);
+      }
+    });
+  }
+
+  C* dweight_of(int64_t unit, int64_t block) const {
+    if (!p_.dnorm_weight) return nullptr;
+    return dweights_ + ((wave_.first + unit) * plan_.blocks + block) * shape().headdim_v;
+  }
+
+  void sum_dweights() {
+    C* sum = static_cast<C*>(p_.dnorm_weight);
+    for (int64_t n = 0; n < shape().headdim_v; ++n) sum[n] = 0;
+    for (int64_t i = 0; i < plan_.units * plan_.blocks; ++i)
+      for (int64_t n = 0; n < shape().headdim_v; ++n)
+        sum[n] += dweights_[i * shape().headdim_v + n];
+  }
+
+  const BwdParams& p_;
+  const Parallel parallel_;
+  const BackwardPlan<C> plan_;
+  Wave wave_;
+  Buffer<C> packs_, dweights_;
+  Workers<BackwardScratch<C>> scratch_;
+  Workers<GradBlock<C>> blocks_;
+};
+
+template <class C>
+void backward(const BwdParams& p, const Parallel& parallel) {
+  Backward<C>(p, threads_for(parallel, p.shape)).run();
+}
+
+}  // namespace
+}  // namespace diffattn::cpu

@@ -1,0 +1,220 @@
+// Backward, first half: a block of query rows against all its keys. It recomputes both maps from
+// the LSE, sums D1 and D2 over whole rows, so that neither O nor O2 is needed, and leaves in panels
+// what the second half multiplies: dS1, dS2 and A = P1 - λ·P2.
+//   D_c = Σ_j P_c·dP     dS1 = P1·(dP - D1)     dS2 = -λ·P2·(dP - D2)     dλ = -D2
+#pragma once
+#include "norm.h"
+#include "packed.h"
+#include "softmax.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// A block of rows as the second half reads it.
+template <class C>
+struct GradBlock {
+  int64_t lanes, panel_size;
+  Buffer<C> panel;    // [3][keys][lanes]   P1, P2, dP, then dS1, dS2, A
+  Buffer<C> q, dout;  // [comp][lanes][leading(d)], [lanes][leading(dv)]
+  Range rows, keys;   // keys is empty where there is nothing to add
+
+  GradBlock(const Shape& s, int64_t lanes)
+      : lanes(lanes),
+        panel_size(cpu::panel_size(s.seqlen_k, lanes)),
+        panel(3 * panel_size),
+        q(2 * lanes * leading<C>(s.headdim)),
+        dout(lanes * leading<C>(s.headdim_v)) {}
+
+  C* at(int which, int64_t j) const {
+    return panel + which * panel_size + (j - keys.begin) * lanes;
+  }
+};
+
+template <class C>
+struct BackwardScratch {
+  Buffer<C> query, dout;  // [comp][lanes / NR][d][NR], [lanes / NR][dv][NR]
+  Buffer<C> dq;           // [comp][lanes][leading(d)]
+  Buffer<C> o;            // [leading(dv)]
+  alignas(kLine) C lse[2][kRows], dsum[2][kRows], lam[kRows];
+  Limits<C> limits;
+
+  BackwardScratch(const Shape& s, int64_t lanes)
+      : query(2 * lanes * s.headdim),
+        dout(lanes * s.headdim_v),
+        dq(2 * lanes * leading<C>(s.headdim)),
+        o(leading<C>(s.headdim_v)) {}
+};
+
+template <class C>
+class GradRows {
+  using S = Simd<C>;
+  using V = typename S::V;
+
+ public:
+  // dweight [dv]: this block's part of the norm weight's gradient, or null.
+  GradRows(const BwdParams& p, const Sequence& s, int64_t head, Range rows, const PackedHead<C>& kv,
+           GradBlock<C>& block, BackwardScratch<C>& scratch, C* dweight)
+      : p_(p),
+        s_(s),
+        head_(head),
+        kv_(kv),
+        block_(block),
+        x_(scratch),
+        scale_(p.softmax_scale),
+        sight_(s, p.window, rows, block.lanes) {
+    block.rows = rows;
+    block.keys = sight_.keys;
+    load_queries();
+    load_gradients(dweight);
+    load_statistics();
+  }
+
+  void run() {
+    const Range keys = block_.keys;
+    for (int64_t j = keys.begin; j < keys.end; j += kKeys) recompute(j);
+    finish_sums();
+    __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
+    for (int64_t j = keys.begin; j < keys.end; j += kKeys) {
+      score_gradients(j);
+      for (int c = 0; c < 2; ++c) accumulate_dq(c, j);
+    }
+    store_dq();
+  }
+
+ private:
+  int64_t d() const { return p_.shape.headdim; }
+  int64_t dv() const { return p_.shape.headdim_v; }
+  int64_t ldq() const { return leading<C>(d()); }
+  int64_t ldv() const { return leading<C>(dv()); }
+  int64_t lanes() const { return block_.lanes; }
+  int64_t count() const { return block_.rows.size(); }
+  int64_t row(int64_t r) const { return block_.rows.begin + r; }
+
+  void load_queries() {
+    for (int c = 0; c < 2; ++c) {
+      C* natural = block_.q + c * lanes() * ldq();
+      cpu::load_queries(p_.dtype, p_.q, s_, head_, c, block_.rows, d(), natural);
+      transpose(natural, count(), lanes(), d(), scale_.query, x_.query + c * lanes() * d());
+    }
+  }
+
+  void load_gradients(C* dweight) {
+    cpu::load_queries(p_.dtype, p_.dout, s_, head_, 0, block_.rows, dv(), block_.dout.get());
+    for (int64_t r = 0; r < count(); ++r) {
+      C rstd = 1;
+      if (p_.norm.eps >= 0) {
+        load_row(p_.dtype, p_.o.data, offset(p_.o, s_, row(r), head_), dv(), x_.o.get());
+        rstd = number<C>(p_.rstd, offset(p_.rstd, s_, row(r), head_));
+      }
+      C* dy = block_.dout + r * ldv();
+      if (p_.norm.eps >= 0)
+        norm_backward(p_.norm, dv(), x_.o.get(), rstd, dy, dweight);
+      else
+        for (int64_t n = 0; n < dv(); ++n) dy[n] *= C(p_.norm.scale);
+    }
+    transpose(block_.dout.get(), count(), lanes(), dv(), C(1), x_.dout.get());
+  }
+
+  // lse in log2 units; 0 where a row sees nothing, for its scores are -inf and must give P = 0.
+  void load_statistics() {
+    for (int64_t r = 0; r < lanes(); ++r) {
+      const bool seen = sight_.visible[r].size() > 0;
+      x_.lam[r] = r < count() ? number<C>(p_.lam, offset(p_.lam, s_, row(r), head_)) : 0;
+      for (int c = 0; c < 2; ++c) {
+        const int64_t at = seen ? offset(p_.lse, s_, row(r), head_, c) : 0;
+        x_.lse[c][r] = seen ? number<C>(p_.lse, at) * kLog2e<C> : 0;
+        x_.dsum[c][r] = 0;
+      }
+    }
+  }
+
+  // P1, P2, dP of a block of keys, and its part of D1 and D2.
+  void recompute(int64_t j) {
+    const int64_t n = block_of(block_.keys, j).size();
+    C *p1 = block_.at(0, j), *p2 = block_.at(1, j), *dp = block_.at(2, j);
+    for (int c = 0; c < 2; ++c)
+      product_to_panel<C>(n, d(), {kv_.k[c] + j * ldq(), ldq(), 1}, x_.query + c * lanes() * d(),
+                          lanes(), block_.at(c, j));
+    product_to_panel<C>(n, dv(), {kv_.v + j * ldv(), ldv(), 1}, x_.dout.get(), lanes(), dp);
+    if (x_.limits.set(sight_.visible, lanes(), j, n)) {
+      x_.limits.mask(p1, n, lanes(), -kInf<C>);
+      x_.limits.mask(p2, n, lanes(), -kInf<C>);
+      x_.limits.mask(dp, n, lanes(), C(0));
+    }
+    const V factor = S::set(scale_.score * kLog2e<C>);
+    for (int64_t r = 0; r < lanes(); r += S::W) {
+      const V lse1 = S::load(x_.lse[0] + r), lse2 = S::load(x_.lse[1] + r);
+      V d1 = S::load(x_.dsum[0] + r), d2 = S::load(x_.dsum[1] + r);
+      for (int64_t i = r; i < n * lanes(); i += lanes()) {
+        const V e1 = exp2<C>(S::load(p1 + i) * factor - lse1);
+        const V e2 = exp2<C>(S::load(p2 + i) * factor - lse2);
+        const V g = S::load(dp + i);
+        S::store(p1 + i, e1);
+        S::store(p2 + i, e2);
+        d1 += e1 * g;
+        d2 += e2 * g;
+      }
+      S::store(x_.dsum[0] + r, d1);
+      S::store(x_.dsum[1] + r, d2);
+    }
+  }
+
+  // dλ, and in dsum what is added to dP: the LSE's own gradient enters a score's with P_c.
+  //   dS1 = P1·(dP - D1 + dLSE1)     dS2 = P2·(-λ·dP + λ·D2 + dLSE2)
+  void finish_sums() {
+    for (int64_t r = 0; r < count(); ++r) {
+      C dlse[2] = {0, 0};
+      for (int c = 0; c < 2 && p_.dlse.data; ++c)
+        dlse[c] = number<C>(p_.dlse, offset(p_.dlse, s_, row(r), head_, c));
+      put<C>(p_.dlam, offset(p_.dlam, s_, row(r), head_), -x_.dsum[1][r]);
+      x_.dsum[0][r] = dlse[0] - x_.dsum[0][r];
+      x_.dsum[1][r] = dlse[1] + x_.lam[r] * x_.dsum[1][r];
+    }
+  }
+
+  void score_gradients(int64_t j) {
+    const int64_t n = block_of(block_.keys, j).size();
+    C *p1 = block_.at(0, j), *p2 = block_.at(1, j), *dp = block_.at(2, j);
+    const C scale = C(p_.softmax_scale);
+    for (int64_t r = 0; r < lanes(); r += S::W) {
+      const V lam = S::load(x_.lam + r);
+      const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
+      for (int64_t i = r; i < n * lanes(); i += lanes()) {
+        const V e1 = S::load(p1 + i), e2 = S::load(p2 + i), g = S::load(dp + i);
+        S::store(p1 + i, scale * e1 * (g + sum1));
+        S::store(p2 + i, scale * e2 * (sum2 - lam * g));
+        S::store(dp + i, e1 - lam * e2);
+      }
+    }
+  }
+
+  void accumulate_dq(int c, int64_t j) {
+    by_tiles(count(), [&](int64_t r, int m_len) {
+      Range seen[MR];
+      for (int m = 0; m < m_len; ++m)
+        seen[m] = meet(sight_.visible[r + m], block_of(block_.keys, j));
+      product_over_ranges<C>(m_len, d(), seen, j, {block_.at(c, j) + r, 1, lanes()},
+                             {kv_.k[c] + j * ldq(), 0, ldq()}, x_.dq + (c * lanes() + r) * ldq(),
+                             ldq());
+    });
+  }
+
+  void store_dq() {
+    for (int c = 0; c < 2; ++c)
+      for (int64_t r = 0; r < count(); ++r)
+        store_row(p_.dtype, x_.dq + (c * lanes() + r) * ldq(), d(), p_.dq.data,
+                  offset(p_.dq, s_, row(r), head_, c));
+  }
+
+  const BwdParams& p_;
+  const Sequence& s_;
+  const int64_t head_;
+  const PackedHead<C>& kv_;
+  GradBlock<C>& block_;
+  BackwardScratch<C>& x_;
+  const Scale<C> scale_;
+  const Sight sight_;
+};
+
+}  // namespace
+}  // namespace diffattn::cpu

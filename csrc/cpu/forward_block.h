@@ -1,0 +1,157 @@
+// Forward: a block of query rows against all its keys at once. Scores of both maps are kept in
+// panels [keys][rows], so that the maps are combined before the ONE product with V:
+// 8·d flop a visible pair, where two maps apart need 12·d.
+#pragma once
+#include "norm.h"
+#include "packed.h"
+#include "softmax.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// What one worker needs for a block of rows.
+template <class C>
+struct ForwardScratch {
+  int64_t lanes, panel_size;
+  Buffer<C> natural, query;    // [lanes][leading(d)], [comp][lanes / NR][d][NR]
+  Buffer<C> panel, block_max;  // [comp][keys][lanes], [key block][comp][lanes]
+  Buffer<C> out;               // [lanes][leading(dv)]
+  alignas(kLine) C max[2][kRows], sum[2][kRows], weight[2][kRows];
+  Limits<C> limits;
+
+  ForwardScratch(const Shape& s, int64_t lanes)
+      : lanes(lanes),
+        panel_size(cpu::panel_size(s.seqlen_k, lanes)),
+        natural(lanes * leading<C>(s.headdim)),
+        query(2 * lanes * s.headdim),
+        panel(2 * panel_size),
+        block_max(2 * panel_size / kKeys),
+        out(lanes * leading<C>(s.headdim_v)) {}
+};
+
+template <class C>
+class RowBlock {
+  using S = Simd<C>;
+
+ public:
+  RowBlock(const FwdParams& p, const Cache& cache, const Sequence& s, int64_t head, Range rows,
+           const PackedHead<C>& kv, ForwardScratch<C>& scratch)
+      : p_(p),
+        s_(s),
+        head_(head),
+        rows_(rows),
+        kv_(kv),
+        x_(scratch),
+        scale_(p.softmax_scale),
+        sight_(s, p.window, rows, scratch.lanes),
+        keys_(sight_.keys) {
+    load(cache);
+  }
+
+  void run() {
+    for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) score(j);
+    normalize();
+    __builtin_memset(x_.out.get(), 0, rows_.size() * ldo() * sizeof(C));
+    for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) combine(j);
+    for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) accumulate_values(j);
+    for (int64_t r = 0; r < rows_.size(); ++r) finish(r);
+  }
+
+ private:
+  int64_t d() const { return p_.shape.headdim; }
+  int64_t dv() const { return p_.shape.headdim_v; }
+  int64_t ldo() const { return leading<C>(dv()); }
+  C* panel(int c, int64_t j) { return x_.panel + c * x_.panel_size + (j - keys_.begin) * x_.lanes; }
+  C* block_max(int c, int64_t j) {
+    return x_.block_max + ((j - keys_.begin) / kKeys * 2 + c) * x_.lanes;
+  }
+
+  void load(const Cache& cache) {
+    for (int c = 0; c < 2; ++c) {
+      load_queries(p_.dtype, p_.q, s_, head_, c, rows_, d(), x_.natural.get());
+      if (cache.rotary.cos) rotate_rows(p_, cache, s_, rows_, x_.natural.get());
+      transpose(x_.natural.get(), rows_.size(), x_.lanes, d(), scale_.query,
+                x_.query + c * x_.lanes * d());
+      for (int64_t r = 0; r < x_.lanes; ++r) {
+        x_.max[c][r] = -kInf<C>;
+        x_.sum[c][r] = 0;
+      }
+    }
+  }
+
+  void score(int64_t j) {
+    const int64_t n = block_of(keys_, j).size();
+    const bool masked = x_.limits.set(sight_.visible, x_.lanes, j, n);
+    for (int c = 0; c < 2; ++c) {
+      C* scores = panel(c, j);
+      const int64_t ldk = leading<C>(d());
+      product_to_panel<C>(n, d(), {kv_.k[c] + j * ldk, ldk, 1}, x_.query + c * x_.lanes * d(),
+                          x_.lanes, scores);
+      if (masked) x_.limits.mask(scores, n, x_.lanes, -kInf<C>);
+      online_softmax(scores, n, x_.lanes, scale_.score, x_.max[c], x_.sum[c], block_max(c, j));
+    }
+  }
+
+  // weight: what 2^(score - max) of each map is multiplied by in O = O1 - λ·O2.
+  void normalize() {
+    for (int64_t r = 0; r < x_.lanes; ++r) {
+      const bool row = r < rows_.size();
+      const C lam = row ? number<C>(p_.lam, offset(p_.lam, s_, rows_.begin + r, head_)) : 0;
+      const bool seen = sight_.visible[r].size() > 0;
+      x_.weight[0][r] = seen ? 1 / x_.sum[0][r] : 0;
+      x_.weight[1][r] = seen ? -lam / x_.sum[1][r] : 0;
+    }
+  }
+
+  // Panel 0 becomes P1 - λ·P2; each block's own maximum is replaced by the row's in passing.
+  void combine(int64_t j) {
+    const int64_t n = block_of(keys_, j).size();
+    for (int64_t r = 0; r < x_.lanes; r += S::W) {
+      typename S::V w[2];
+      for (int c = 0; c < 2; ++c) {
+        const auto shift = S::load(block_max(c, j) + r) - S::load(x_.max[c] + r);
+        // -inf - -inf: no key was seen, in this block or any
+        const typename S::V zero = {};
+        w[c] = (shift == shift ? exp2<C>(shift) : zero) * S::load(x_.weight[c] + r);
+      }
+      C* p1 = panel(0, j) + r;
+      const C* p2 = panel(1, j) + r;
+      for (int64_t i = 0; i < n * x_.lanes; i += x_.lanes)
+        S::store(p1 + i, S::load(p1 + i) * w[0] + S::load(p2 + i) * w[1]);
+    }
+  }
+
+  void accumulate_values(int64_t j) {
+    by_tiles(rows_.size(), [&](int64_t r, int count) {
+      Range seen[MR];
+      for (int m = 0; m < count; ++m) seen[m] = meet(sight_.visible[r + m], block_of(keys_, j));
+      product_over_ranges<C>(count, dv(), seen, j, {panel(0, j) + r, 1, x_.lanes},
+                             {kv_.v + j * ldo(), 0, ldo()}, x_.out + r * ldo(), ldo());
+    });
+  }
+
+  void finish(int64_t r) {
+    const int64_t i = rows_.begin + r;
+    C* row = x_.out + r * ldo();
+    for (int c = 0; c < 2; ++c)
+      put<C>(p_.lse, offset(p_.lse, s_, i, head_, c),
+             sight_.visible[r].size() ? x_.max[c][r] * kLn2<C> + std::log(x_.sum[c][r]) : -kInf<C>);
+    if (p_.o.data) store_row(p_.dtype, row, dv(), p_.o.data, offset(p_.o, s_, i, head_));
+    const C rstd = apply_norm(p_.norm, dv(), row);
+    if (p_.rstd.data) put<C>(p_.rstd, offset(p_.rstd, s_, i, head_), rstd);
+    store_row(p_.dtype, row, dv(), p_.out.data, offset(p_.out, s_, i, head_));
+  }
+
+  const FwdParams& p_;
+  const Sequence& s_;
+  const int64_t head_;
+  const Range rows_;
+  const PackedHead<C>& kv_;
+  ForwardScratch<C>& x_;
+  const Scale<C> scale_;
+  const Sight sight_;
+  const Range keys_;
+};
+
+}  // namespace
+}  // namespace diffattn::cpu

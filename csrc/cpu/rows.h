@@ -1,0 +1,126 @@
+// Rows of q, k, v in the compute type: natural (row after row) or transposed for use as lanes.
+#pragma once
+#include "problem.h"
+#include "rotary.h"
+#include "scratch.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// Lanes of a panel: the most query rows a block has. Whole tiles for every compute type.
+constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48;
+
+template <class C>
+inline void clear_padding(C* row, int64_t n) {
+  for (int64_t i = n; i < padded<C>(n); ++i) row[i] = 0;
+}
+
+constexpr int64_t kKeys = 96;  // keys of a block: a panel block and a strip of V share the L1 cache
+
+// What a block of rows sees.
+struct Sight {
+  Range visible[kRows];  // of each row; empty for lanes beyond the rows
+  Range keys;            // from the start of the first block of keys in sight to the last such key
+
+  Sight(const Sequence& s, const Window& window, Range rows, int64_t lanes) : keys{s.sk, 0} {
+    for (int64_t r = 0; r < lanes; ++r) {
+      visible[r] = r < rows.size() ? visible_keys(s, window, rows.begin + r) : Range{0, 0};
+      if (visible[r].size() == 0) continue;
+      if (visible[r].begin < keys.begin) keys.begin = visible[r].begin;
+      if (visible[r].end > keys.end) keys.end = visible[r].end;
+    }
+    keys.begin -= keys.begin % kKeys;
+    if (keys.size() == 0) keys = {0, 0};
+  }
+};
+
+// Rows of a block: fewer when the panels of long sequences would not stay in cache.
+template <class C>
+int64_t block_rows(int64_t seqlen_q, int64_t seqlen_k, int panels) {
+  constexpr int64_t kPanelBytes = 16 << 20;
+  const bool fits = kRows * seqlen_k * panels * int64_t(sizeof(C)) <= kPanelBytes;
+  return fits && seqlen_q > NR<float> ? kRows : NR<float>;
+}
+
+// Numbers of a panel [keys][lanes] that can hold every block of a sequence.
+inline int64_t panel_size(int64_t seqlen_k, int64_t lanes) {
+  return round_up(seqlen_k, kKeys) * lanes;
+}
+
+inline Range block_of(Range keys, int64_t j) { return meet({j, j + kKeys}, keys); }
+
+// dst [keys.size()][leading(n)] = those keys, or values, of n numbers.
+template <class C>
+void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
+  for (int64_t j = keys.begin; j < keys.end; ++j, dst += leading<C>(n)) {
+    load_row<C>(t, rows.view.data, rows.offset(j), n, dst);
+    clear_padding(dst, n);
+  }
+}
+
+// dst [rows.size()][leading(n)] = those rows of head h, component comp.
+template <class C>
+void load_queries(DType t, const View& v, const Sequence& s, int64_t h, int64_t comp, Range rows,
+                  int64_t n, C* dst) {
+  for (int64_t i = rows.begin; i < rows.end; ++i, dst += leading<C>(n)) {
+    load_row<C>(t, v.data, offset(v, s, i, h, comp), n, dst);
+    clear_padding(dst, n);
+  }
+}
+
+// Rotates queries to the positions of the keys that are appended with them; all to the first of
+// these if no mask tells rows apart. Params: FwdParams or DecodeParams.
+template <class C, class Params>
+void rotate_rows(const Params& p, const Cache& cache, const Sequence& s, Range rows, C* natural) {
+  const bool ordered = p.window.left >= 0 || p.window.right >= 0;
+  const int64_t first = s.sk - cache.seqlen_new, d = p.shape.headdim;
+  for (int64_t i = rows.begin; i < rows.end; ++i, natural += leading<C>(d))
+    rotate(p.dtype, cache.rotary, first + (ordered ? i : 0), d, natural);
+}
+
+// dst [lanes / NR][n][NR] = factor · src [count][leading(n)] transposed; lanes >= count are 0.
+template <class C>
+void transpose(const C* src, int64_t count, int64_t lanes, int64_t n, C factor, C* dst) {
+  for (int64_t r0 = 0; r0 < lanes; r0 += NR<C>, dst += n * NR<C>)
+    for (int64_t r = 0; r < NR<C>; ++r) {
+      const C* row = src + (r0 + r) * leading<C>(n);
+      if (r0 + r < count)
+        for (int64_t i = 0; i < n; ++i) dst[i * NR<C> + r] = factor * row[i];
+      else
+        for (int64_t i = 0; i < n; ++i) dst[i * NR<C> + r] = 0;
+    }
+}
+
+// The sign of the softmax scale is moved into Q, so that the largest product stays the largest
+// score; a zero scale becomes zero queries.
+template <class C>
+struct Scale {
+  C query, score;
+  explicit Scale(double s)
+      : query(s < 0    ? -1
+              : s == 0 ? 0
+                       : 1),
+        score(s < 0    ? -s
+              : s == 0 ? 1
+                       : s) {}
+};
+
+// MR of the m_len rows of a product at a time: f(first, count).
+template <class F>
+inline void by_tiles(int64_t m_len, const F& f) {
+  for (int64_t m = 0; m < m_len; m += MR) f(m, int(m_len - m < MR ? m_len - m : MR));
+}
+
+// panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR]
+template <class C>
+void product_to_panel(int64_t n_keys, int64_t d, Operand<C> a, const C* b, int64_t lanes,
+                      C* panel) {
+  by_tiles(n_keys, [&](int64_t j, int count) {
+    for (int64_t r = 0; r < lanes; r += NR<C>)
+      tile<C, Into::overwrite>(count, d, {a.data + j * a.row, a.row, a.k}, {b + r * d, 0, NR<C>},
+                               panel + j * lanes + r, lanes);
+  });
+}
+
+}  // namespace
+}  // namespace diffattn::cpu

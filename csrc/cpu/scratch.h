@@ -1,0 +1,48 @@
+// Working memory, aligned to cache lines, and the row length that suits it.
+#pragma once
+#include <cstdlib>
+#include <new>
+
+#include "gemm.h"
+
+namespace diffattn::cpu {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class C>
+class Buffer {
+ public:
+  explicit Buffer(int64_t n) {
+    data_ = static_cast<C*>(std::aligned_alloc(kLine, round_up((n ? n : 1) * sizeof(C), kLine)));
+    if (!data_) throw std::bad_alloc();
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  C* get() const { return data_; }
+  operator C*() const { return data_; }
+
+ private:
+  C* data_;
+};
+
+// Columns of a buffer row that holds n numbers: whole tiles.
+template <class C>
+constexpr int64_t padded(int64_t n) {
+  return round_up(n, NR<C>);
+}
+
+// Length of such a row: an odd number of cache lines, so that equal columns of successive rows
+// fall into different sets of the cache.
+template <class C>
+constexpr int64_t leading(int64_t n) {
+  constexpr int64_t size = sizeof(C);
+  return (ceil_div(padded<C>(n) * size, kLine) | 1) * kLine / size;
+}
+
+}  // namespace
+}  // namespace diffattn::cpu

@@ -1,0 +1,131 @@
+// The waist of the library: what the bindings hand to a backend. No torch above it is visible
+// below, and no CUDA header is needed to read it.
+#pragma once
+#include <cstdint>
+
+namespace diffattn {
+
+enum class DType { f16, bf16, f32, f64 };
+
+// A strided tensor whose last dimension is contiguous. Strides count elements. A dimension that is
+// broadcast, or that the tensor does not have, has stride 0. data == nullptr: the tensor is absent.
+struct View {
+  void* data = nullptr;
+  int64_t batch = 0, row = 0, head = 0, comp = 0;
+};
+
+struct Shape {
+  int64_t batch;
+  int64_t seqlen_q, seqlen_k;  // with cu_seqlens: the longest sequence
+  int64_t nheads, nheads_k;
+  int64_t headdim, headdim_v;
+  int64_t k_components;  // 2, or 1 where both components share K (DIFF V2)
+};
+
+// Key j is visible to row i iff i + sk - sq - left <= j <= i + sk - sq + right; negative: unbounded.
+struct Window {
+  int64_t left, right;
+};
+
+// Y = O·rsqrt(mean(O²) + eps)·weight·scale; Y = O·scale where eps is negative.
+struct Norm {
+  const void* weight = nullptr;  // [dv] in the compute type, or absent
+  double eps = -1;
+  double scale = 1;
+};
+
+// Offsets of each sequence in a packed batch, [batch + 1]; absent where the batch is dense.
+struct Varlen {
+  const int32_t* cu_seqlens_q = nullptr;
+  const int32_t* cu_seqlens_k = nullptr;
+};
+
+// The compute type is fp32, and fp64 for fp64 tensors. lam, lse, rstd and norm.weight are in it.
+struct FwdParams {
+  DType dtype;
+  Shape shape;
+  View q;     // [batch, row, head, comp, d]
+  View k;     // [batch, row, head_k, comp, d]   comp stride 0 where they share K
+  View v;     // [batch, row, head_k, dv]
+  View lam;   // [batch, row, head]
+  View out;   // [batch, row, head, dv]
+  View lse;   // [comp, batch, head, row]
+  View o;     // [batch, row, head, dv]   the output before the norm, for backward; absent otherwise
+  View o2;    // [batch, row, head, dv]   O2, for backward; absent where a backend recomputes D2
+  View rstd;  // [batch, head, row]       absent without a norm
+  double softmax_scale;
+  Window window;
+  Norm norm;
+  Varlen varlen;
+};
+
+struct BwdParams {
+  DType dtype;
+  Shape shape;
+  View q, k, v, lam;
+  View o, o2, lse, rstd;  // as forward left them
+  View dout;              // [batch, row, head, dv]
+  View dlse;              // [comp, batch, head, row]   absent: zero
+  View dq, dk, dv;        // as q, k, v
+  View dlam;              // [batch, row, head]
+  void* dnorm_weight;     // [dv] in the compute type
+  double softmax_scale;
+  Window window;
+  Norm norm;
+  Varlen varlen;
+};
+
+struct Rotary {
+  const void* cos = nullptr;  // [seqlen_ro, dim / 2] in the tensors' dtype; absent: no rotation
+  const void* sin = nullptr;
+  int64_t dim = 0;
+  bool interleaved = true;
+};
+
+struct Paging {
+  const int32_t* block_table = nullptr;  // [batch, max_blocks]; absent: the cache is contiguous
+  int64_t stride = 0;                    // of its batch dimension
+  int64_t page_size = 0;
+};
+
+// Where the keys of a sequence are when they come from a cache. All absent: k and v are tensors.
+struct Cache {
+  const int32_t* seqlens = nullptr;    // [batch]   before anything is appended
+  const int32_t* batch_idx = nullptr;  // [batch]
+  const int32_t* leftpad = nullptr;    // [batch]
+  int64_t seqlen_new = 0;              // keys appended to every sequence
+  Paging paging;
+  Rotary rotary;
+};
+
+struct DecodeParams {
+  DType dtype;
+  Shape shape;            // seqlen_k is the cache's capacity
+  View q, lam, out, lse;  // as in FwdParams
+  View k_cache, v_cache;  // [batch or block, row, head_k, (comp,) d or dv]
+  View k_new, v_new;      // [batch, row, head_k, (comp,) d or dv]   absent: nothing to append
+  Cache cache;
+  double softmax_scale;
+  Window window;
+  Norm norm;
+  int64_t num_splits;  // 0: the backend chooses
+};
+
+namespace cpu {
+
+// How a backend without threads of its own spreads work: run() calls body(ctx, w) once for every
+// w < threads, on as many threads as there are, and returns when all have returned.
+struct Parallel {
+  int threads;
+  void (*run)(int threads, void (*body)(void* ctx, int worker), void* ctx);
+};
+
+void fwd(const FwdParams&, const Parallel&);
+void bwd(const BwdParams&, const Parallel&);
+void decode(const DecodeParams&, const Parallel&);
+
+// The instruction set chosen for this machine: "avx512", "avx2" or "portable".
+const char* isa();
+
+}  // namespace cpu
+}  // namespace diffattn

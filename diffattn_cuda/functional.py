@@ -1,0 +1,287 @@
+"""Differential attention as functions of tensors (Diff Transformer, arXiv 2410.05258).
+
+    O = softmax(s·Q1·K1ᵀ)·V − λ·softmax(s·Q2·K2ᵀ)·V
+
+Shapes below: d is the head dim of q and k, a multiple of 8 from 8 to 128; dv, that of v, is 2·d or
+d. Wrong arguments raise ValueError or TypeError, and RuntimeError where the kernel's own checks
+find them; the message names the argument, what it was and what is accepted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+Lambda = float | Tensor
+Window = tuple[int, int]
+Result = Tensor | tuple[Tensor, Tensor]
+
+
+def diff_flash_attn_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Lambda,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    deterministic: bool = False,
+    return_lse: bool = False,
+) -> Result:
+    """Differential attention over a dense batch; differentiable in q, k, v, lam, norm_weight.
+
+    Args:
+        q: (batch, seqlen_q, 2·nheads, d): head 2h+c is component c of head h. Or 5-D, (batch,
+            seqlen_q, nheads, 2, d), with any strides whose last is 1, so that another order of
+            heads is a view. fp16, bf16, fp32 or fp64.
+        k: (batch, seqlen_k, 2·nheads_k, d), or 5-D like q. With nheads_k heads (5-D: one
+            component) both components share K, as in DIFF V2. nheads is a multiple of nheads_k:
+            query head h reads KV head h // (nheads // nheads_k).
+        v: (batch, seqlen_k, nheads_k, dv).
+        lam: λ, any real: a number, or a tensor of shape (), (nheads,) or (batch, seqlen_q,
+            nheads), in fp32 or q's dtype. It is computed in fp32; its gradient has its shape.
+        softmax_scale: s; 1/√d if None.
+        causal: row i sees keys j ≤ i + seqlen_k − seqlen_q (aligned bottom-right).
+        window_size: (left, right): row i sees i + seqlen_k − seqlen_q − left ≤ j ≤ i + seqlen_k −
+            seqlen_q + right; −1 is unbounded. With causal, right is 0.
+        norm_weight: (dv,), the weight of the headwise RMSNorm; None: no weight.
+        norm_eps: switches the norm on: O·rsqrt(mean(O²) + norm_eps)·norm_weight.
+        out_scale: multiplies the output, normed or not; 1 − λ_init in DIFF V1.
+        deterministic: gradients bitwise equal from run to run (on CPU they always are).
+        return_lse: also return the log-sum-exp of both maps' scores.
+
+    Returns:
+        out (batch, seqlen_q, nheads, dv) in q's dtype. With return_lse also lse (2, batch,
+        nheads, seqlen_q), natural log, fp32 (fp64 for fp64 inputs), differentiable. A row that
+        sees no key has O = 0 and lse = −inf.
+    """
+    q, k = _query_heads(q, "q", 5), _key_heads(k, v, "k", "v", 4)
+    out, lse = _attend(
+        q, k, v, lam, None, None, 0, 0, softmax_scale, causal, window_size, norm_weight, norm_eps,
+        out_scale, deterministic,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def diff_flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Lambda,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    deterministic: bool = False,
+    return_lse: bool = False,
+) -> Result:
+    """Differential attention over sequences of different lengths, packed one after another.
+
+    Args as in :func:`diff_flash_attn_func`, but:
+        q: (total_q, 2·nheads, d) or (total_q, nheads, 2, d).
+        k: (total_k, 2·nheads_k, d), (total_k, nheads_k, 1 or 2, d), or V2's (total_k, nheads_k, d).
+        v: (total_k, nheads_k, dv).
+        lam: per token it is (total_q, nheads).
+        cu_seqlens_q, cu_seqlens_k: (batch + 1,) int32 on q's device, non-decreasing from 0 to
+            total_q and total_k: where each sequence starts. A length may be 0.
+        max_seqlen_q, max_seqlen_k: at least the longest length.
+
+    Returns:
+        out (total_q, nheads, dv); with return_lse also lse (2, nheads, total_q).
+    """
+    _require_tensor("cu_seqlens_q", cu_seqlens_q)
+    _require_tensor("cu_seqlens_k", cu_seqlens_k)
+    q, k = _query_heads(q, "q", 4), _key_heads(k, v, "k", "v", 3)
+    out, lse = _attend(
+        q, k, v, lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
+        causal, window_size, norm_weight, norm_eps, out_scale, deterministic,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def diff_flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lam: Lambda,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    rotary_interleaved: bool = True,
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    num_splits: int = 0,
+    return_lse: bool = False,
+) -> Result:
+    """Differential attention of new queries over cached keys; appends in place. No autograd.
+
+    Args as in :func:`diff_flash_attn_func`, but:
+        k_cache: (batch_cache, seqlen_cache, 2·nheads_k, d), or paged, with block_table,
+            (num_blocks, page_size, 2·nheads_k, d), page_size a power of two ≥ 16; 5-D and V2's
+            nheads_k heads as in k. Its last stride is 1. Slots that hold no key are never read.
+        v_cache: alike, (.., .., nheads_k, dv).
+        k, v: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending.
+        rotary_cos, rotary_sin: (seqlen_ro, rotary_dim / 2) in q's dtype, rotary_dim a multiple of
+            16 up to d: rotates the new k at its positions, and q from position cache_seqlens on
+            (all rows at cache_seqlens with neither causal nor window). Needs k.
+        cache_seqlens: int, or (batch,) int32: keys in the cache before the new ones. None: the
+            cache is full, and k must be None.
+        cache_batch_idx: (batch,) int32: which sequence of the cache each batch entry uses.
+        cache_leftpad: (batch,) int32: the first keys of each sequence that are invisible.
+        block_table: (batch, max_blocks) int32: page n of sequence b is block_table[b, n].
+        rotary_interleaved: pairs are (0, 1), (2, 3), .. (GPT-J), else halves (NeoX).
+        num_splits: parts that the keys are read in, concurrently; 0: chosen from the shapes.
+
+    Returns:
+        out (batch, seqlen_q, nheads, dv); with return_lse also lse (2, batch, nheads, seqlen_q).
+    """
+    q, k_cache = _query_heads(q, "q", 5), _key_heads(k_cache, v_cache, "k_cache", "v_cache", 4)
+    if k is not None and v is not None:
+        k = _key_heads(k, v, "k", "v", 4)
+    inputs = (q, k_cache, v_cache, lam, k, v, norm_weight)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
+        raise RuntimeError(
+            "diff_flash_attn_with_kvcache has no gradient, but an argument requires one: call it "
+            "under torch.no_grad(), or use diff_flash_attn_func for training"
+        )
+    if isinstance(cache_seqlens, int):
+        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
+    left, right = _window(window_size, causal)
+    out, lse = torch.ops.diffattn.decode(
+        q, k_cache, v_cache, _expand_lambda(lam, q), k, v, rotary_cos, rotary_sin, cache_seqlens,
+        cache_batch_idx, cache_leftpad, block_table, _norm_weight(norm_weight, norm_eps, q),
+        _scale(softmax_scale, q), left, right, rotary_interleaved, norm_eps, out_scale, num_splits,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Lambda,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: Window,
+    norm_weight: Tensor | None,
+    norm_eps: float | None,
+    out_scale: float,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    lam = _expand_lambda(lam, q)
+    norm_weight = _norm_weight(norm_weight, norm_eps, q)
+    left, right = _window(window_size, causal)
+    training = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (q, k, v, lam, norm_weight)
+    )
+    out, lse, *_ = torch.ops.diffattn.fwd(
+        q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        _scale(softmax_scale, q), left, right, norm_eps, out_scale, deterministic, training,
+    )  # fmt: skip
+    return out, lse
+
+
+def _require_tensor(name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} is {type(t).__name__}, expected a tensor")
+
+
+def _query_heads(q: Tensor, name: str, dims: int) -> Tensor:
+    """(.., 2·nheads, d) as (.., nheads, 2, d), a view; `dims` counts those of the latter."""
+    _require_tensor(name, q)
+    if q.dim() == dims:
+        return q
+    if q.dim() != dims - 1 or q.shape[-2] % 2:
+        raise ValueError(
+            f"{name} has shape {tuple(q.shape)}, expected {dims - 1} dimensions (.., 2·nheads, "
+            f"headdim) with an even number of heads, or {dims} dimensions (.., nheads, 2, headdim)"
+        )
+    return q.unflatten(-2, (q.shape[-2] // 2, 2))
+
+
+def _key_heads(k: Tensor, v: Tensor, k_name: str, v_name: str, dims: int) -> Tensor:
+    """k with a component dimension: 2, or 1 where k has as many heads as v (DIFF V2)."""
+    _require_tensor(k_name, k)
+    _require_tensor(v_name, v)
+    if v.dim() != dims:
+        raise ValueError(
+            f"{v_name} has shape {tuple(v.shape)}, expected {dims} dimensions (.., nheads_k, "
+            "headdim_v)"
+        )
+    if k.dim() == dims + 1:
+        return k
+    nheads_k = v.shape[-2]
+    if k.dim() == dims and k.shape[-2] == 2 * nheads_k:
+        return k.unflatten(-2, (nheads_k, 2))
+    if k.dim() == dims and k.shape[-2] == nheads_k:
+        return k.unsqueeze(-2)
+    raise ValueError(
+        f"{k_name} has shape {tuple(k.shape)}, expected (.., {2 * nheads_k}, headdim), or (.., "
+        f"{nheads_k}, headdim) where both components share K, for {v_name}'s {nheads_k} heads; or "
+        f"{dims + 1} dimensions (.., {nheads_k}, 1 or 2, headdim)"
+    )
+
+
+def _expand_lambda(lam: Lambda, q: Tensor) -> Tensor:
+    """λ for each token and head, (batch, seqlen_q, nheads), without a copy of its numbers."""
+    dtype, per_token = ops.compute_dtype(q), q.shape[:-2]
+    if isinstance(lam, Tensor):
+        if lam.dtype not in (dtype, q.dtype, torch.float32):
+            raise TypeError(f"lam has dtype {lam.dtype}, accepted: {torch.float32} or {q.dtype}")
+        if lam.shape not in ((), per_token[-1:], per_token):
+            raise ValueError(
+                f"lam has shape {tuple(lam.shape)}, accepted: (), (nheads,) = "
+                f"({per_token[-1]},), or one for each token and head = {tuple(per_token)}"
+            )
+        return lam.to(dtype).expand(per_token)
+    if isinstance(lam, bool) or not isinstance(lam, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"lam is {type(lam).__name__}, accepted: a number or a tensor")
+    return torch.full((), lam, dtype=dtype, device=q.device).expand(per_token)
+
+
+def _norm_weight(weight: Tensor | None, eps: float | None, q: Tensor) -> Tensor | None:
+    if weight is None:
+        return None
+    _require_tensor("norm_weight", weight)
+    if eps is None:
+        raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
+    return weight.to(ops.compute_dtype(q))
+
+
+def _scale(softmax_scale: float | None, q: Tensor) -> float:
+    return q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+
+
+def _window(window_size: Window, causal: bool) -> tuple[int, int]:
+    """The window with causal folded in: (left, right), −1 unbounded."""
+    try:
+        left, right = (int(n) for n in window_size)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"window_size is {window_size!r}, expected two integers (left, right), -1 unbounded"
+        ) from None
+    return max(left, -1), 0 if causal else max(right, -1)

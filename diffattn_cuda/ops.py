@@ -1,0 +1,154 @@
+"""The ops of `torch.ops.diffattn`: fake kernels, autograd and autocast over the C++ schemas.
+
+The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
+2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
+into this form. With cu_seqlens the first two dimensions are one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import _cpu  # noqa: F401  loading it registers the schemas and the CPU kernels
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def compute_dtype(q: Tensor) -> torch.dtype:
+    """What is summed in, and the dtype of λ, the LSE and the norm weight: fp32, or q's fp64."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
+    return (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
+
+
+@torch.library.register_fake("diffattn::fwd")
+def _fwd_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    norm_weight: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    window_left: int,
+    window_right: int,
+    norm_eps: float | None,
+    out_scale: float,
+    deterministic: bool,
+    training: bool,
+) -> Outputs:
+    statistics = _statistics_shape(q, cu_seqlens_q is not None)
+    out = q.new_empty((*q.shape[:-2], v.shape[-1]))
+    lse = q.new_empty((2, *statistics), dtype=compute_dtype(q))
+    # What backward needs besides, by device: see csrc/diffattn.h and docs/cpu.md.
+    norm, cuda = training and norm_eps is not None, training and q.device.type == "cuda"
+    o = torch.empty_like(out) if norm else q.new_empty(0)
+    o2 = torch.empty_like(out) if cuda else q.new_empty(0)
+    rstd = lse.new_empty(statistics) if norm else q.new_empty(0)
+    return out, lse, o, o2, rstd
+
+
+@torch.library.register_fake("diffattn::bwd")
+def _bwd_fake(
+    dout: Tensor,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Tensor,
+    norm_weight: Tensor | None,
+    *rest: Any,
+) -> Outputs:
+    contiguous = torch.contiguous_format
+    dq, dk, dv, dlam = (torch.empty_like(t, memory_format=contiguous) for t in (q, k, v, lam))
+    dweight = q.new_empty(0) if norm_weight is None else torch.empty_like(norm_weight)
+    return dq, dk, dv, dlam, dweight
+
+
+@torch.library.register_fake("diffattn::decode")
+def _decode_fake(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    out = q.new_empty((*q.shape[:3], v_cache.shape[-1]))
+    return out, q.new_empty((2, *_statistics_shape(q, False)), dtype=compute_dtype(q))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options, _training = inputs
+    out, lse, o, o2, rstd = output
+    # Without a norm the output is O itself. On CPU nothing of O is needed then.
+    o = out if q.device.type == "cuda" and o.numel() == 0 else o
+    ctx.save_for_backward(q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k)
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2], o2, rstd)
+
+
+def _fwd_backward(
+    ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_saved: Any
+) -> tuple[Any, ...]:
+    q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
+    if dout is None:
+        dout = q.new_zeros((*q.shape[:-2], v.shape[-1]))
+    dq, dk, dv, dlam, dweight = torch.ops.diffattn.bwd(
+        dout, dlse, q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k,
+        *ctx.options,
+    )  # fmt: skip
+    return dq, dk, dv, dlam, None if norm_weight is None else dweight, *[None] * 11
+
+
+def _no_double_backward(ctx: Any, *grads: Any) -> NoReturn:
+    raise RuntimeError(
+        "differential attention has no double backward: its gradients' own gradients"
+    )
+
+
+torch.library.register_autograd("diffattn::fwd", _fwd_backward, setup_context=_save_for_backward)
+torch.library.register_autograd("diffattn::bwd", _no_double_backward)
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> NoReturn:
+    raise NotImplementedError(
+        "differential attention does not work under torch.func.vmap: fold the mapped dimension "
+        "into the batch"
+    )
+
+
+for _op in ("fwd", "bwd", "decode"):
+    torch.library.register_vmap(f"diffattn::{_op}", _refuse_vmap)
+
+
+def _register_autocast(op: str, device: str, cast_arguments: tuple[int, ...]) -> None:
+    """Casts q, k, v as autocast casts a matmul's inputs; λ and the norm weight keep their digits.
+
+    torch.library.register_autocast would cast λ too.
+    """
+    key = getattr(torch._C.DispatchKey, f"Autocast{device}")
+    overload = getattr(torch.ops.diffattn, op).default
+
+    def autocast(*args: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device.lower())
+        cast = [_cast(arg, dtype) if i in cast_arguments else arg for i, arg in enumerate(args)]
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return overload(*cast)
+
+    _library.impl(op, autocast, f"Autocast{device}")
+
+
+def _cast(arg: Any, dtype: torch.dtype) -> Any:
+    eligible = isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+    return arg.to(dtype) if eligible else arg
+
+
+_library = torch.library.Library("diffattn", "IMPL")
+for _device in ("CPU", "CUDA"):
+    _register_autocast("fwd", _device, (0, 1, 2))
+    _register_autocast("decode", _device, (0, 4, 5, 6, 7))
