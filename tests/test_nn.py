@@ -225,6 +225,11 @@ def test_compiles_to_one_graph(version: int) -> None:
     torch.testing.assert_close(compiled(x, rel_pos), module(x, rel_pos))
     compiled(x, rel_pos).sum().backward()
     assert module.q_proj.weight.grad is not None
+    cache = module.make_cache(2, 9)
+    with torch.no_grad():
+        decoded = [compiled(part, rel_pos, cache) for part in x.split([6, 1, 1, 1], dim=1)]
+        torch.testing.assert_close(torch.cat(decoded, 1), module(x, rel_pos))
+    assert cache.seqlens.tolist() == [9, 9]
 
 
 def test_bad_arguments() -> None:
