@@ -167,6 +167,29 @@ def test_prefill_and_decode_equal_the_full_forward(
 
 
 @pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "options, rows_that_see_token_5",
+    [
+        ({}, [5, 6, 7, 8]),
+        ({"window_size": (2, 0)}, [5, 6, 7]),
+        ({"causal": False}, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"causal": False, "window_size": (1, 2)}, [3, 4, 5, 6]),
+    ],
+)
+@torch.no_grad()
+def test_who_sees_a_token(
+    version: int, options: dict[str, Any], rows_that_see_token_5: list[int]
+) -> None:
+    module = make(version, **options)
+    x = torch.randn(1, 9, EMBED, dtype=F64)
+    changed = x.clone()
+    changed[:, 5] += 1
+    difference = (module(x) - module(changed)).abs().amax((0, 2))
+    assert difference.gt(1e-6).nonzero().flatten().tolist() == rows_that_see_token_5
+    assert difference[difference <= 1e-6].eq(0).all()
+
+
+@pytest.mark.parametrize("version", [1, 2])
 def test_sequences_of_a_cache_may_differ_in_length(version: int) -> None:
     module = make(version)
     x = torch.randn(2, 6, EMBED, dtype=F64)
@@ -249,6 +272,15 @@ def test_bad_arguments() -> None:
     encoder = make(1, causal=False)
     with pytest.raises(ValueError, match="cache was given to a module with causal=False"):
         encoder(torch.zeros(1, 1, EMBED, dtype=F64), cache=encoder.make_cache(1, 4))
+
+
+def test_head_dim_of_v2_may_differ_from_embed_dim_over_heads() -> None:
+    module = MultiheadDiffAttnV2(EMBED, HEADS, 2, head_dim=8)
+    assert module(torch.randn(1, 3, EMBED)).shape == (1, 3, EMBED)
+    assert {n: tuple(p.shape) for n, p in module.state_dict().items()} == {
+        "q_proj.weight": (64, 128), "k_proj.weight": (16, 128), "v_proj.weight": (16, 128),
+        "out_proj.weight": (128, 32), "lambda_proj.weight": (4, 128),
+    }  # fmt: skip
 
 
 def test_cache_shapes() -> None:
