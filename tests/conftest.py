@@ -1,0 +1,66 @@
+"""Options, the `impl` fixture, and the choice of tests an implementation can run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from support import impls
+from support.impls import Impl
+
+settings.register_profile(
+    "ci",
+    derandomize=True,  # the same examples on every run: a red CI is reproducible
+    deadline=None,
+    max_examples=120,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("search", settings.get_profile("ci"), derandomize=False,
+                          max_examples=2000)  # fmt: skip
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"],
+                     help="where the implementation under test runs")  # fmt: skip
+    parser.addoption("--impl", default="package", choices=["package", "reference"],
+                     help="test the package, or the suite itself against the reference")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(what): the Impl attribute this test depends on")
+
+
+def _load(config: pytest.Config) -> Impl:
+    return impls.load(config.getoption("--device"), config.getoption("--impl"))
+
+
+@pytest.fixture(scope="session")
+def impl(request: pytest.FixtureRequest) -> Impl:
+    return _load(request.config)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _runs(item: pytest.Item, impl: Impl) -> bool:
+    if not all(impl.supports(mark.args[0]) for mark in item.iter_markers("needs")):
+        return False
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    wanted = [params.get("dtype"), getattr(params.get("case"), "dtype", None)]
+    return all(dtype is None or dtype in impl.dtypes for dtype in wanted)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect, rather than skip, what the chosen implementation does not claim to do."""
+    mine = [item for item in items if "impl" in getattr(item, "fixturenames", ())]
+    if not mine:
+        return
+    impl = _load(config)
+    dropped = [item for item in mine if not _runs(item, impl)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in set(dropped)]

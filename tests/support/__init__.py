@@ -1,0 +1,1 @@
+"""What every test shares: problems, data regimes, the oracle, the emulation and the law."""
