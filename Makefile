@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?= torch>=2.10
 MAX_JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ARGS ?= --direction fwd fwdbwd --dtype fp32 bf16
 DEMO_ARGS ?=
 export MAX_JOBS
 
@@ -55,6 +55,7 @@ test: $(BUILT)
 
 lint: $(BUILT)
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp
 

@@ -57,7 +57,7 @@ class Build(BuildExtension):
 
 cpu = CppExtension(
     "diffattn_cuda._cpu",
-    ["csrc/cpu/dispatch.cpp", *files("csrc/bindings", "*.cpp")],
+    ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp", *files("csrc/bindings", "*.cpp")],
     depends=[*files("csrc", "*.h"), *files("csrc/bindings", "*.h"), *files("csrc/cpu", "*.h")],
     py_limited_api=True,
     define_macros=[("Py_LIMITED_API", PYTHON_API), ("TORCH_TARGET_VERSION", TORCH_API)],

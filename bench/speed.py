@@ -24,7 +24,7 @@ from oracle import mistake, oracle
 from peers import PEERS, Peer, peers_for
 from problem import DTYPES, Inputs, Problem, make_inputs
 from table import Row, commit, machine, show, write_csv
-from timing import MM, Run, Samples, interleave, memory_bandwidth, mm_run
+from timing import MM, Clock, Run, Samples, interleave, memory_bandwidth, mm_run
 
 SEQLENS = {"fwd": [512, 1024, 2048, 4096], "fwdbwd": [512, 1024, 2048, 4096], "decode": [65536]}
 
@@ -47,9 +47,14 @@ def arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=11)
     add("--budget", type=float, default=20.0, help="seconds a peer may take over all its rounds")
     add("--peers", nargs="*", choices=list(PEERS), help="default: all that have the direction")
+    add("--cpu-time", action="store_true", help="CPU time, not wall time: for --threads 1")
     add("--memory", action="store_true", help="measure extra resident memory instead of time")
     add("--csv", type=Path)
     return parser.parse_args()
+
+
+def clock_of(args: argparse.Namespace) -> Clock:
+    return Clock(args.device, args.cpu_time)
 
 
 def problems(args: argparse.Namespace) -> Iterator[Problem]:
@@ -96,7 +101,7 @@ def time_problem(p: Problem, args: argparse.Namespace, bandwidth: float | None) 
     """One table: every right peer and torch.mm, interleaved."""
     runs = checked(chosen(args, p.direction), make_inputs(p))
     mm, mm_flop = mm_run(p.device)
-    samples = interleave({**runs, MM: mm}, args.rounds, args.budget, p.device)
+    samples = interleave({**runs, MM: mm}, args.rounds, args.budget, clock_of(args))
     mm_rate = mm_flop / samples[MM].median
     ours = samples.get("ours")
     return [row(p, name, s, ours, mm_rate, mm_flop, bandwidth) for name, s in samples.items()]
@@ -149,7 +154,7 @@ def main() -> None:
         torch.set_num_threads(threads)
         bandwidth = None
         if "decode" in args.direction and not args.memory:
-            bandwidth = memory_bandwidth(args.device)
+            bandwidth = memory_bandwidth(clock_of(args))
             print(f"memory bandwidth, {threads} threads: {bandwidth / 1e9:.1f} GB/s (large read)")
         for p in problems(args):
             if args.memory:

@@ -35,38 +35,50 @@ class Samples:
         return low, high
 
 
-def seconds(run: Run, repeats: int = 1, device: str = "cpu") -> float:
-    """Wall time of one call, averaged over `repeats` of them."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+@dataclass(frozen=True)
+class Clock:
+    """Wall time; or this process's CPU time, which other work on the machine disturbs less.
+
+    CPU time adds up over threads, spinning ones too, so it is meant for one thread.
+    """
+
+    device: str = "cpu"
+    cpu_time: bool = False
+
+    def now(self) -> float:
+        return time.process_time() if self.cpu_time else time.perf_counter()
+
+    def seconds(self, run: Run, repeats: int = 1) -> float:
+        """Of one call, averaged over `repeats` of them."""
+        start = self.now()
+        for _ in range(repeats):
+            run()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return (self.now() - start) / repeats
 
 
 def interleave(
-    runs: dict[str, Run], rounds: int, budget: float, device: str = "cpu"
+    runs: dict[str, Run], rounds: int, budget: float, clock: Clock
 ) -> dict[str, Samples]:
     """Time every run once a round, so that a slow spell of the machine hits all of them alike.
 
     The runs have been called before. The first round also finds how often a short call has to be
     repeated for a sample; a run that would need more than `budget` seconds takes part in fewer
-    rounds, at least in this one.
+    rounds: in three, or in this one only if a single call exceeds the budget.
     """
     repeats, turns, samples = {}, {}, {}
     for name, run in runs.items():
-        once = seconds(run, device=device)
+        once = clock.seconds(run)
         repeats[name] = max(1, math.ceil(SAMPLE_SECONDS / once))
-        turns[name] = min(rounds, max(1, int(budget / (once * repeats[name]))))
-        samples[name] = Samples(
-            [once if repeats[name] == 1 else seconds(run, repeats[name], device)]
-        )
+        fewest = 1 if once > budget else 3  # one hiccup must not decide alone
+        turns[name] = min(rounds, max(fewest, int(budget / (once * repeats[name]))))
+        samples[name] = Samples([once if repeats[name] == 1 else clock.seconds(run, repeats[name])])
     order = list(runs)
     for r in range(1, rounds):
         for name in order:
             if _takes_part(r, turns[name], rounds):
-                samples[name].seconds.append(seconds(runs[name], repeats[name], device))
+                samples[name].seconds.append(clock.seconds(runs[name], repeats[name]))
         order = order[1:] + order[:1]  # nobody always follows the same neighbour
     return samples
 
@@ -84,10 +96,10 @@ def mm_run(device: str = "cpu") -> tuple[Run, int]:
     return lambda: torch.mm(a, b, out=out), 2 * MM_SIZE**3
 
 
-def memory_bandwidth(device: str = "cpu", mib: int = 1024, rounds: int = 5) -> float:
+def memory_bandwidth(clock: Clock, mib: int = 1024, rounds: int = 5) -> float:
     """Bytes a second of the fastest large read: the best of several sums and dot products."""
-    x = torch.ones(mib * 2**20 // 4, device=device)
+    x = torch.ones(mib * 2**20 // 4, device=clock.device)
     y, z = x.chunk(2)
     runs: list[Run] = [lambda: x.sum(), lambda: torch.dot(y, z)]
-    best = min(seconds(run, 2, device) for _ in range(rounds) for run in runs)
+    best = min(clock.seconds(run, 2) for _ in range(rounds) for run in runs)
     return x.numel() * x.element_size() / best

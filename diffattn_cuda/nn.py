@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import reference
-from . import reference as functional
+from . import functional, reference
 
 _IMPLEMENTATIONS = {"fused": functional, "eager": reference}
 
@@ -125,7 +124,7 @@ class _DiffAttnBase(nn.Module):
         k = self.k_proj(x).view(*shape, self.key_components, self.head_dim)
         v = self.v_proj(x).view(*shape, self.value_dim)
         mask: dict[str, Any] = {"causal": self.causal, "window_size": self.window_size}
-        cos, sin = rel_pos if rel_pos is not None else (None, None)
+        cos, sin = (None, None) if rel_pos is None else (table.to(q.dtype) for table in rel_pos)
         if cache is None:
             if cos is not None and sin is not None:
                 q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)

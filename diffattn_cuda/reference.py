@@ -4,11 +4,14 @@
 
 The three functions have the names, signatures and results of :mod:`diffattn_cuda.functional`,
 whose docstrings describe the arguments.  Fed fp64 they are the oracle of the tests; fed any other
-dtype they compute what users write today, materialising both seqlen_q × seqlen_k maps.
-``deterministic``, ``num_splits`` and ``max_seqlen_*`` are accepted and change nothing here.
+dtype they compute what users write today, materialising both seqlen_q × seqlen_k maps.  Each gives
+the output, or (output, LSE) where return_lse is true.  ``deterministic``, ``num_splits`` and
+``max_seqlen_*`` are accepted and change nothing here.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +33,7 @@ def diff_flash_attn_func(
     out_scale: float = 1.0,
     deterministic: bool = False,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q)."""
     if norm_weight is not None and norm_eps is None:
         raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
@@ -68,7 +71,7 @@ def diff_flash_attn_varlen_func(
     out_scale: float = 1.0,
     deterministic: bool = False,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q)."""
     nheads = q.shape[1] // 2 if q.dim() == 3 else q.shape[1]
     outs = [q.new_zeros(0, nheads, v.shape[-1])]
@@ -111,7 +114,7 @@ def diff_flash_attn_with_kvcache(
     out_scale: float = 1.0,
     num_splits: int = 0,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Decoding: append k, v to the caches in place, then attend to the valid slots only."""
     batch, seqlen_q = q.shape[:2]
     if k is not None and cache_seqlens is None:
@@ -177,16 +180,15 @@ def attention_maps(
     """
     seqlen_q, seqlen_k, d = q.shape[1], k.shape[1], q.shape[-1]
     scale = d**-0.5 if softmax_scale is None else softmax_scale
-    s = q.permute(3, 0, 2, 1, 4) @ k.permute(
-        3, 0, 2, 4, 1
-    )  # (2, b, h, sq, sk), in the input's dtype
-    s = s.to(_accumulate_dtype(q)) * scale
+    q = q.permute(3, 0, 2, 1, 4)  # (2, b, h, sq, d)
+    k = k.permute(3, 0, 2, 4, 1)  # (2 or 1, b, h, d, sk)
+    s = (q @ k).to(_accumulate_dtype(q)) * scale  # (2, b, h, sq, sk)
     visible = visible_keys(seqlen_q, seqlen_k, causal, window_size, q.device)
     empty = ~visible.any(-1)  # (sq,)
-    # An empty row keeps its scores, so softmax stays finite in both directions; zeroed after.
-    s = s.masked_fill(~visible & ~empty[:, None], float("-inf"))
+    s = s.masked_fill(~visible, float("-inf"))
+    # Softmax of an empty row is NaN, and so is its gradient, which the mask above turns into 0.
     p = s.softmax(-1).masked_fill(empty[:, None], 0.0)
-    return p, s.logsumexp(-1).masked_fill(empty, float("-inf"))
+    return p, s.logsumexp(-1)
 
 
 def visible_keys(

@@ -2,7 +2,7 @@
 
 import torch
 
-from diffattn_cuda.reference import diff_flash_attn_func
+from diffattn_cuda import diff_flash_attn_func
 
 batch, seqlen, nheads, nheads_k, d = 2, 256, 4, 2, 64
 device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,8 +2,9 @@
 
 import torch
 
+from diffattn_cuda import diff_flash_attn_func, diff_flash_attn_with_kvcache
 from diffattn_cuda.nn import rotary_tables
-from diffattn_cuda.reference import apply_rotary, diff_flash_attn_func, diff_flash_attn_with_kvcache
+from diffattn_cuda.reference import apply_rotary
 
 batch, nheads, nheads_k, d, page, prompt, steps = 2, 8, 2, 64, 16, 30, 12
 device = "cuda" if torch.cuda.is_available() else "cpu"

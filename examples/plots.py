@@ -30,7 +30,9 @@ def plot_attention(model: DiffLM, text: str, path: Path, head: int = 0) -> None:
     tokens = torch.tensor([list(text.encode())], device=model.cos.device)
     p1, p2, lam = attention_row(model, tokens, head)
     rows = [("P1", p1), (f"λ·P2, λ = {lam:.2f}", lam * p2), ("P1 − λ·P2", p1 - lam * p2)]
-    figure, panels = plt.subplots(3, 1, figsize=(12, 5), sharex=True, layout="constrained")
+    figure, panels = plt.subplots(
+        3, 1, figsize=(12, 5), sharex=True, sharey=True, layout="constrained"
+    )
     for axes, (label, row) in zip(panels, rows, strict=True):
         axes.bar(range(len(row)), row.tolist())
         axes.axhline(0, color="black", linewidth=0.5)

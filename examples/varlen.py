@@ -2,7 +2,7 @@
 
 import torch
 
-from diffattn_cuda.reference import diff_flash_attn_func, diff_flash_attn_varlen_func
+from diffattn_cuda import diff_flash_attn_func, diff_flash_attn_varlen_func
 
 nheads, d = 4, 64
 lengths = [300, 17, 128, 1]

@@ -38,7 +38,7 @@ std::vector<float> forward(Tensors& t) {
   std::vector<float> lse(2 * kHeads * kRows);      // [comp, head, row]
   FwdParams p{};
   p.dtype = DType::f32;
-  p.shape = {1, kRows, kRows, kHeads, kHeads, kDim, kDimV};
+  p.shape = {1, kRows, kRows, kHeads, kHeads, kDim, kDimV, 2};
   p.q = {t.q.data(), 0, kHeads * 2 * kDim, 2 * kDim, kDim};
   p.k = {t.k.data(), 0, kHeads * 2 * kDim, 2 * kDim, kDim};
   p.v = {t.v.data(), 0, kHeads * kDimV, kDimV, 0};

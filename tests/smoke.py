@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 def error(got: torch.Tensor, want: torch.Tensor) -> float:
     """Relative error of the whole tensor (Frobenius norm)."""
-    return float((got.double() - want).norm() / want.norm())
+    return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
 def tensors(dtype: torch.dtype) -> list[torch.Tensor]:

@@ -3,16 +3,18 @@
 import re
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+Capture = pytest.CaptureFixture[str]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def as_a_script(monkeypatch):
+def as_a_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """python examples/x.py puts examples/ first on the path; so does this.
 
     One thread: at these sizes a second one waits more than it works, far more on a busy machine.
@@ -33,18 +35,18 @@ def as_a_script(monkeypatch):
         ("paged_decode", r"42 tokens, 2 sequences"),
     ],
 )
-def test_short_example(name, says, capsys):
+def test_short_example(name: str, says: str, capsys: Capture) -> None:
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert re.search(says, capsys.readouterr().out)
 
 
-def test_training_demo(tmp_path, monkeypatch, capsys):
+def test_training_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(
         sys, "argv", ["train_lm.py", "--tiny", "--steps", "8", "--out", str(tmp_path)]
     )
     runpy.run_path(str(EXAMPLES / "train_lm.py"), run_name="__main__")
     said = capsys.readouterr().out
-    first, last = map(float, re.search(r"loss (\S+) → (\S+) nats", said).groups())
+    first, last = map(float, re.findall(r"loss (\S+) → (\S+) nats", said)[0])
     assert last < first - 0.5
     fused, eager = map(float, re.findall(r"(?:fused|eager) .* loss (\S+)", said))
     assert fused == pytest.approx(eager, abs=1e-4)
@@ -53,7 +55,7 @@ def test_training_demo(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "attention.png").stat().st_size > 5000
 
 
-def test_greedy_tokens_are_the_same_with_and_without_the_cache():
+def test_greedy_tokens_are_the_same_with_and_without_the_cache() -> None:
     from diff_lm import DiffLM
 
     model = DiffLM(dim=128, depth=3, heads=4, kv_heads=2, max_seqlen=48)

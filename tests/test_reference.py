@@ -1,17 +1,20 @@
 """reference.py against scalar loops over the paper's formula, hand-computed values, gradcheck."""
 
 import math
+from collections.abc import Callable
 from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffattn_cuda import reference as ref
 
 F64 = torch.float64
+Window = tuple[int, int]
 
 
-def sees(i, j, sq, sk, causal, window):
+def sees(i: int, j: int, sq: int, sk: int, causal: bool, window: Window) -> bool:
     """The mask in words: bottom-right aligned, window inclusive, negative = unlimited."""
     left, right = window
     row = i + sk - sq
@@ -22,7 +25,9 @@ def sees(i, j, sq, sk, causal, window):
     return not (right >= 0 and not causal and j > row + right)
 
 
-def one_row(q_row, keys, values, scale):
+def one_row(
+    q_row: list[float], keys: list[list[float]], values: list[list[float]], scale: float
+) -> tuple[list[float] | None, float]:
     """softmax(scale·q·K)·V and log-sum-exp over lists of Python floats."""
     if not keys:
         return None, -math.inf
@@ -37,8 +42,17 @@ def one_row(q_row, keys, values, scale):
 
 
 def brute_force(
-    q, k, v, lam_of, scale, causal=False, window=(-1, -1), weight=None, eps=None, out_scale=1.0
-):
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam_of: Callable[[int, int, int], float],
+    scale: float,
+    causal: bool = False,
+    window: Window = (-1, -1),
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    out_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     """q (b,sq,2H,d), k (b,sk,2Hk or Hk,d), v (b,sk,Hk,dv) → out, lse.  Nothing is vectorised."""
     b, sq, two_h, _ = q.shape
     sk, hk, dv = v.shape[1:]
@@ -66,7 +80,10 @@ def brute_force(
     return out, lse
 
 
-def inputs(b=2, sq=4, sk=5, h=4, hk=2, d=3, dv=6, comps=2, seed=0):
+def inputs(
+    b: int = 2, sq: int = 4, sk: int = 5, h: int = 4, hk: int = 2, d: int = 3, dv: int = 6,
+    comps: int = 2, seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     make = lambda *shape: torch.randn(*shape, dtype=F64, generator=g)  # noqa: E731
     return make(b, sq, 2 * h, d), make(b, sk, comps * hk, d), make(b, sk, hk, dv)
@@ -84,7 +101,7 @@ MASKS = [
 
 @pytest.mark.parametrize("sq, sk", [(4, 5), (5, 3), (1, 1), (3, 0)])
 @pytest.mark.parametrize("causal, window", MASKS)
-def test_dense_matches_scalar_loops(sq, sk, causal, window):
+def test_dense_matches_scalar_loops(sq: int, sk: int, causal: bool, window: Window) -> None:
     q, k, v = inputs(sq=sq, sk=sk)
     out, lse = ref.diff_flash_attn_func(
         q, k, v, 0.7, causal=causal, window_size=window, return_lse=True
@@ -96,7 +113,7 @@ def test_dense_matches_scalar_loops(sq, sk, causal, window):
 
 @pytest.mark.parametrize("h, hk", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("comps, dv", [(2, 6), (1, 3)])
-def test_head_map(h, hk, comps, dv):
+def test_head_map(h: int, hk: int, comps: int, dv: int) -> None:
     q, k, v = inputs(h=h, hk=hk, comps=comps, dv=dv)
     out = ref.diff_flash_attn_func(q, k, v, 0.3, softmax_scale=0.9)
     want, _ = brute_force(q, k, v, lambda *_: 0.3, 0.9)
@@ -107,16 +124,17 @@ def test_head_map(h, hk, comps, dv):
     assert torch.equal(out, five)
 
 
-def test_lambda_forms():
+def test_lambda_forms() -> None:
     q, k, v = inputs()
     per_head = torch.tensor([0.0, -0.5, 1.0, 2.0], dtype=F64)
     per_token = torch.rand(2, 4, 4, dtype=F64)
-    for lam, lam_of in [
+    forms: list[tuple[float | Tensor, Callable[[int, int, int], float]]] = [
         (torch.tensor(0.4, dtype=F64), lambda n, i, h: 0.4),
         (1, lambda n, i, h: 1.0),
         (per_head, lambda n, i, h: per_head[h].item()),
         (per_token, lambda n, i, h: per_token[n, i, h].item()),
-    ]:
+    ]
+    for lam, lam_of in forms:
         want, _ = brute_force(q, k, v, lam_of, 3**-0.5)
         torch.testing.assert_close(
             ref.diff_flash_attn_func(q, k, v, lam), want, rtol=1e-12, atol=1e-12
@@ -124,7 +142,7 @@ def test_lambda_forms():
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_norm_and_out_scale(weighted):
+def test_norm_and_out_scale(weighted: bool) -> None:
     q, k, v = inputs()
     w = torch.linspace(0.5, 1.5, 6, dtype=F64) if weighted else None
     out = ref.diff_flash_attn_func(q, k, v, 0.8, norm_weight=w, norm_eps=1e-5, out_scale=0.2)
@@ -134,7 +152,7 @@ def test_norm_and_out_scale(weighted):
         ref.diff_flash_attn_func(q, k, v, 0.8, norm_weight=torch.ones(6, dtype=F64))
 
 
-def test_values_by_hand():
+def test_values_by_hand() -> None:
     """q1 = 0 weighs both keys ½; q2·k2 = ln 3 weighs them ¾ and ¼.  O = (½−¾λ, ½−¼λ)."""
     q = torch.tensor([[[[0.0], [1.0]]]], dtype=F64)  # (1, 1, 2, 1)
     k = torch.tensor([[[[5.0], [math.log(3)]], [[7.0], [0.0]]]], dtype=F64)  # (1, 2, 2, 1)
@@ -144,7 +162,7 @@ def test_values_by_hand():
     torch.testing.assert_close(lse.flatten(), torch.tensor([math.log(2), math.log(4)], dtype=F64))
 
 
-def test_varlen_is_a_loop_over_sequences():
+def test_varlen_is_a_loop_over_sequences() -> None:
     lens_q, lens_k = [3, 0, 2, 1], [4, 2, 0, 1]
     q, k, v = (x[0] for x in inputs(b=1, sq=6, sk=7))
     lam = torch.rand(6, 4, dtype=F64)
@@ -166,7 +184,7 @@ def test_varlen_is_a_loop_over_sequences():
         start_q, start_k = start_q + nq, start_k + nk
 
 
-def rotate(x, position, cos, sin, interleaved):
+def rotate(x: Tensor, position: int, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """x (heads, d) at one position, pair by pair."""
     out, half = x.clone(), cos.shape[1]
     for p in range(half):
@@ -179,7 +197,7 @@ def rotate(x, position, cos, sin, interleaved):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("paged", [False, True])
-def test_kvcache(causal, interleaved, paged):
+def test_kvcache(causal: bool, interleaved: bool, paged: bool) -> None:
     """Append + rotary + leftpad (+ paging or cache_batch_idx), with every unused slot NaN."""
     q, k, v = inputs(sq=2, sk=2, d=6, dv=4)
     lens, pads, d, page, capacity = [3, 5], [1, 0], 6, 4, 8
@@ -197,14 +215,12 @@ def test_kvcache(causal, interleaved, paged):
             k_cache[slot] = math.nan if p < pads[n] else old_k[n, p]
             v_cache[slot] = math.nan if p < pads[n] else old_v[n, p]
     before = k_cache.clone()
-    place = (
-        {"block_table": torch.tensor(where)} if paged else {"cache_batch_idx": torch.tensor([2, 0])}
-    )
+    table, rows = (torch.tensor(where), None) if paged else (None, torch.tensor([2, 0]))
     out = ref.diff_flash_attn_with_kvcache(
         q, k_cache, v_cache, 0.6, k, v, cos, sin,
         cache_seqlens=torch.tensor(lens, dtype=torch.int32),
         cache_leftpad=torch.tensor(pads, dtype=torch.int32),
-        causal=causal, rotary_interleaved=interleaved, **place,
+        causal=causal, rotary_interleaved=interleaved, cache_batch_idx=rows, block_table=table,
     )  # fmt: skip
     for n in range(2):
         new_k = [rotate(k[n, t], lens[n] + t, cos, sin, interleaved) for t in range(2)]
@@ -228,7 +244,7 @@ def test_kvcache(causal, interleaved, paged):
     )
 
 
-def test_kvcache_without_new_keys_reads_only_valid_slots():
+def test_kvcache_without_new_keys_reads_only_valid_slots() -> None:
     q, k, v = inputs(sq=1, sk=6, comps=1, dv=3)
     k[0, 2:], v[0, 2:], k[1], v[1] = (math.nan,) * 4
     out, lse = ref.diff_flash_attn_with_kvcache(
@@ -239,7 +255,7 @@ def test_kvcache_without_new_keys_reads_only_valid_slots():
     assert (out[1] == 0).all() and (lse[:, 1] == -math.inf).all()
 
 
-def test_kvcache_full_by_default_and_refusals():
+def test_kvcache_full_by_default_and_refusals() -> None:
     q, k, v = inputs()
     want, _ = brute_force(q, k, v, lambda *_: 0.6, 3**-0.5)
     torch.testing.assert_close(
@@ -263,14 +279,16 @@ def test_kvcache_full_by_default_and_refusals():
     ],
 )
 @pytest.mark.parametrize("lam_shape", [(), (2,), (1, None, 2)])
-def test_gradcheck(sq, sk, causal, window, lam_shape):
+def test_gradcheck(
+    sq: int, sk: int, causal: bool, window: Window, lam_shape: tuple[int | None, ...]
+) -> None:
     """Every differentiable argument, output and LSE; (4, 2, causal) has rows that see no key."""
     q, k, v = inputs(b=1, sq=sq, sk=sk, h=2, hk=1, d=2, dv=4)
     lam = torch.rand([sq if n is None else n for n in lam_shape], dtype=F64)
     w = torch.rand(4, dtype=F64)
     leaves = [x.requires_grad_() for x in (q, k, v, lam, w)]
 
-    def f(q, k, v, lam, w):
+    def f(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = ref.diff_flash_attn_func(
             q, k, v, lam, None, causal, window, w, 1e-3, 0.7, return_lse=True
         )
@@ -280,10 +298,11 @@ def test_gradcheck(sq, sk, causal, window, lam_shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_dtypes(dtype):
+def test_dtypes(dtype: torch.dtype) -> None:
     q, k, v = inputs(d=8, dv=16)
     want = ref.diff_flash_attn_func(q, k, v, 0.5)
-    out, lse = ref.diff_flash_attn_func(*(x.to(dtype) for x in (q, k, v)), 0.5, return_lse=True)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    out, lse = ref.diff_flash_attn_func(q, k, v, 0.5, return_lse=True)
     assert out.dtype == dtype and lse.dtype == torch.float32
     error = (out.double() - want).norm() / want.norm()
     assert error < 8 * torch.finfo(dtype).eps, error

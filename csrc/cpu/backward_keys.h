@@ -12,16 +12,15 @@ void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<C>& 
                      const PackedHead<C>& grads) {
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
-  by_tiles(keys.size(), [&](int64_t m0, int count) {
-    const int64_t j = keys.begin + m0;
-    Range seen[MR];
-    for (int m = 0; m < count; ++m) seen[m] = meet(visible_rows(s, p.window, j + m), block.rows);
-    for (int c = 0; c < 2; ++c)
-      product_over_ranges<C>(count, d, seen, block.rows.begin, {block.at(c, j), block.lanes, 1},
-                             {block.q + c * block.lanes * ldk, 0, ldk}, grads.k[c] + j * ldk, ldk);
-    product_over_ranges<C>(count, dv, seen, block.rows.begin, {block.at(2, j), block.lanes, 1},
-                           {block.dout, 0, ldv}, grads.v + j * ldv, ldv);
-  });
+  const int64_t j = keys.begin;
+  Range seen[kKeys];
+  for (int64_t m = 0; m < keys.size(); ++m)
+    seen[m] = meet(visible_rows(s, p.window, j + m), block.rows);
+  for (int c = 0; c < 2; ++c)
+    product_over_ranges<C>(keys.size(), d, seen, block.rows.begin, {block.at(c, j), block.lanes, 1},
+                           {block.q + c * block.lanes * ldk, 0, ldk}, grads.k[c] + j * ldk, ldk);
+  product_over_ranges<C>(keys.size(), dv, seen, block.rows.begin, {block.at(2, j), block.lanes, 1},
+                         {block.dout, 0, ldv}, grads.v + j * ldv, ldv);
 }
 
 template <class C>

@@ -33,6 +33,7 @@ struct GradBlock {
 template <class C>
 struct BackwardScratch {
   Buffer<C> query, dout;  // [comp][lanes / NR][d][NR], [lanes / NR][dv][NR]
+  Buffer<C> scores;       // [S1, S2, dP][kKeys][lanes], so that panels are written once
   Buffer<C> dq;           // [comp][lanes][leading(d)]
   Buffer<C> o;            // [leading(dv)]
   alignas(kLine) C lse[2][kRows], dsum[2][kRows], lam[kRows];
@@ -41,6 +42,7 @@ struct BackwardScratch {
   BackwardScratch(const Shape& s, int64_t lanes)
       : query(2 * lanes * s.headdim),
         dout(lanes * s.headdim_v),
+        scores(3 * kKeys * lanes),
         dq(2 * lanes * leading<C>(s.headdim)),
         o(leading<C>(s.headdim_v)) {}
 };
@@ -76,7 +78,7 @@ class GradRows {
     __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
     for (int64_t j = keys.begin; j < keys.end; j += kKeys) {
       score_gradients(j);
-      for (int c = 0; c < 2; ++c) accumulate_dq(c, j);
+      accumulate_dq(j);
     }
     store_dq();
   }
@@ -131,26 +133,29 @@ class GradRows {
   // P1, P2, dP of a block of keys, and its part of D1 and D2.
   void recompute(int64_t j) {
     const int64_t n = block_of(block_.keys, j).size();
-    C *p1 = block_.at(0, j), *p2 = block_.at(1, j), *dp = block_.at(2, j);
+    const int64_t size = kKeys * lanes();
+    C *s1 = x_.scores, *s2 = s1 + size, *grad = s2 + size;
     for (int c = 0; c < 2; ++c)
       product_to_panel<C>(n, d(), {kv_.k[c] + j * ldq(), ldq(), 1}, x_.query + c * lanes() * d(),
-                          lanes(), block_.at(c, j));
-    product_to_panel<C>(n, dv(), {kv_.v + j * ldv(), ldv(), 1}, x_.dout.get(), lanes(), dp);
+                          lanes(), s1 + c * size);
+    product_to_panel<C>(n, dv(), {kv_.v + j * ldv(), ldv(), 1}, x_.dout.get(), lanes(), grad);
     if (x_.limits.set(sight_.visible, lanes(), j, n)) {
-      x_.limits.mask(p1, n, lanes(), -kInf<C>);
-      x_.limits.mask(p2, n, lanes(), -kInf<C>);
-      x_.limits.mask(dp, n, lanes(), C(0));
+      x_.limits.mask(s1, n, lanes(), -kInf<C>);
+      x_.limits.mask(s2, n, lanes(), -kInf<C>);
+      x_.limits.mask(grad, n, lanes(), C(0));
     }
+    C *p1 = block_.at(0, j), *p2 = block_.at(1, j), *dp = block_.at(2, j);
     const V factor = S::set(scale_.score * kLog2e<C>);
     for (int64_t r = 0; r < lanes(); r += S::W) {
       const V lse1 = S::load(x_.lse[0] + r), lse2 = S::load(x_.lse[1] + r);
       V d1 = S::load(x_.dsum[0] + r), d2 = S::load(x_.dsum[1] + r);
       for (int64_t i = r; i < n * lanes(); i += lanes()) {
-        const V e1 = exp2<C>(S::load(p1 + i) * factor - lse1);
-        const V e2 = exp2<C>(S::load(p2 + i) * factor - lse2);
-        const V g = S::load(dp + i);
+        const V e1 = exp2<C>(S::load(s1 + i) * factor - lse1);
+        const V e2 = exp2<C>(S::load(s2 + i) * factor - lse2);
+        const V g = S::load(grad + i);
         S::store(p1 + i, e1);
         S::store(p2 + i, e2);
+        S::store(dp + i, g);
         d1 += e1 * g;
         d2 += e2 * g;
       }
@@ -188,15 +193,13 @@ class GradRows {
     }
   }
 
-  void accumulate_dq(int c, int64_t j) {
-    by_tiles(count(), [&](int64_t r, int m_len) {
-      Range seen[MR];
-      for (int m = 0; m < m_len; ++m)
-        seen[m] = meet(sight_.visible[r + m], block_of(block_.keys, j));
-      product_over_ranges<C>(m_len, d(), seen, j, {block_.at(c, j) + r, 1, lanes()},
-                             {kv_.k[c] + j * ldq(), 0, ldq()}, x_.dq + (c * lanes() + r) * ldq(),
-                             ldq());
-    });
+  void accumulate_dq(int64_t j) {
+    Range seen[kRows];
+    for (int64_t r = 0; r < count(); ++r)
+      seen[r] = meet(sight_.visible[r], block_of(block_.keys, j));
+    for (int c = 0; c < 2; ++c)
+      product_over_ranges<C>(count(), d(), seen, j, {block_.at(c, j), 1, lanes()},
+                             {kv_.k[c] + j * ldq(), 0, ldq()}, x_.dq + c * lanes() * ldq(), ldq());
   }
 
   void store_dq() {

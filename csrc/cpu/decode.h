@@ -1,9 +1,12 @@
 // Decoding over a KV cache: append, then the keys in splits, then one combination of the splits in
 // which each map is merged first and λ subtracted only after. Long queries go to forward.
 #pragma once
+#include <vector>
+
 #include "append.h"
 #include "decode_split.h"
 #include "forward.h"
+#include "prefetch.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -49,35 +52,103 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
   store_row(p.dtype, sums, dv, p.out.data, offset(p.out, s, i, head));
 }
 
-template <class C>
-void decode_splits(const DecodeParams& p, const Parallel& parallel) {
-  const Shape& s = p.shape;
-  const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q, units = s.batch * s.nheads_k;
-  const int64_t split = split_size(p), splits = ceil_div(s.seqlen_k, split);
-  const int64_t size = Partial<C>::size(rows, s.headdim_v);
-  Buffer<C> partials(units * splits * size), sums(parallel.threads * 2 * leading<C>(s.headdim_v));
-  Workers<DecodeScratch<C>> scratch(parallel.threads, s, rows);
-  const auto partial = [&](int64_t unit, int64_t n) {
-    return Partial<C>(rows, s.headdim_v, partials + (unit * splits + n) * size);
-  };
-  for_each(parallel, units * splits, [&](int64_t item, int worker) {
-    const int64_t unit = item / splits, n = item % splits;
-    const Sequence seq = sequence(s, Varlen{}, p.cache, unit / s.nheads_k);
-    const Range seen =
-        meet({visible_keys(seq, p.window, 0).begin, visible_keys(seq, p.window, seq.sq - 1).end},
-             {seq.leftpad, seq.sk});
-    DecodeSplit<C>(p, seq, unit % s.nheads_k, meet({n * split, n * split + split}, seen),
-                   partial(unit, n), scratch[worker])
-        .run();
-  });
-  for_each(parallel, units, [&](int64_t unit, int worker) {
-    const Sequence seq = sequence(s, Varlen{}, p.cache, unit / s.nheads_k);
-    for (int64_t m = 0; m < rows; ++m)
-      combine_splits<C>(
-          p, seq, unit % s.nheads_k, m, splits, [&](int64_t n) { return partial(unit, n); },
-          sums + worker * 2 * leading<C>(s.headdim_v));
-  });
+// KV heads that one worker decodes together: as many as leave a tile of them, and the next, in cache,
+// if the rest is work enough for all threads.
+inline int64_t heads_together(const Shape& s, int64_t items, int threads) {
+  constexpr int64_t kTileBytes = 128 << 10;
+  if (items < 2 * threads) return 1;
+  const int64_t bytes = kTile * (s.k_components * s.headdim + s.headdim_v) * int64_t(sizeof(float));
+  int64_t heads = s.nheads_k;
+  while (heads > 1 && (heads * bytes > kTileBytes || s.nheads_k % heads)) --heads;
+  return heads;
 }
+
+template <class C>
+class Decode {
+ public:
+  Decode(const DecodeParams& p, const Parallel& parallel)
+      : p_(p),
+        parallel_(parallel),
+        rows_(p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q),
+        split_(split_size(p)),
+        splits_(ceil_div(p.shape.seqlen_k, split_)),
+        together_(heads_together(p.shape, p.shape.batch * splits_, parallel.threads)),
+        partials_(p.shape.batch * p.shape.nheads_k * splits_ * partial_size()),
+        sums_(parallel.threads * sums_size()),
+        scratch_(parallel.threads, p.shape, rows_, together_) {}
+
+  void run() {
+    const int64_t batch = p_.shape.batch, heads = p_.shape.nheads_k;
+    for_each(parallel_, batch * splits_ * (heads / together_), [&](int64_t item, int worker) {
+      const int64_t n = item % splits_, rest = item / splits_;
+      read(rest % batch, rest / batch * together_, n, scratch_[worker]);
+    });
+    for_each(parallel_, batch * heads, [&](int64_t item, int worker) {
+      const int64_t b = item / heads, head = item % heads;
+      const Sequence s = sequence(p_.shape, Varlen{}, p_.cache, b);
+      const auto part = [&](int64_t n) { return partial(b, head, n); };
+      for (int64_t m = 0; m < rows_; ++m)
+        combine_splits<C>(p_, s, head, m, splits_, part, sums_ + worker * sums_size());
+    });
+  }
+
+ private:
+  int64_t partial_size() const { return Partial<C>::size(rows_, p_.shape.headdim_v); }
+  int64_t sums_size() const { return 2 * leading<C>(p_.shape.headdim_v); }
+  Partial<C> partial(int64_t b, int64_t head, int64_t n) const {
+    const int64_t at = (b * p_.shape.nheads_k + head) * splits_ + n;
+    return {rows_, p_.shape.headdim_v, partials_ + at * partial_size()};
+  }
+
+  // Reads the keys of split n for `together_` KV heads. Their rows lie side by side in the cache, so
+  // that a tile of all of them is one stretch of memory, which the hardware fetches ahead.
+  void read(int64_t b, int64_t first_head, int64_t n, DecodeScratch<C>& scratch) const {
+    const Sequence s = sequence(p_.shape, Varlen{}, p_.cache, b);
+    const int64_t q_size = 2 * rows_ * leading<C>(p_.shape.headdim);
+    std::vector<DecodeSplit<C>> heads;
+    heads.reserve(together_);
+    for (int64_t h = 0; h < together_; ++h)
+      heads.emplace_back(p_, s, first_head + h, partial(b, first_head + h, n),
+                         scratch.q + h * q_size, scratch);
+    const Range seen =
+        meet({visible_keys(s, p_.window, 0).begin, visible_keys(s, p_.window, s.sq - 1).end},
+             {s.leftpad, s.sk});
+    const Range keys = meet({n * split_, n * split_ + split_}, seen);
+    const int lines = lines_between();
+    // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
+    for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
+      Prefetch next_k, next_v;
+      aim(s, first_head, meet({j + kTile, j + 2 * kTile}, keys), next_k, next_v);
+      for (auto& head : heads)
+        head.add(meet({j, j + kTile}, keys), [&] { next_k.fetch(lines) || next_v.fetch(lines); });
+    }
+  }
+
+  // Cache lines to ask for after each piece of arithmetic, so that a tile is asked for by the end of
+  // the tile before it, when a head has one query row; sooner when it has more.
+  int lines_between() const {
+    const Shape& s = p_.shape;
+    const int64_t row = (s.k_components * s.headdim + s.headdim_v) * size_of(p_.dtype);
+    const int64_t pieces = 2 * (kTile / Simd<C>::W) + ceil_div(s.headdim_v, NR<C>);
+    return int(ceil_div(kTile * row / kLine, pieces));
+  }
+
+  // Pages smaller than a tile are left to the hardware.
+  void aim(const Sequence& s, int64_t head, Range next, Prefetch& k, Prefetch& v) const {
+    const Paging& paging = p_.cache.paging;
+    const Shape& shape = p_.shape;
+    if (next.size() == 0 || (paging.block_table && paging.page_size % kTile)) return;
+    k = {p_.dtype,     {p_.k_cache, paging, s, head, 0}, next, together_, shape.k_components,
+         shape.headdim};
+    v = {p_.dtype, {p_.v_cache, paging, s, head, 0}, next, together_, 1, shape.headdim_v};
+  }
+
+  const DecodeParams& p_;
+  const Parallel parallel_;
+  const int64_t rows_, split_, splits_, together_;
+  const Buffer<C> partials_, sums_;
+  Workers<DecodeScratch<C>> scratch_;
+};
 
 inline FwdParams as_forward(const DecodeParams& p) {
   FwdParams f{};
@@ -100,7 +171,7 @@ void decode(const DecodeParams& p, const Parallel& all) {
   const Parallel parallel = threads_for(all, p.shape);
   append<C>(p, parallel);
   if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
-    decode_splits<C>(p, parallel);
+    Decode<C>(p, parallel).run();
   else
     forward<C>(as_forward(p), p.cache, parallel);
 }

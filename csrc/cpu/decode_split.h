@@ -10,7 +10,7 @@ namespace diffattn::cpu {
 namespace {
 
 constexpr int64_t kDecodeRows = 64;  // most query rows (of all heads of a group) of this path
-constexpr int64_t kTile = 32;        // keys of a tile
+constexpr int64_t kTile = 16;        // keys of a tile
 
 // What is known of each row of each map after some of the keys: O_c·sum is not yet divided.
 template <class C>
@@ -27,12 +27,13 @@ struct Partial {
 
 template <class C>
 struct DecodeScratch {
-  Buffer<C> q;     // [2][rows][leading(d)]
+  Buffer<C> q;     // [heads][2][rows][leading(d)]
   Buffer<C> k, v;  // [kTile][leading(d)], [kTile][leading(dv)]
   Buffer<C> p;     // [2·rows][kTile]
 
-  DecodeScratch(const Shape& s, int64_t rows)
-      : q(2 * rows * leading<C>(s.headdim)),
+  // heads: KV heads that are decoded together
+  DecodeScratch(const Shape& s, int64_t rows, int64_t heads)
+      : q(heads * 2 * rows * leading<C>(s.headdim)),
         k(kTile * leading<C>(s.headdim)),
         v(kTile * leading<C>(s.headdim_v)),
         p(2 * rows * kTile) {}
@@ -43,30 +44,42 @@ class DecodeSplit {
   using S = Simd<C>;
 
  public:
-  // keys: those of this part that some row may see.
-  DecodeSplit(const DecodeParams& p, const Sequence& s, int64_t kv_head, Range keys,
-              Partial<C> partial, DecodeScratch<C>& scratch)
+  // q [2][rows][leading(d)]: room for the queries.
+  DecodeSplit(const DecodeParams& p, const Sequence& s, int64_t kv_head, Partial<C> partial, C* q,
+              DecodeScratch<C>& scratch)
       : p_(p),
         s_(s),
         kv_head_(kv_head),
         group_(p.shape.nheads / p.shape.nheads_k),
         rows_(group_ * s.sq),
-        keys_(keys),
         partial_(partial),
+        q_(q),
         x_(scratch),
-        scale_(p.softmax_scale) {}
-
-  void run() {
+        scale_(p.softmax_scale) {
     for (int64_t r = 0; r < 2 * rows_; ++r) {
       partial_.max[r] = -kInf<C>;
       partial_.sum[r] = 0;
     }
     __builtin_memset(partial_.out, 0, 2 * rows_ * ldv() * sizeof(C));
-    if (keys_.size() == 0) return;
     load_queries();
-    // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
-    const int64_t first = keys_.begin - keys_.begin % kTile;
-    for (int64_t j = first; j < keys_.end; j += kTile) tile(meet({j, j + kTile}, keys_));
+  }
+
+  // Adds the keys of a tile; between() is called after each piece of arithmetic.
+  template <class F>
+  void add(Range keys, const F& between) {
+    for (int c = 0; c < 2; ++c) {
+      const bool again = c == 1 && p_.shape.k_components == 1;
+      if (!again) k_ = rows_of(p_.k_cache, c, keys, d(), x_.k);
+      for (int64_t m = 0; m < rows_; ++m) score(c * rows_ + m, keys, between);
+    }
+    const Rows v = rows_of(p_.v_cache, 0, keys, dv(), x_.v);
+    Range seen[2 * kDecodeRows];
+    for (int64_t r = 0; r < 2 * rows_; ++r) seen[r] = visible(r, keys);
+    for (int64_t n = 0; n < dv(); n += NR<C>) {
+      product_over_ranges<C>(2 * rows_, NR<C>, seen, keys.begin, {x_.p, kTile, 1},
+                             {v.data + n, 0, v.stride}, partial_.out + n, ldv());
+      between();
+    }
   }
 
  private:
@@ -80,7 +93,7 @@ class DecodeSplit {
     for (int c = 0; c < 2; ++c)
       for (int64_t m = 0; m < rows_; ++m) {
         const Range row{m / group_, m / group_ + 1};
-        C* q = x_.q + (c * rows_ + m) * ldq();
+        C* q = q_ + (c * rows_ + m) * ldq();
         cpu::load_queries(p_.dtype, p_.q, s_, kv_head_ * group_ + m % group_, c, row, d(), q);
         if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, s_, row, q);
         for (int64_t i = 0; i < d(); ++i) q[i] *= scale_.query;
@@ -104,44 +117,38 @@ class DecodeSplit {
     return {scratch, leading<C>(n)};
   }
 
-  void tile(Range keys) {
-    for (int c = 0; c < 2; ++c) {
-      const bool again = c == 1 && p_.shape.k_components == 1;
-      if (!again) k_ = rows_of(p_.k_cache, c, keys, d(), x_.k);
-      for (int64_t m = 0; m < rows_; ++m) score(c * rows_ + m, keys);
-    }
-    const Rows v = rows_of(p_.v_cache, 0, keys, dv(), x_.v);
-    by_tiles(2 * rows_, [&](int64_t r, int count) {
-      Range seen[MR];
-      for (int m = 0; m < count; ++m) seen[m] = visible(r + m, keys);
-      product_over_ranges<C>(count, dv(), seen, keys.begin, {x_.p + r * kTile, kTile, 1},
-                             {v.data, 0, v.stride}, partial_.out + r * ldv(), ldv());
-    });
-  }
-
   Range visible(int64_t r, Range keys) const {
     return meet(visible_keys(s_, p_.window, r % rows_ / group_), keys);
   }
 
   // The scores of row r (of either component) become 2^(score - max); what was summed before is
   // scaled to the new maximum.
-  void score(int64_t r, Range keys) {
+  template <class F>
+  void score(int64_t r, Range keys, const F& between) {
     const Range seen = visible(r, keys);
     if (seen.size() == 0) return;
     C* p = x_.p + r * kTile;
-    dots<C>(round_up(d(), S::W), x_.q + r * ldq(), k_.data, k_.stride, keys.size(), p);
-    const C factor = scale_.score * kLog2e<C>;
-    C top = -kInf<C>;
-    for (int64_t j = 0; j < kTile; ++j) {
-      const int64_t key = keys.begin + j;
-      p[j] = key >= seen.begin && key < seen.end ? p[j] * factor : -kInf<C>;
-      top = p[j] > top ? p[j] : top;
+    for (int64_t j = 0; j < keys.size(); j += S::W) {
+      dots<C>(round_up(d(), S::W), q_ + r * ldq(), k_.data + j * k_.stride, k_.stride,
+              keys.size() - j < S::W ? keys.size() - j : S::W, p + j);
+      between();
     }
-    const C old = partial_.max[r], max = top > old ? top : old;
+    const auto factor = S::set(scale_.score * kLog2e<C>);
+    if (seen.size() < kTile)
+      for (int64_t j = 0; j < kTile; ++j) {
+        const int64_t key = keys.begin + j;
+        if (key < seen.begin || key >= seen.end) p[j] = -kInf<C>;
+      }
+    typename S::V tops = S::set(-kInf<C>);
+    for (int64_t j = 0; j < kTile; j += S::W) tops = S::max(tops, S::load(p + j));
+    tops *= factor;
+    C max = partial_.max[r];
+    const C old = max;
+    for (int i = 0; i < S::W; ++i) max = tops[i] > max ? tops[i] : max;
     const typename S::V shift = S::set(max == -kInf<C> ? 0 : max);
     typename S::V total = {};
     for (int64_t j = 0; j < kTile; j += S::W) {
-      const auto e = exp2<C>(S::load(p + j) - shift);
+      const auto e = exp2<C>(S::load(p + j) * factor - shift);
       S::store(p + j, e);
       total += e;
     }
@@ -160,8 +167,8 @@ class DecodeSplit {
   const DecodeParams& p_;
   const Sequence& s_;
   const int64_t kv_head_, group_, rows_;
-  const Range keys_;
   const Partial<C> partial_;
+  C* const q_;
   DecodeScratch<C>& x_;
   const Scale<C> scale_;
   Rows k_{};

@@ -12,49 +12,47 @@ struct Lanes {
   using V = typename Simd<C>::V;
   static constexpr int W = Simd<C>::W;
 
-  // Every second lane of a followed by b: the even or the odd ones.
-  template <int first, int... I>
-  static V halve(V a, V b, std::integer_sequence<int, I...>) {
+  // Of each run of S lanes: the lower (upper: S / 2 on) half of a's, then that of b's.
+  template <int S, int upper, int... I>
+  static V halves(V a, V b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
-    return __builtin_shufflevector(a, b, (2 * I + first)...);
+    return __builtin_shufflevector(a, b, (I + upper + (I % S < S / 2 ? 0 : W - S / 2))...);
 #else
     typedef typename Exp2<C>::Int Mask __attribute__((vector_size(kVectorBytes)));
-    return __builtin_shuffle(a, b, Mask{(2 * I + first)...});
+    return __builtin_shuffle(a, b, Mask{(I + upper + (I % S < S / 2 ? 0 : W - S / 2))...});
 #endif
   }
-  static V add_pairs(V a, V b) {
-    constexpr std::make_integer_sequence<int, W> lanes;
-    return halve<0>(a, b, lanes) + halve<1>(a, b, lanes);
-  }
 
-  // Lane i of the result is the sum of the lanes of v[i].
+  // Lane i of the result is the sum of the lanes of v[i]. Each step adds the halves of runs of S
+  // lanes and puts two vectors into one.
+  template <int S = W>
   static V sums(V (&v)[W]) {
-#pragma GCC unroll 4
-    for (int n = W; n > 1; n /= 2)
+    constexpr std::make_integer_sequence<int, W> lanes;
 #pragma GCC unroll 8
-      for (int i = 0; i < n / 2; ++i) v[i] = add_pairs(v[2 * i], v[2 * i + 1]);
-    return v[0];
+    for (int i = 0; i < S / 2; ++i)
+      v[i] = halves<S, 0>(v[i], v[i + S / 2], lanes) + halves<S, S / 2>(v[i], v[i + S / 2], lanes);
+    if constexpr (S > 2)
+      return sums<S / 2>(v);
+    else
+      return v[0];
   }
 };
 
-// out[j] = ⟨a, row j⟩ for j < n, with row j at rows + j·stride. d is a multiple of W. out has room
-// for whole vectors.
+// out[j] = ⟨a, row j⟩ for j < n <= W, with row j at rows + j·stride. d is a multiple of W; out has
+// room for a whole vector.
 template <class C>
 void dots(int64_t d, const C* a, const C* rows, int64_t stride, int64_t n, C* out) {
   using S = Simd<C>;
-  for (int64_t j = 0; j < n; j += S::W) {
-    const int64_t last = n - 1;
-    const C* row[S::W];
+  const C* row[S::W];
 #pragma GCC unroll 16
-    for (int i = 0; i < S::W; ++i) row[i] = rows + (j + i < last ? j + i : last) * stride;
-    typename S::V acc[S::W] = {};
-    for (int64_t k = 0; k < d; k += S::W) {
-      const auto x = S::load(a + k);
+  for (int i = 0; i < S::W; ++i) row[i] = rows + (i < n ? i : n - 1) * stride;
+  typename S::V acc[S::W] = {};
+  for (int64_t k = 0; k < d; k += S::W) {
+    const auto x = S::load(a + k);
 #pragma GCC unroll 16
-      for (int i = 0; i < S::W; ++i) acc[i] += x * S::load(row[i] + k);
-    }
-    S::store(out + j, Lanes<C>::sums(acc));
+    for (int i = 0; i < S::W; ++i) acc[i] += x * S::load(row[i] + k);
   }
+  S::store(out, Lanes<C>::sums(acc));
 }
 
 }  // namespace

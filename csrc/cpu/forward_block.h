@@ -14,6 +14,7 @@ template <class C>
 struct ForwardScratch {
   int64_t lanes, panel_size;
   Buffer<C> natural, query;    // [lanes][leading(d)], [comp][lanes / NR][d][NR]
+  Buffer<C> scores;            // [kKeys][lanes], so that a panel is written once
   Buffer<C> panel, block_max;  // [comp][keys][lanes], [key block][comp][lanes]
   Buffer<C> out;               // [lanes][leading(dv)]
   alignas(kLine) C max[2][kRows], sum[2][kRows], weight[2][kRows];
@@ -24,6 +25,7 @@ struct ForwardScratch {
         panel_size(cpu::panel_size(s.seqlen_k, lanes)),
         natural(lanes * leading<C>(s.headdim)),
         query(2 * lanes * s.headdim),
+        scores(kKeys * lanes),
         panel(2 * panel_size),
         block_max(2 * panel_size / kKeys),
         out(lanes * leading<C>(s.headdim_v)) {}
@@ -52,8 +54,10 @@ class RowBlock {
     for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) score(j);
     normalize();
     __builtin_memset(x_.out.get(), 0, rows_.size() * ldo() * sizeof(C));
-    for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) combine(j);
-    for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) accumulate_values(j);
+    for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) {
+      combine(j);
+      accumulate_values(j);
+    }
     for (int64_t r = 0; r < rows_.size(); ++r) finish(r);
   }
 
@@ -83,12 +87,13 @@ class RowBlock {
     const int64_t n = block_of(keys_, j).size();
     const bool masked = x_.limits.set(sight_.visible, x_.lanes, j, n);
     for (int c = 0; c < 2; ++c) {
-      C* scores = panel(c, j);
+      C* scores = x_.scores;
       const int64_t ldk = leading<C>(d());
       product_to_panel<C>(n, d(), {kv_.k[c] + j * ldk, ldk, 1}, x_.query + c * x_.lanes * d(),
                           x_.lanes, scores);
       if (masked) x_.limits.mask(scores, n, x_.lanes, -kInf<C>);
-      online_softmax(scores, n, x_.lanes, scale_.score, x_.max[c], x_.sum[c], block_max(c, j));
+      online_softmax(scores, n, x_.lanes, scale_.score, x_.max[c], x_.sum[c], block_max(c, j),
+                     panel(c, j));
     }
   }
 
@@ -122,12 +127,11 @@ class RowBlock {
   }
 
   void accumulate_values(int64_t j) {
-    by_tiles(rows_.size(), [&](int64_t r, int count) {
-      Range seen[MR];
-      for (int m = 0; m < count; ++m) seen[m] = meet(sight_.visible[r + m], block_of(keys_, j));
-      product_over_ranges<C>(count, dv(), seen, j, {panel(0, j) + r, 1, x_.lanes},
-                             {kv_.v + j * ldo(), 0, ldo()}, x_.out + r * ldo(), ldo());
-    });
+    Range seen[kRows];
+    for (int64_t r = 0; r < rows_.size(); ++r)
+      seen[r] = meet(sight_.visible[r], block_of(keys_, j));
+    product_over_ranges<C>(rows_.size(), dv(), seen, j, {panel(0, j), 1, x_.lanes},
+                           {kv_.v + j * ldo(), 0, ldo()}, x_.out, ldo());
   }
 
   void finish(int64_t r) {

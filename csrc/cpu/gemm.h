@@ -19,19 +19,30 @@ struct Operand {
   int64_t row, k;  // strides of the row and of the summed index; B has no row stride
 };
 
+// Few rows have few sums, which would wait for each other: then each of K steps has sums of its own.
+template <int M>
+constexpr int K = M <= 2 ? 2 : 1;
+
 template <class C, int M>
 inline __attribute__((always_inline)) void accumulate(int64_t k_len, Operand<C> a, Operand<C> b,
-                                                      typename Simd<C>::V (&acc)[M][NV]) {
+                                                      typename Simd<C>::V (&acc)[K<M> * M][NV]) {
   using S = Simd<C>;
-  for (int64_t k = 0; k < k_len; ++k, a.data += a.k, b.data += b.k) {
+  const auto step = [&](int u) __attribute__((always_inline)) {
     typename S::V row[NV];
 #pragma GCC unroll 2
     for (int n = 0; n < NV; ++n) row[n] = S::load(b.data + n * S::W);
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-      for (int n = 0; n < NV; ++n) acc[m][n] += S::set(a.data[m * a.row]) * row[n];
-  }
+      for (int n = 0; n < NV; ++n) acc[u * M + m][n] += S::set(a.data[m * a.row]) * row[n];
+    a.data += a.k;
+    b.data += b.k;
+  };
+  int64_t k = 0;
+  for (; k + K<M> <= k_len; k += K<M>)
+#pragma GCC unroll 2
+    for (int u = 0; u < K<M>; ++u) step(u);
+  if (k < k_len) step(0);
 }
 
 enum class Into { overwrite, add };
@@ -39,14 +50,16 @@ enum class Into { overwrite, add };
 template <class C, Into into, int M>
 void tile(int64_t k_len, Operand<C> a, Operand<C> b, C* c, int64_t ldc) {
   using S = Simd<C>;
-  typename S::V acc[M][NV] = {};
+  typename S::V acc[K<M> * M][NV] = {};
   accumulate<C, M>(k_len, a, b, acc);
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
     for (int n = 0; n < NV; ++n) {
+      typename S::V sum = acc[m][n];
+      if (K<M> == 2) sum += acc[(K<M> - 1) * M + m][n];
       C* p = c + m * ldc + n * S::W;
-      S::store(p, into == Into::add ? S::load(p) + acc[m][n] : acc[m][n]);
+      S::store(p, into == Into::add ? S::load(p) + sum : sum);
     }
 }
 
@@ -66,29 +79,38 @@ inline Range meet(Range a, Range b) {
   return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
 }
 
-// C[M][n_len] += A·B where row m sums over range[m] only; a and b start at index `origin` of the
-// summed dimension. A masked pair is left out, not multiplied by zero: 0·NaN would be NaN.
+// MR of the m_len rows of a product at a time: f(first, count).
+template <class F>
+inline void by_tiles(int64_t m_len, const F& f) {
+  for (int64_t m = 0; m < m_len; m += MR) f(m, int(m_len - m < MR ? m_len - m : MR));
+}
+
+// C[m_len][n_len] += A·B where row m sums over range[m] only; a and b start at index `origin` of
+// the summed dimension. A masked pair is left out, not multiplied by zero: 0·NaN would be NaN.
+// A strip of B stays in cache while all rows pass.
 template <class C>
-void product_over_ranges(int m_len, int64_t n_len, const Range* range, int64_t origin, Operand<C> a,
-                         Operand<C> b, C* c, int64_t ldc) {
-  Range common = range[0];
-  for (int m = 1; m < m_len; ++m) common = meet(common, range[m]);
-  const auto add = [&](int m, int count, Range r) {
-    if (r.size() == 0) return;
-    const C* a_at = a.data + m * a.row + (r.begin - origin) * a.k;
-    const C* b_at = b.data + (r.begin - origin) * b.k;
-    for (int64_t n = 0; n < n_len; n += NR<C>)
-      tile<C, Into::add>(count, r.size(), {a_at, a.row, a.k}, {b_at + n, 0, b.k}, c + m * ldc + n,
-                         ldc);
-  };
-  if (common.size() == 0) {
-    for (int m = 0; m < m_len; ++m) add(m, 1, range[m]);
-    return;
-  }
-  add(0, m_len, common);
-  for (int m = 0; m < m_len; ++m) {
-    add(m, 1, {range[m].begin, common.begin});
-    add(m, 1, {common.end, range[m].end});
+void product_over_ranges(int64_t m_len, int64_t n_len, const Range* range, int64_t origin,
+                         Operand<C> a, Operand<C> b, C* c, int64_t ldc) {
+  for (int64_t n = 0; n < n_len; n += NR<C>) {
+    const auto add = [&](int64_t m, int count, Range r) {
+      if (r.size() == 0) return;
+      tile<C, Into::add>(count, r.size(),
+                         {a.data + m * a.row + (r.begin - origin) * a.k, a.row, a.k},
+                         {b.data + n + (r.begin - origin) * b.k, 0, b.k}, c + m * ldc + n, ldc);
+    };
+    by_tiles(m_len, [&](int64_t first, int count) {
+      Range common = range[first];
+      for (int m = 1; m < count; ++m) common = meet(common, range[first + m]);
+      if (common.size() == 0) {
+        for (int m = 0; m < count; ++m) add(first + m, 1, range[first + m]);
+        return;
+      }
+      add(first, count, common);
+      for (int m = 0; m < count; ++m) {
+        add(first + m, 1, {range[first + m].begin, common.begin});
+        add(first + m, 1, {common.end, range[first + m].end});
+      }
+    });
   }
 }
 

@@ -105,12 +105,6 @@ struct Scale {
                        : s) {}
 };
 
-// MR of the m_len rows of a product at a time: f(first, count).
-template <class F>
-inline void by_tiles(int64_t m_len, const F& f) {
-  for (int64_t m = 0; m < m_len; m += MR) f(m, int(m_len - m < MR ? m_len - m : MR));
-}
-
 // panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR]
 template <class C>
 void product_to_panel(int64_t n_keys, int64_t d, Operand<C> a, const C* b, int64_t lanes,

@@ -1,9 +1,7 @@
 // Working memory, aligned to cache lines, and the row length that suits it.
 #pragma once
-#include <cstdlib>
-#include <new>
-
 #include "gemm.h"
+#include "memory.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -16,11 +14,8 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class C>
 class Buffer {
  public:
-  explicit Buffer(int64_t n) {
-    data_ = static_cast<C*>(std::aligned_alloc(kLine, round_up((n ? n : 1) * sizeof(C), kLine)));
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(data_); }
+  explicit Buffer(int64_t n) : data_(static_cast<C*>(take_memory((n ? n : 1) * sizeof(C)))) {}
+  ~Buffer() { give_back_memory(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   C* get() const { return data_; }

@@ -42,15 +42,16 @@ struct Limits {
 };
 
 // For each lane: `max` is the greatest scaled score so far, in log2 units, and `sum` the sum of
-// 2^(score - max). The panel's scores become 2^(score - max), with this block's max in block_max.
+// 2^(score - max). panel [n][lanes] becomes 2^(score - max), with this block's max in block_max.
 template <class C>
-void online_softmax(C* panel, int64_t n, int64_t lanes, C scale, C* max, C* sum, C* block_max) {
+void online_softmax(const C* scores, int64_t n, int64_t lanes, C scale, C* max, C* sum,
+                    C* block_max, C* panel) {
   using S = Simd<C>;
   using V = typename S::V;
   const V factor = S::set(scale * kLog2e<C>);
   for (int64_t r = 0; r < lanes; r += S::W) {
     V top = S::set(-kInf<C>);
-    for (int64_t j = 0; j < n; ++j) top = S::max(top, S::load(panel + j * lanes + r));
+    for (int64_t j = 0; j < n; ++j) top = S::max(top, S::load(scores + j * lanes + r));
     const V old_max = S::load(max + r);
     V new_max = S::max(top * factor, old_max);
     S::store(max + r, new_max);
@@ -60,9 +61,8 @@ void online_softmax(C* panel, int64_t n, int64_t lanes, C scale, C* max, C* sum,
     new_max = new_max == S::set(-kInf<C>) ? zero : new_max;
     V total = S::load(sum + r) * exp2<C>(old_max - new_max);
     for (int64_t j = 0; j < n; ++j) {
-      C* p = panel + j * lanes + r;
-      const V e = exp2<C>(S::load(p) * factor - new_max);
-      S::store(p, e);
+      const V e = exp2<C>(S::load(scores + j * lanes + r) * factor - new_max);
+      S::store(panel + j * lanes + r, e);
       total += e;
     }
     S::store(sum + r, total);

@@ -1,0 +1,50 @@
+// The next tile of a cache, asked for in the order of its addresses and a few lines at a time between
+// pieces of arithmetic: memory serves streams best, and a burst would only queue. One head's rows
+// alone lie apart, so the rows of several heads are asked for together.
+#pragma once
+#include "problem.h"
+#include "scratch.h"
+
+namespace diffattn::cpu {
+namespace {
+
+class Prefetch {
+ public:
+  Prefetch() = default;
+
+  // Rows `keys` of `heads` heads from rows.head on; numbers of a row: comps·n of each head.
+  Prefetch(DType t, const KeyRows& rows, Range keys, int64_t heads, int64_t comps, int64_t n) {
+    const View& v = rows.view;
+    const int64_t span = (heads - 1) * v.head + (comps - 1) * v.comp + n;
+    if (keys.size() == 0 || span > 2 * heads * comps * n) return;  // heads are not side by side
+    line_ = static_cast<const char*>(v.data) + rows.offset(keys.begin) * size_of(t);
+    bytes_ = span * size_of(t);
+    stride_ = v.row * size_of(t);
+    rows_ = keys.size();
+    end_ = line_ + bytes_;
+  }
+
+  // Whether there were lines left to ask for.
+  bool fetch(int lines) {
+    for (int i = 0; i < lines; ++i, line_ += kLine) {
+      if (line_ >= end_ && !next_row()) return i > 0;
+      __builtin_prefetch(line_, 0, 0);  // it is read once
+    }
+    return true;
+  }
+
+ private:
+  bool next_row() {
+    if (rows_ <= 1) return false;
+    --rows_;
+    end_ += stride_;
+    line_ = end_ - bytes_;
+    return true;
+  }
+
+  const char *line_ = nullptr, *end_ = nullptr;
+  int64_t bytes_ = 0, stride_ = 0, rows_ = 0;
+};
+
+}  // namespace
+}  // namespace diffattn::cpu
