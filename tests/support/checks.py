@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffattn_cuda import reference
 from torch import Tensor
+
+from diffattn_cuda import reference
 
 from .data import Problem, flat, wide
 from .emulation import Emulation, Forward
