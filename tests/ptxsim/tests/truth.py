@@ -38,6 +38,7 @@ class Row:
     target: str = "sm_80"
     tolerance: object = None    # (kind, expected bits, got bits, inputs) -> None or why not
     any_nan: bool = True        # a NaN result may have any payload
+    across: bool = False        # the oracle maps the cases of a whole warp to its outputs
     note: str = field(default="", compare=False)
 
     @property
@@ -140,12 +141,19 @@ def mismatch(row, kind, expected, got, case):
     return None
 
 
+def expectations(row):
+    if not row.across:
+        results = [row.oracle(*case) for case in row.cases]
+    else:
+        assert len(row.cases) % 32 == 0
+        results = [d for w in range(0, len(row.cases), 32) for d in row.oracle(row.cases[w:w + 32])]
+    return [r if isinstance(r, tuple) else (r,) for r in results]
+
+
 def check_row(row):
     rows = run_row(row)
     wrong = []
-    for case, got in zip(row.cases, rows):
-        expected = row.oracle(*case)
-        expected = expected if isinstance(expected, tuple) else (expected,)
+    for case, expected, got in zip(row.cases, expectations(row), rows):
         for kind, want, have in zip(row.outs, expected, got):
             # 8-bit results live in 32-bit registers and must arrive extended, so compare what the register holds.
             mask = (1 << register_bits(kind)) - 1
