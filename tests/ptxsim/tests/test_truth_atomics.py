@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ptxsim
-from float_oracles import EXACT, arithmetic, extremum, packed
+from float_oracles import EXACT, arithmetic, packed
 from test_truth_int import value, wrap
 from truth import Row, cases, check_row, module_text
 
