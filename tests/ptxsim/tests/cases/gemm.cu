@@ -20,22 +20,21 @@ __device__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
 }
 
 // 64 rows of 32 bf16 are 256 pieces of 16 bytes, two a thread; a piece beyond the matrix is zeros.
-__device__ void copy_tile(uint32_t to, const uint16_t* matrix, int row0, int rows, int k0, int K) {
-    for (int i = 0; i < 2; i++) {
-        int piece = threadIdx.x + 128 * i, row = piece / 4, k = k0 + piece % 4 * 8;
-        bool inside = row0 + row < rows && k < K;
-        copy16(to + 2 * (row * STRIDE + piece % 4 * 8), matrix + (inside ? (row0 + row) * K + k : 0), inside);
+__device__ void copy_tile(uint32_t to, const uint16_t* matrix, uint32_t row0, uint32_t rows, uint32_t k0, uint32_t K) {
+    for (uint32_t i = 0; i < 2; i++) {
+        uint32_t piece = threadIdx.x + 128 * i, row = piece / 4, k = k0 + piece % 4 * 8;
+        copy16(to + 2 * (row * STRIDE + piece % 4 * 8), matrix + (row0 + row) * K + k, row0 + row < rows && k < K);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128) gemm(const uint16_t* A, const uint16_t* B, float* C, int M, int N, int K) {
+extern "C" __global__ void __launch_bounds__(128) gemm(const uint16_t* A, const uint16_t* B, float* C, uint32_t M, uint32_t N, uint32_t K) {
     extern __shared__ __align__(16) uint16_t room[];
     const uint32_t base = __cvta_generic_to_shared(room);
-    const int lane = threadIdx.x % 32, wm = threadIdx.x / 32 / 2 * 32, wn = threadIdx.x / 32 % 2 * 32;
-    const int m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE, steps = (K + DEPTH - 1) / DEPTH;
+    const uint32_t lane = threadIdx.x % 32, wm = threadIdx.x / 32 / 2 * 32, wn = threadIdx.x / 32 % 2 * 32;
+    const uint32_t m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE, steps = (K + DEPTH - 1) / DEPTH;
     float c[2][4][4] = {};
 
-    auto copy_stage = [&](int step) {
+    auto copy_stage = [&](uint32_t step) {
         if (step < steps) {
             uint32_t at = base + 2 * (step % STAGES) * STAGE;
             copy_tile(at, A, m0, M, step * DEPTH, K);
@@ -45,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(128) gemm(const uint16_t* A, const 
     };
 
     for (int s = 0; s < STAGES - 1; s++) copy_stage(s);
-    for (int step = 0; step < steps; step++) {
+    for (uint32_t step = 0; step < steps; step++) {
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
         __syncthreads();  // this stage has landed for every warp, and nobody reads the one that is refilled next
         copy_stage(step + STAGES - 1);
@@ -64,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(128) gemm(const uint16_t* A, const 
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 4; j++)
             for (int e = 0; e < 4; e++) {
-                int row = m0 + wm + 16 * i + lane / 4 + e / 2 * 8, col = n0 + wn + 8 * j + lane % 4 * 2 + e % 2;
+                uint32_t row = m0 + wm + 16 * i + lane / 4 + e / 2 * 8, col = n0 + wn + 8 * j + lane % 4 * 2 + e % 2;
                 if (row < M && col < N) C[row * N + col] = c[i][j][e];
             }
 }
