@@ -22,16 +22,15 @@ INSTRUCTION = re.compile(r"^(?P<indent>\s*)(?:@(?P<guard>!?%\w+)\s+)?(?P<opcode>
 REGISTER = re.compile(r"%[a-z_]\w*")
 ADDRESSED = re.compile(r"\[\s*(%\w+)\s*(?:\+\s*(-?\w+)\s*)?\]")
 # Integer instructions through which an address is computed, from their results back to their operands.
-ADDRESS_OPCODES = ("add", "sub", "mad", "mul", "shl", "shr", "and", "or", "xor", "lop3", "cvt", "cvta", "mov", "selp", "bfe", "bfi",
-                   "shf", "min", "max", "neg")
-MEMORY_OPCODES = ("ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mbarrier", "ldu")
+ADDRESS_OPCODES = "add sub mad mul shl shr and or xor lop3 cvt cvta mov selp bfe bfi shf min max neg".split()
+MEMORY_OPCODES = "ld ldu st atom red cp ldmatrix stmatrix mbarrier".split()
 
 
 @dataclass(frozen=True)
 class Mutant:
-    ptx_line: int   # 1-based line of the PTX text
+    ptx_line: int  # 1-based line of the PTX text
     kind: str
-    text: str       # the line after the change; empty if it was dropped
+    text: str  # the line after the change; empty if it was dropped
     original: str
 
     def apply(self, ptx):
@@ -48,6 +47,7 @@ class Mutant:
 @dataclass(frozen=True)
 class Line:
     """One instruction of the text."""
+
     number: int
     raw: str
     indent: str
@@ -88,8 +88,9 @@ def functions_of(ptx):
             functions.append(current)
         match = INSTRUCTION.match(raw)
         if match and current and not match["opcode"].startswith(("ret", "exit")):
-            current[1].append(Line(number, raw, match["indent"], match["guard"] or "", match["opcode"],
-                                   split_operands(match["operands"] or "")))
+            current[1].append(
+                Line(number, raw, match["indent"], match["guard"] or "", match["opcode"], split_operands(match["operands"] or ""))
+            )
     return functions
 
 
@@ -118,7 +119,7 @@ def predicate_changes(line, context):
     """Make a guarded instruction unconditional, a branch never or always taken, a selection one-sided."""
     if line.guard and line.family == "bra":
         yield ""
-        if context.label_line(line.operands[0]) > line.number:     # always taken backwards would only loop for ever
+        if context.label_line(line.operands[0]) > line.number:  # always taken backwards would only loop for ever
             yield line.rewritten(line.opcode, *line.operands, guard=False)
     elif line.guard:
         yield line.rewritten(line.opcode, *line.operands, guard=False)
@@ -141,7 +142,7 @@ def address_changes(line, context):
     if line.family in MEMORY_OPCODES:
         for match in ADDRESSED.finditer(line.raw):
             if match[2] and match[2] != "0":
-                yield line.raw[:match.start()] + f"[{match[1]}]" + line.raw[match.end():]
+                yield line.raw[: match.start()] + f"[{match[1]}]" + line.raw[match.end() :]
         return
     if not line.operands or line.operands[0] not in context.address_registers:
         return
@@ -170,11 +171,17 @@ def fragment_changes(line, context):
             if j < len(names) and names[i] != names[j]:
                 swapped = names[:]
                 swapped[i], swapped[j] = names[j], names[i]
-                yield line.raw[:span.start()] + "{" + ", ".join(swapped) + "}" + line.raw[span.end():]
+                yield line.raw[: span.start()] + "{" + ", ".join(swapped) + "}" + line.raw[span.end() :]
 
 
-CHANGES = {"barrier": barrier_changes, "wait": wait_changes, "predicate": predicate_changes, "fence": fence_changes,
-           "address": address_changes, "fragment": fragment_changes}
+CHANGES = {
+    "barrier": barrier_changes,
+    "wait": wait_changes,
+    "predicate": predicate_changes,
+    "fence": fence_changes,
+    "address": address_changes,
+    "fragment": fragment_changes,
+}
 
 
 class Context:
@@ -187,8 +194,9 @@ class Context:
             if line.operands:
                 for register in REGISTER.findall(line.operands[0]):
                     self.definitions[register].append(line)
-        self.address_registers = self.backward_slice({r for line in lines if line.family in MEMORY_OPCODES
-                                                      for r, _ in ADDRESSED.findall(line.raw)})
+        self.address_registers = self.backward_slice(
+            {r for line in lines if line.family in MEMORY_OPCODES for r, _ in ADDRESSED.findall(line.raw)}
+        )
 
     def backward_slice(self, roots):
         """Registers that integer arithmetic turns into one of the roots."""
@@ -208,9 +216,11 @@ class Context:
 
     def rounds_a_quotient(self, term):
         """x + (x >> 31 >>> n): the term nvcc adds before it divides a signed number; zero unless that is negative."""
-        return any(line.opcode.startswith("shr.u") and any(d.opcode.startswith("shr.s") and d.operands[2] in ("31", "63")
-                                                           for d in self.definitions[line.operands[1]])
-                   for line in self.definitions.get(term, ()))
+        return any(
+            line.opcode.startswith("shr.u")
+            and any(d.opcode.startswith("shr.s") and d.operands[2] in ("31", "63") for d in self.definitions[line.operands[1]])
+            for line in self.definitions.get(term, ())
+        )
 
 
 def labels_of(ptx):
@@ -226,8 +236,13 @@ def mutants_of(ptx, kinds=KINDS, kernel=""):
     for name, lines in functions_of(ptx):
         if kernel in name:
             context = Context(lines, labels)
-            found += [Mutant(line.number, kind, text, line.raw) for line in lines for kind in kinds
-                      for text in CHANGES[kind](line, context) if text != line.raw]
+            found += [
+                Mutant(line.number, kind, text, line.raw)
+                for line in lines
+                for kind in kinds
+                for text in CHANGES[kind](line, context)
+                if text != line.raw
+            ]
     return sorted(found, key=lambda m: (m.ptx_line, m.kind))
 
 

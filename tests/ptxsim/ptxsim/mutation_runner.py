@@ -6,15 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
-NOT_PTX = ("BadProgram", "Unsupported")     # the change made no program: neither killed nor survived
+NOT_PTX = ("BadProgram", "Unsupported")  # the change made no program: neither killed nor survived
 
 
 @dataclass
 class MutationReport:
-    killed: list = field(default_factory=list)      # (mutant, what killed it)
-    survived: list = field(default_factory=list)    # mutants
-    invalid: list = field(default_factory=list)     # (mutant, why it is no program)
-    crashed: list = field(default_factory=list)     # (mutant, exit code): killed, but the simulator should not crash
+    killed: list = field(default_factory=list)  # (mutant, what killed it)
+    survived: list = field(default_factory=list)  # mutants
+    invalid: list = field(default_factory=list)  # (mutant, why it is no program)
+    crashed: list = field(default_factory=list)  # (mutant, exit code): killed, but the simulator should not crash
 
     @property
     def rate(self):
@@ -41,7 +41,7 @@ def child(test, text, pipe):
     try:
         test(text)
         pipe.send(None)
-    except BaseException as error:  # noqa: BLE001  (a killed mutant may raise anything)
+    except BaseException as error:  # (a killed mutant may raise anything)
         pipe.send(f"{type(error).__name__}: {str(error)[:400]}")
 
 
@@ -101,7 +101,7 @@ def finish_one(running):
 def check_original(test, text, timeout):
     """How long the unchanged text takes; an error if the test does not pass on it."""
     begin, running = time.monotonic(), [start(test, text, None, timeout or 600)]
-    (_, (status, why)), = finish_one(running)
+    ((_, (status, why)),) = finish_one(running)
     if status != "survived":
         raise ValueError(f"the test fails on the unchanged text: {why}")
     return time.monotonic() - begin

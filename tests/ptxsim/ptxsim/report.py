@@ -6,7 +6,7 @@ def table(rows, header=()):
     rows = [tuple(header)] * bool(header) + [tuple(rows_) for rows_ in rows]
     shown = [[format_cell(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in shown) for i in range(len(shown[0]))] if shown else []
-    numeric = [all(isinstance(row[i], (int, float)) for row in rows[bool(header):]) for i in range(len(widths))]
+    numeric = [all(isinstance(row[i], (int, float)) for row in rows[bool(header) :]) for i in range(len(widths))]
     lines = ["  ".join(cell.rjust(w) if n else cell.ljust(w) for cell, w, n in zip(row, widths, numeric)).rstrip() for row in shown]
     if header:
         lines.insert(1, "  ".join("-" * w for w in widths))
@@ -22,8 +22,7 @@ def format_cell(cell):
 def summary(counters, **others):
     """One column a launch: summary(forward) or summary(forward, padded=other)."""
     columns = {"count": counters, **others} if others else {"count": counters}
-    names = list(dict.fromkeys(name for column in columns.values() for name, value in column.items()
-                               if isinstance(value, (int, float))))
+    names = list(dict.fromkeys(name for column in columns.values() for name, value in column.items() if isinstance(value, (int, float))))
     return table([(name, *(column.get(name, 0) for column in columns.values())) for name in names], ("counter", *columns))
 
 
@@ -45,5 +44,10 @@ def bank_conflicts(counters, smallest=1.0):
 def hot_lines(counters, count=20):
     """The source lines that issue most warp instructions, with the fraction of lanes at work."""
     lines = sorted(counters["lines"].items(), key=lambda item: -item[1]["issues"])[:count]
-    return table([(source, line["issues"], line["lanes"] / (32 * line["issues"]) if line["issues"] else 0.0, line["sectors"])
-                  for source, line in lines], ("source line", "instructions", "lanes at work", "sectors"))
+    return table(
+        [
+            (source, line["issues"], line["lanes"] / (32 * line["issues"]) if line["issues"] else 0.0, line["sectors"])
+            for source, line in lines
+        ],
+        ("source line", "instructions", "lanes at work", "sectors"),
+    )

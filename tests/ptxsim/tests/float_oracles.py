@@ -3,8 +3,20 @@
 from fractions import Fraction
 from math import isinf, isnan
 
-from exact_floats import (FORMATS, decode, encode, exact_product, exact_quotient, exact_sum, flush, is_zero, negative,
-                          relu, saturate, sqrt_bits)
+from exact_floats import (
+    FORMATS,
+    decode,
+    encode,
+    exact_product,
+    exact_quotient,
+    exact_sum,
+    flush,
+    is_zero,
+    negative,
+    relu,
+    saturate,
+    sqrt_bits,
+)
 
 
 def modifiers(opcode):

@@ -4,11 +4,10 @@
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
-
 from exact_floats import BF16, F16, F32, F64, decode, encode
-from fractions import Fraction
 
 
 def split(lane):

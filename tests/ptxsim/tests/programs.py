@@ -6,7 +6,6 @@
 import math
 
 import numpy as np
-
 import ptxsim
 from oracle_half import bf16_bits, bf16_values
 
@@ -255,8 +254,12 @@ def halves(dev, build):
     return counters
 
 
+def cube_root(v):
+    return math.copysign(abs(v) ** (1 / 3), v)
+
+
 FUNCTIONS = [math.exp, lambda v: math.log(abs(v)), math.sin, math.cos, math.tanh, math.erf, lambda v: abs(v)**0.5,
-             lambda v: abs(v)**-0.5, lambda v: abs(v)**float(np.float32(1.7)), math.atan, math.cbrt, lambda v: math.log1p(abs(v)),
+             lambda v: abs(v)**-0.5, lambda v: abs(v)**float(np.float32(1.7)), math.atan, cube_root, lambda v: math.log1p(abs(v)),
              lambda v: 1 / v, lambda v: math.fmod(v, 3), round, lambda v: 2.0**v]
 
 

@@ -1,9 +1,8 @@
 """Hand-written kernels, compiled by nvcc, against their known answers; then under fifty seeds without a false alarm."""
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from conftest import CASES
 from programs import PROGRAMS, run_gemm, transpose
 

@@ -1,10 +1,9 @@
 """Counters of a launch where the right number is known, and the tables of ptxsim.report."""
 
 import numpy as np
-import pytest
-
 import ptxsim
 import ptxsim.report as report
+import pytest
 from programs import gemm_problem, run_gemm, transpose
 from truth import module_text
 

@@ -5,9 +5,7 @@ from random import Random
 
 import numpy as np
 import pytest
-
-from exact_floats import (BF16, F16, F32, F64, decode, edge_bits, encode, exact_product, exact_quotient, exact_sum,
-                          sqrt_bits)
+from exact_floats import BF16, F16, F32, F64, decode, edge_bits, encode, exact_product, exact_quotient, exact_sum, sqrt_bits
 
 NUMPY = {F16: (np.uint16, np.float16), F32: (np.uint32, np.float32), F64: (np.uint64, np.float64)}
 OPERATIONS = {"add": (np.add, exact_sum), "mul": (np.multiply, exact_product), "div": (np.divide, exact_quotient)}

@@ -1,9 +1,8 @@
 """mma and ldmatrix against the ISA's layout tables, one element hot at a time: PTX ISA 9.7.14."""
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from fragments import CODECS, SHAPES, Shape, ldmatrix_element, to_matrix, to_registers
 from truth import module_text
 
@@ -22,7 +21,7 @@ def mma_text(shape, name="mma"):
     parts = [f".visible .entry {name}(.param .u64 pa, .param .u64 pb, .param .u64 pc, .param .u64 pd)", "{",
              "  .reg .b64 %pa, %pb, %pc, %pd; .reg .b32 %i, %w;", "  mov.u32 %i, %tid.x; mov.u32 %w, %ctaid.x; mad.lo.u32 %i, %w, 32, %i;"]
     for o in "abc":
-        parts.append("  .reg .b%d %s;" % (width[o], ", ".join("%" + n for n in names[o])))
+        parts.append(f"  .reg .b{width[o]} " + ", ".join("%" + n for n in names[o]) + ";")
         parts.append(f"  ld.param.u64 %p{o}, [p{o}]; mad.wide.u32 %p{o}, %i, {len(names[o]) * width[o] // 8}, %p{o};")
         parts.append(transfer("ld", "global", names[o], width[o], f"%p{o}"))
     parts.append(f"  ld.param.u64 %pd, [pd]; mad.wide.u32 %pd, %i, {len(names['c']) * width['c'] // 8}, %pd;")

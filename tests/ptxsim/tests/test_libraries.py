@@ -8,9 +8,8 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from conftest import CASES
 from oracle_half import bf16_bits, bf16_values
 
@@ -121,7 +120,7 @@ class Attention:
         q, k, v, dout = (heads_first(self.host[n]) for n in ("q", "k", "v", "dout"))
         dp = dout @ v.transpose(0, 1, 3, 2)
         ds = self.p * (dp - (dout * self.out).sum(-1, keepdims=True))
-        transposed = lambda x: x.transpose(0, 1, 3, 2)  # noqa: E731
+        transposed = lambda x: x.transpose(0, 1, 3, 2)
         return self.scale * ds @ k, self.scale * transposed(ds) @ q, transposed(self.p) @ dout
 
 

@@ -1,9 +1,8 @@
 """The limits of each device: a launch beyond one is refused, one at the limit runs."""
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 
 # threads of a block, shared memory of a block without and with opt-in, registers of an SM
 OPT_IN = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024, "sm_120": 99 * 1024}

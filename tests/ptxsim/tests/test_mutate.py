@@ -4,7 +4,6 @@ import os
 import time
 
 import pytest
-
 from programs import gemm_mutant_check
 from ptxsim.mutate import KINDS, mutants_of, run_mutants
 

@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from conftest import CASES
 
 SEEDS = range(6)

@@ -1,9 +1,8 @@
 """Planted bugs that take hand-written PTX: registers nobody wrote, unknown or wrong text, broken launches."""
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from truth import module_text
 
 HEAD = """.visible .entry k(.param .u64 out)

@@ -1,9 +1,8 @@
 """Special registers and by-name facts about the launch: PTX ISA section 10."""
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from truth import module_text
 
 NAMES = ["tid.x", "tid.y", "tid.z", "ntid.x", "ntid.y", "ntid.z", "ctaid.x", "ctaid.y", "ctaid.z", "nctaid.x", "nctaid.y", "nctaid.z",

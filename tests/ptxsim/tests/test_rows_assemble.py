@@ -7,7 +7,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-
 from truth import entry_text, module_text
 
 TABLES = sorted(p.stem for p in Path(__file__).parent.glob("test_truth_*.py"))

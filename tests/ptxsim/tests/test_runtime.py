@@ -3,9 +3,8 @@
 import ctypes
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from conftest import CASES
 
 INVALID_VALUE = 1

@@ -3,9 +3,8 @@
 from fractions import Fraction  # noqa: F401  (values of the oracles)
 
 import numpy as np
-import pytest
-
 import ptxsim
+import pytest
 from float_oracles import EXACT, arithmetic, packed
 from test_truth_int import value, wrap
 from truth import Row, cases, check_row, module_text
@@ -84,7 +83,7 @@ def swap_rows():
         bits = register_width(kind)
         plain = cases(kind, kind, kind, limit=120)
         table = plain + tuple((a, a, c) for a, _, c in plain[:60])
-        oracle = lambda a, b, c: (a, c if a == b else a)  # noqa: E731
+        oracle = lambda a, b, c: (a, c if a == b else a)
         yield Row(f"atom.global.cas.{kind} %d, [%row], %b, %c; ld.global.b{bits} %e, [%row];", (kind,) * 3, (kind, kind), oracle, table)
         yield Row(f"atom.acquire.cta.global.cas.{kind} %d, [%row], %b, %c; ld.global.b{bits} %e, [%row];", (kind,) * 3, (kind, kind),
                   oracle, table)
@@ -95,7 +94,7 @@ def swap_rows():
 def vector_rows():
     """red of two and four floats at once, sm_90."""
     add = arithmetic("add.rn.ftz.f32", EXACT["add"])
-    both = lambda a, b: add(a & 0xFFFFFFFF, b & 0xFFFFFFFF) | add(a >> 32, b >> 32) << 32  # noqa: E731
+    both = lambda a, b: add(a & 0xFFFFFFFF, b & 0xFFFFFFFF) | add(a >> 32, b >> 32) << 32
     pairs = tuple((x | y << 32, y | x << 32) for x, y in cases("f32", "f32", limit=60))
     yield Row("{ .reg .f32 %f<2>; mov.b64 {%f0, %f1}, %b; red.global.add.v2.f32 [%row], {%f0, %f1}; ld.global.b64 %d, [%row]; }",
               ("b64", "b64"), ("b64",), both, pairs, "sm_90", note="red.v2.f32", tolerance=pair_mismatch)

@@ -3,7 +3,6 @@
 from random import Random
 
 import pytest
-
 from float_oracles import compare
 from test_truth_int import KINDS, MASK32, bytes_of, row, value, wrap
 from truth import WIDTHS, Row, cases, check_row
@@ -94,7 +93,7 @@ def bfe(kind):
         top, position, length = WIDTHS[kind] - 1, position & 255, length & 255
         signed = kind[0] == "s" and length
         fill = a >> min(position + length - 1, top) & 1 if signed else 0
-        inside = lambda i: i < length and position + i <= top  # noqa: E731
+        inside = lambda i: i < length and position + i <= top
         return sum((a >> (position + i) & 1 if inside(i) else fill) << i for i in range(top + 1))
 
     return oracle
@@ -172,7 +171,7 @@ def comparison_rows():
             yield row(f"setp.{cmp}.{kind}", kind, lambda a, b, c=cmp, k=kind: compare_integers(c, k, a, b), outs=("pred",))
     for logic, function in (("and", int.__and__), ("or", int.__or__), ("xor", int.__xor__)):
         table = cases("s32", "s32", "pred")
-        both = lambda a, b, c, f=function: (f(int(value("s32", a) < value("s32", b)), c),  # noqa: E731
+        both = lambda a, b, c, f=function: (f(int(value("s32", a) < value("s32", b)), c),
                                             f(int(value("s32", a) >= value("s32", b)), c))
         yield Row(f"setp.lt.{logic}.s32 %d|%e, %a, %b, %c;", ("s32", "s32", "pred"), ("pred", "pred"), both, table)
         yield Row(f"setp.lt.{logic}.s32 %d, %a, %b, !%c;", ("s32", "s32", "pred"), ("pred",),
@@ -188,7 +187,7 @@ def selection_rows():
                   cases(kind, kind, "pred"), any_nan=False)
     yield Row("slct.b32.s32 %d, %a, %b, %c;", ("b32", "b32", "s32"), ("b32",), lambda a, b, c: a if value("s32", c) >= 0 else b,
               cases("b32", "b32", "s32"))
-    nan_or_negative = lambda c: c & 0x7FFFFFFF > 0x7F800000 or (c >> 31 and c != 1 << 31)  # noqa: E731
+    nan_or_negative = lambda c: c & 0x7FFFFFFF > 0x7F800000 or (c >> 31 and c != 1 << 31)
     yield Row("slct.u64.f32 %d, %a, %b, %c;", ("u64", "u64", "f32"), ("u64",), lambda a, b, c: b if nan_or_negative(c) else a,
               cases("u64", "u64", "f32"))
 

@@ -5,7 +5,6 @@ from math import isinf, isnan
 from random import Random
 
 import pytest
-
 from exact_floats import FORMATS, TF32, decode, edge_bits, encode, flush, is_zero, negative, relu, round_to_integer, saturate
 from test_truth_int import clamp, value
 from truth import WIDTHS, Row, cases, check_row, register_bits

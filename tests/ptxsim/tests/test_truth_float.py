@@ -1,9 +1,7 @@
 """Floating-point arithmetic of f32 and f64: PTX ISA 9.7.3."""
 
 import pytest
-
-from float_oracles import (EXACT, arithmetic, copysign_oracle, extremum, setp_float, sign_change, square_root,
-                           testp_oracle)
+from float_oracles import EXACT, arithmetic, copysign_oracle, extremum, setp_float, sign_change, square_root, testp_oracle
 from truth import Row, cases, check_row
 
 ROUNDINGS = ("rn", "rz", "rm", "rp")
@@ -12,7 +10,7 @@ OPERANDS = {1: "%d, %a", 2: "%d, %a, %b", 3: "%d, %a, %b, %c"}
 
 
 def rounded_opcodes():
-    for name, arity in ARITY.items():
+    for name in ARITY:
         for mode in ROUNDINGS:
             yield f"{name}.{mode}.f32"
             yield f"{name}.{mode}.ftz.f32"

@@ -1,7 +1,6 @@
 """Integer arithmetic: PTX ISA 9.7.1 and 9.7.2 (extended precision)."""
 
 import pytest
-
 from truth import WIDTHS, Row, cases, check_row
 
 KINDS = ("u16", "s16", "u32", "s32", "u64", "s64")
@@ -80,7 +79,7 @@ def low24(kind, bits):
 def mul24_rows():
     for kind in ("u32", "s32"):
         for half, shift in (("lo", 0), ("hi", 16)):
-            product = lambda a, b, k=kind, s=shift: low24(k, a) * low24(k, b) >> s  # noqa: E731
+            product = lambda a, b, k=kind, s=shift: low24(k, a) * low24(k, b) >> s
             yield row(f"mul24.{half}.{kind}", kind, lambda a, b, p=product: p(a, b) & MASK32)
             yield row(f"mad24.{half}.{kind}", kind, lambda a, b, c, p=product: (p(a, b) + c) & MASK32, arity=3)
 
@@ -101,7 +100,7 @@ def bytes_of(kind, bits, width=8):
 def dot_rows():
     for ka in ("u32", "s32"):
         for kb in ("u32", "s32"):
-            four = lambda a, b, c, ka=ka, kb=kb: (sum(x * y for x, y in zip(bytes_of(ka, a), bytes_of(kb, b))) + c) & MASK32  # noqa: E731
+            four = lambda a, b, c, ka=ka, kb=kb: (sum(x * y for x, y in zip(bytes_of(ka, a), bytes_of(kb, b))) + c) & MASK32
             yield row(f"dp4a.{ka}.{kb}", "b32", four, arity=3)
             for half in ("lo", "hi"):
                 yield row(f"dp2a.{half}.{ka}.{kb}", "b32", dp2a(ka, kb, half), arity=3)
@@ -119,8 +118,8 @@ def dp2a(ka, kb, half):
 
 def carry_rows():
     """Two-word sums and products through the carry flag."""
-    join = lambda low, high: low & MASK32 | (high & MASK32) << 32  # noqa: E731
-    split = lambda n: (n & MASK32, n >> 32 & MASK32)  # noqa: E731
+    join = lambda low, high: low & MASK32 | (high & MASK32) << 32
+    split = lambda n: (n & MASK32, n >> 32 & MASK32)
     table = cases("u32", "u32", "u32")
     yield Row("add.cc.u32 %d, %a, %b; addc.u32 %e, %c, %a;", ("u32",) * 3, ("u32", "u32"),
               lambda a, b, c: split(join(a, c) + join(b, a)), table)

@@ -4,7 +4,6 @@ from functools import reduce
 from random import Random
 
 import pytest
-
 from test_truth_int import value
 from truth import Row, check_row, run_row
 
@@ -68,10 +67,10 @@ def vote_rows():
     predicates = [0] * 32 + [1] * 32 + [int(i == 7) for i in range(32)] + [int(i != 31) for i in range(32)]
     predicates += [rng.randrange(2) for _ in range(64)]
     table = tuple((p,) for p in predicates)
-    spread = lambda answer: lambda cases: [(answer([p for (p,) in cases]),)] * 32  # noqa: E731
+    spread = lambda answer: lambda cases: [(answer([p for (p,) in cases]),)] * 32
     for mode, answer in (("all", lambda p: int(all(p))), ("any", lambda p: int(any(p))), ("uni", lambda p: int(len(set(p)) == 1))):
         yield Row(f"vote.sync.{mode}.pred %d, %a, 0xffffffff;", ("pred",), ("pred",), spread(answer), table, across=True)
-        negated = lambda p, f=answer: f([1 - x for x in p])  # noqa: E731
+        negated = lambda p, f=answer: f([1 - x for x in p])
         yield Row(f"vote.sync.{mode}.pred %d, !%a, 0xffffffff;", ("pred",), ("pred",), spread(negated), table, across=True,
                   note="negated")
     yield Row("vote.sync.ballot.b32 %d, %a, 0xffffffff;", ("pred",), ("b32",), spread(ballot), table, across=True)
@@ -127,14 +126,14 @@ REDUCTIONS = {"add": int.__add__, "min": min, "max": max, "and": int.__and__, "o
 def redux_rows():
     for name, function in REDUCTIONS.items():
         for kind in ("b32",) if name in ("and", "or", "xor") else ("u32", "s32"):
-            oracle = lambda cases, f=function, k=kind: [(reduce(f, [value(k, a) for (a,) in cases]) & FULL,)] * 32  # noqa: E731
+            oracle = lambda cases, f=function, k=kind: [(reduce(f, [value(k, a) for (a,) in cases]) & FULL,)] * 32
             yield Row(f"redux.sync.{name}.{kind} %d, %a, 0xffffffff;", (kind,), (kind,), oracle,
                       warps(random_column(1)) + warps(random_column(2)), across=True)
 
 
 def lane_mask_rows():
     for name, test in (("eq", int.__eq__), ("lt", int.__lt__), ("le", int.__le__), ("gt", int.__gt__), ("ge", int.__ge__)):
-        oracle = lambda cases, t=test: [(ballot([int(t(i, lane)) for i in range(32)]),) for lane in range(32)]  # noqa: E731
+        oracle = lambda cases, t=test: [(ballot([int(t(i, lane)) for i in range(32)]),) for lane in range(32)]
         yield Row(f"mov.u32 %d, %lanemask_{name};", ("b32",), ("b32",), oracle, warps([0] * 32), across=True)
     yield Row("mov.u32 %d, %laneid;", ("b32",), ("b32",), lambda cases: [(i,) for i in range(32)], warps([0] * 32), across=True)
     yield Row("mov.b32 %d, WARP_SZ;", ("b32",), ("b32",), lambda cases: [(32,)] * 32, warps([0] * 32), across=True)

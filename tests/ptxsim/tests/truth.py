@@ -10,7 +10,6 @@ from math import isinf, isnan
 from random import Random
 
 import numpy as np
-
 import ptxsim
 from exact_floats import FORMATS, decode
 
