@@ -174,7 +174,8 @@ def address_rows():
     yield Row(f"{{ .reg .b64 %x; {SHARED} cvt.u64.u32 %x, %i; cvta.shared.u64 %x, %x; st.b64 [%x], %a; "
               "cvta.to.shared.u64 %x, %x; cvt.u32.u64 %n, %x; ld.shared.b64 %d, [%n]; }", ("b64",), ("b64",), lambda a: a,
               cases("b64"), note="cvta.to.shared")
-    yield Row(f"{{ .reg .b64 %x, %y; {LOCAL} cvta.local.u64 %y, %x; st.b64 [%y], %a; ld.local.b64 %d, [%x]; }}", ("b64",), ("b64",), lambda a: a, cases("b64"), note="cvta.local")
+    yield Row(f"{{ .reg .b64 %x, %y; {LOCAL} cvta.local.u64 %y, %x; st.b64 [%y], %a; ld.local.b64 %d, [%x]; }}",
+              ("b64",), ("b64",), lambda a: a, cases("b64"), note="cvta.local")
     yield Row("{ .reg .b64 %x; cvta.to.global.u64 %x, %row; ld.global.b64 %d, [%x]; cvta.global.u64 %x, %x; ld.b64 %e, [%x+8]; }",
               ("b64", "b64"), ("b64", "b64"), lambda a, b: (a, b), cases("b64", "b64"), note="cvta.global")
     yield Row("{ .reg .b64 %x; add.s64 %x, %row, 4096; ld.global.b64 %d, [%x+-4096]; ld.global.b64 %e, [%x+-4088]; }",
