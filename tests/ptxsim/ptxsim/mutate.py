@@ -2,7 +2,7 @@
 
 A suite that lets a mutant live does not test what the mutated line is there for:
 
-    report = run_mutants(module.ptx, check, kinds=("barrier", "wait"))    # check(text) raises when something is wrong
+    report = run_mutants(module.text, check, kinds=("barrier", "wait"))    # check(text) raises when something is wrong
     print(report)                                                         # survivors with their PTX lines
     assert report.rate >= 0.95
 

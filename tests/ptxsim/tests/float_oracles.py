@@ -117,7 +117,7 @@ def copysign_oracle(opcode):
     return lambda a, b: (a & fmt.sign_bit) | (b & ~fmt.sign_bit)
 
 
-def testp_oracle(opcode):
+def property_oracle(opcode):
     kind, name = modifiers(opcode)
     fmt = FORMATS[name]
 

@@ -93,7 +93,7 @@ def test_a_test_that_fails_anyway_is_refused():
 
 
 def test_the_gemm_kills_its_mutants(compile_case):
-    report = run_mutants(compile_case("gemm").ptx, gemm_mutant_check, kernel="gemm")
+    report = run_mutants(compile_case("gemm").text, gemm_mutant_check, kernel="gemm")
     print(report)
     assert report.rate >= 0.95, str(report)
     assert not report.crashed, str(report)
@@ -105,7 +105,7 @@ def test_ptxas_takes_the_mutants_of_the_gemm(compile_case, nvcc, tmp_path):
     """A sample: the changes are programs, so what kills them is their meaning."""
     import subprocess
     from pathlib import Path
-    text = compile_case("gemm").ptx
+    text = compile_case("gemm").text
     for mutant in mutants_of(text)[::12]:
         (tmp_path / "m.ptx").write_text(mutant.apply(text))
         command = [str(Path(nvcc).with_name("ptxas")), "-O0", "-arch", "sm_80", str(tmp_path / "m.ptx"), "-o", str(tmp_path / "out")]

@@ -90,7 +90,7 @@ def test_error_names_the_place(bug, compile_case):
     with pytest.raises(ptxsim.SimError) as caught:
         launch(bug, "bug", compile_case)
     error = caught.value
-    text = compile_case("planted").ptx.splitlines()
+    text = compile_case("planted").text.splitlines()
     assert f"{bug.name}_bug" in error.kernel
     assert error.ptx_text.strip().rstrip(";") in text[error.ptx_line - 1]
     file, line = re.search(r"([\w.]+\.cu):(\d+)", error.source).groups()

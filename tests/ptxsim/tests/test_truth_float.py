@@ -1,7 +1,7 @@
 """Floating-point arithmetic of f32 and f64: PTX ISA 9.7.3."""
 
 import pytest
-from float_oracles import EXACT, arithmetic, copysign_oracle, extremum, setp_float, sign_change, square_root, testp_oracle
+from float_oracles import EXACT, arithmetic, copysign_oracle, extremum, setp_float, sign_change, square_root, property_oracle
 from truth import Row, cases, check_row
 
 ROUNDINGS = ("rn", "rz", "rm", "rp")
@@ -54,11 +54,11 @@ def sign_rows():
         yield Row(f"{opcode} %d, %a, %b;", (kind, kind), (kind,), copysign_oracle(opcode), cases(kind, kind), any_nan=False)
 
 
-def testp_rows():
+def property_rows():
     for kind in ("f32", "f64"):
         for test in ("finite", "infinite", "number", "notanumber", "normal", "subnormal"):
             opcode = f"testp.{test}.{kind}"
-            yield Row(f"{opcode} %d, %a;", (kind,), ("pred",), testp_oracle(opcode), cases(kind))
+            yield Row(f"{opcode} %d, %a;", (kind,), ("pred",), property_oracle(opcode), cases(kind))
 
 
 def setp_rows():
@@ -86,7 +86,7 @@ def special_rows():
                   any_nan="min" not in op and "max" not in op, note="by_hand")
 
 
-ROWS = [*map(rounded_row, rounded_opcodes()), *extremum_rows(), *sign_rows(), *testp_rows(), *setp_rows(), *special_rows()]
+ROWS = [*map(rounded_row, rounded_opcodes()), *extremum_rows(), *sign_rows(), *property_rows(), *setp_rows(), *special_rows()]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.id)
