@@ -1,0 +1,123 @@
+// The .approx functions (PTX ISA 9.7.3.15-21): rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh. The ISA bounds their error, not
+// their bits: values are computed in double, and ex2's last bit depends on the seed.
+#include "fp.h"
+#include "control.h"
+#include "cta.h"
+#include "integer.h"
+#include "lanes.h"
+
+namespace ptxsim {
+
+namespace {
+
+// 2^x for |x| < 150: x = n + r with |r| <= 1/2, a degree-7 polynomial for 2^r, then the exponent in the bits.
+inline double exp2_double(double x) {
+    double n = __builtin_nearbyint(x), r = (x - n) * 0.6931471805599453094;
+    double p = 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    return p * bit_cast<double>(static_cast<u64>(static_cast<s64>(n) + 1023) << 52);
+}
+
+// "2^x with a maximum relative error of 2^-22": one unit in the last place of slack goes to the seed.
+inline float exp2_seeded(float x, u32 seed, bool ftz) {
+    if (ftz) x = flush(x);
+    float clamped = x < -150.0f ? -150.0f : x > 129.0f ? 129.0f : x;
+    float y = static_cast<float>(exp2_double(clamped != clamped ? 0.0 : clamped));
+    u32 bits = bit_cast<u32>(y), hash = (bit_cast<u32>(x) ^ seed) * 0x9e3779b1u;
+    bool exact = clamped == __builtin_nearbyintf(clamped), normal = bits > 0x00800000u && bits < 0x7f7fffffu;
+    u32 nudge = exact || !normal ? 0 : (hash >> 30 == 0 ? 1u : hash >> 30 == 1 ? 0xffffffffu : 0u);
+    y = bit_cast<float>(bits + nudge);
+    if (ftz) y = flush(y);
+    return canonical(x != x ? x : y);
+}
+
+template <bool kFlush>
+void op_ex2(Warp& w, const Op& op) {
+    u32 seed = static_cast<u32>(w.cta->launch->seed);
+    w.cta->counters->ex2 += static_cast<u64>(popcount(w.active));
+    map1<float, float>(w, op.dst, op.a, [seed](float x) { return exp2_seeded(x, seed, kFlush); });
+}
+
+struct Rcp { static double value(double x) { return 1.0 / x; } };
+struct Sqrt { static double value(double x) { return std::sqrt(x); } };
+struct Rsqrt { static double value(double x) { return 1.0 / std::sqrt(x); } };
+struct Sin { static double value(double x) { return std::sin(x); } };
+struct Cos { static double value(double x) { return std::cos(x); } };
+struct Lg2 { static double value(double x) { return std::log2(x); } };
+struct Tanh { static double value(double x) { return std::tanh(x); } };
+
+template <class F, bool kFlush>
+void op_approximate(Warp& w, const Op& op) {
+    map1<float, float>(w, op.dst, op.a, [](float x) {
+        if (kFlush) x = flush(x);
+        float y = static_cast<float>(F::value(x));
+        return canonical(kFlush ? flush(y) : y);
+    });
+}
+
+// 9.7.3.13, 9.7.3.17: rcp.approx.ftz.f64 and rsqrt.approx.ftz.f64 look at the upper 32 bits only.
+template <class F>
+void op_approximate_double(Warp& w, const Op& op) {
+    map1<double, double>(w, op.dst, op.a, [](double x) {
+        u64 bits = bit_cast<u64>(x) & ~0xffffffffull;
+        if ((bits & 0x7ff0000000000000ull) == 0) bits &= 1ull << 63;
+        double y = F::value(bit_cast<double>(bits));
+        return bit_cast<double>(bit_cast<u64>(y) & ~0xffffffffull);
+    });
+}
+
+template <class F>
+Handler pick(const std::string& type, bool ftz) {
+    if (type == "f64") return op_approximate_double<F>;
+    return ftz ? op_approximate<F, true> : op_approximate<F, false>;
+}
+
+Handler handler_of(Form& f, const std::string& function, const std::string& type, bool ftz) {
+    if (function == "rcp") return pick<Rcp>(type, ftz);
+    if (function == "sqrt") return pick<Sqrt>(type, ftz);
+    if (function == "rsqrt") return pick<Rsqrt>(type, ftz);
+    if (function == "sin") return pick<Sin>(type, ftz);
+    if (function == "cos") return pick<Cos>(type, ftz);
+    if (function == "lg2") return pick<Lg2>(type, ftz);
+    if (function == "tanh") return pick<Tanh>(type, ftz);
+    if (function == "ex2") return ftz ? op_ex2<true> : op_ex2<false>;
+    f.unsupported();
+}
+
+template <int kFunction>
+void decode_named(Form& f) {
+    static const char* names[] = {"rsqrt", "sin", "cos", "lg2", "ex2", "tanh"};
+    decode_approximate(f, names[kFunction]);
+}
+
+}  // namespace
+
+void decode_approximate(Form& f, const std::string& function) {
+    for (const char* half : {"f16", "f16x2", "bf16", "bf16x2"})
+        if (f.inst.has(half)) return decode_half_approximate(f, function, half);
+    f.take("approx");
+    bool ftz = f.take("ftz");
+    std::string type = f.take_type();
+    if (type == "f64" && function != "rcp" && function != "rsqrt") f.unsupported("type .f64");
+    Ref a = f.decoder.source(f.at(1), type);
+    Op& op = f.decoder.emit(handler_of(f, function, type, ftz), OpClass::Special);
+    op.a = a;
+    op.dst = f.decoder.dest(f.at(0), type == "f64" ? 8 : 4);
+}
+
+void add_approximate_families(FamilyTable& t) {
+    t["rsqrt"] = decode_named<0>;
+    t["sin"] = decode_named<1>;
+    t["cos"] = decode_named<2>;
+    t["lg2"] = decode_named<3>;
+    t["ex2"] = decode_named<4>;
+    t["tanh"] = decode_named<5>;
+}
+
+}  // namespace ptxsim
