@@ -18,7 +18,7 @@ def run(body, entry=HEAD, block=32, grid=1, arguments=(), seed=0, size=64, check
     out = dev.empty((size,), np.int32, "out")
     kernel = ptxsim.load_ptx(module_text("sm_80", [entry + body + "\n  ret;\n}\n"])).kernel("k")
     dev.launch(kernel, grid, block, [out, *arguments])
-    return out.numpy()
+    return out.numpy().copy()
 
 
 ADDRESS = "mul.wide.u32 %x, %t, 4; add.u64 %p, %p, %x;"

@@ -36,7 +36,7 @@ def table():
     kernel = ptxsim.load_ptx(module_text("sm_80", [kernel_text().replace("st.shared.u32 [%v], 0;", "")])).kernel("k")
     out = dev.empty((2, 3, 2, 3, 4, 5, len(NAMES)), np.uint32, "out")
     dev.launch(kernel, (2, 3, 2), (5, 4, 3), [out], smem=48)
-    return dict(zip(NAMES, np.moveaxis(out.numpy(), -1, 0)))
+    return dict(zip(NAMES, np.moveaxis(out.numpy().copy(), -1, 0)))
 
 
 INDEX = np.indices((2, 3, 2, 3, 4, 5))

@@ -5,6 +5,7 @@ from fractions import Fraction  # noqa: F401  (values of the oracles)
 import numpy as np
 import ptxsim
 import pytest
+from exact_floats import F32, is_subnormal
 from float_oracles import EXACT, arithmetic, packed
 from test_truth_int import value, wrap
 from truth import Row, cases, check_row, module_text
@@ -92,15 +93,19 @@ def swap_rows():
 
 
 def vector_rows():
-    """red of two and four floats at once, sm_90."""
+    """red of two and four floats at once, sm_90; what they do with subnormals is not written down."""
     add = arithmetic("add.rn.ftz.f32", EXACT["add"])
     both = lambda a, b: add(a & 0xFFFFFFFF, b & 0xFFFFFFFF) | add(a >> 32, b >> 32) << 32
-    pairs = tuple((x | y << 32, y | x << 32) for x, y in cases("f32", "f32", limit=60))
+    pairs = tuple((x | y << 32, y | x << 32) for x, y in cases("f32", "f32", limit=60) if normal(x, y))
     yield Row("{ .reg .f32 %f<2>; mov.b64 {%f0, %f1}, %b; red.global.add.v2.f32 [%row], {%f0, %f1}; ld.global.b64 %d, [%row]; }",
               ("b64", "b64"), ("b64",), both, pairs, "sm_90", note="red.v2.f32", tolerance=pair_mismatch)
     yield Row("{ .reg .f32 %f<4>; mov.b64 {%f0, %f1}, %a; mov.b64 {%f2, %f3}, %b; red.global.add.v4.f32 [%row], {%f0, %f1, %f2, %f3}; "
               "ld.global.v2.b64 {%d, %e}, [%row]; }", ("b64", "b64"), ("b64", "b64"), lambda a, b: (both(a, a), both(b, b)), pairs,
               "sm_90", note="red.v4.f32", tolerance=pair_mismatch)
+
+
+def normal(x, y):
+    return not any(is_subnormal(F32, v) for v in (x, y))
 
 
 def pair_mismatch(kind, expected, got, case):

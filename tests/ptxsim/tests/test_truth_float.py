@@ -1,7 +1,7 @@
 """Floating-point arithmetic of f32 and f64: PTX ISA 9.7.3."""
 
 import pytest
-from float_oracles import EXACT, arithmetic, copysign_oracle, extremum, setp_float, sign_change, square_root, property_oracle
+from float_oracles import EXACT, arithmetic, copysign_oracle, extremum, property_oracle, setp_float, sign_change, square_root
 from truth import Row, cases, check_row
 
 ROUNDINGS = ("rn", "rz", "rm", "rp")

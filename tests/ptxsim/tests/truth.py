@@ -219,5 +219,14 @@ def within(relative=0.0, absolute=0.0):
     return check
 
 
+def either_zero(kind, expected, got, case):
+    """Whether .relu takes -0 for negative is not written down; everything else has to be exact."""
+    for (half, want), (_, have) in zip(lanes(kind, expected), lanes(kind, got)):
+        same = want == have or (want == 0 and have == 1 << (WIDTHS[half] - 1)) or (nan_bits(half, want) and nan_bits(half, have))
+        if not same:
+            return f"expected {show(half, want)}, got {show(half, have)}"
+    return None
+
+
 def isinf_value(value):
     return isinstance(value, float) and isinf(value)
