@@ -11,7 +11,8 @@ OPT_IN = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90": 
 def launch(build, name, grid, block, smem=0, profile="sm_80", opt_in=0, count=None):
     dev = ptxsim.Device(profile=profile, threads=2)
     kernel = build("limits").kernel(name)
-    ptxsim.set_smem_limit(kernel, opt_in or 48 * 1024)
+    if opt_in:
+        ptxsim.set_smem_limit(kernel, opt_in)
     threads = int(np.prod(block)) * int(np.prod(grid))
     arguments = [dev.tensor(np.ones(96 * 32, np.float32), name="x")] if name == "many_registers" else []
     if name != "nothing":

@@ -102,6 +102,7 @@ def test_unregistered_memory_is_out_of_bounds():
     dev.register(array.ctypes.data, array.nbytes, "frozen", writable=False)
     with pytest.raises(ptxsim.SimError, match="frozen"):
         dev.launch(kernel, 1, 1, [array.ctypes.data])
+    dev.unregister(array.ctypes.data)
 
 
 def test_sparse_tensors_reach_beyond_32_bits():

@@ -8,6 +8,8 @@ __device__ uint32_t shared_address(const void* p) { return __cvta_generic_to_sha
 template <bool bug>
 __device__ void barrier_removed(const int* x, int* out) {
     __shared__ int room[128];
+    room[threadIdx.x] = 0;
+    __syncthreads();                          // room is zero
     room[threadIdx.x] = x[threadIdx.x];       // @barrier_removed
     if (!bug) __syncthreads();                // room is filled
     out[threadIdx.x] = room[127 - threadIdx.x];  // @barrier_removed
@@ -49,6 +51,8 @@ __device__ void missing_arrival(int* out) {
 template <bool bug>
 __device__ void named_count_too_small(const int* x, int* out) {
     __shared__ int room[96];
+    room[threadIdx.x] = 0;
+    __syncthreads();                           // room is zero
     room[threadIdx.x] = x[threadIdx.x];        // @named_count_too_small
     if (bug) {
         if (threadIdx.x < 64) asm volatile("bar.sync 1, 64;" ::: "memory");
@@ -61,6 +65,8 @@ __device__ void named_count_too_small(const int* x, int* out) {
 template <bool bug>
 __device__ void warp_sync_removed(const int* x, int* out) {
     volatile __shared__ int room[32];
+    room[threadIdx.x] = 0;
+    __syncwarp();                               // room is zero
     room[threadIdx.x] = x[threadIdx.x];         // @warp_sync_removed
     if (!bug) __syncwarp();
     out[threadIdx.x] = room[31 - threadIdx.x];  // @warp_sync_removed
@@ -73,7 +79,7 @@ __device__ void two_warps_one_word(int* out) {
     __shared__ int word;
     if (threadIdx.x == 0) word = 1;
     if (bug && threadIdx.x == 32) word = 2;  // @two_warps_one_word
-    __syncthreads();
+    __syncthreads();  // @two_warps_one_word (nvcc gives the predicated store this line)
     out[threadIdx.x] = word;
 }
 
@@ -90,6 +96,7 @@ __device__ void read_of_another_block(int* out) {
 
 // ---- asynchronous copies -----------------------------------------------------------------------
 
+// @wait_off_by_one @own_copy_read_before_wait @commit_forgotten @wait_without_barrier @refill_before_all_have_read @misaligned_copy
 __device__ void copy16(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
@@ -167,7 +174,7 @@ __device__ void write_before_the_start(int* out) {
 
 template <bool bug>
 __device__ void shared_past_the_end(int* out) {
-    __shared__ int room[64];
+    volatile __shared__ int room[64];
     int i = threadIdx.x + (bug ? 16384 : 0);
     room[i] = 1;  // @shared_past_the_end
     out[threadIdx.x] = room[i];
@@ -187,8 +194,9 @@ __device__ void misaligned_copy(const int* x, int* out) {
     out[threadIdx.x] = room[threadIdx.x * 4 + (bug ? 2 : 0)];
 }
 
+// @unwritten_rows @misaligned_matrix
 __device__ void load_matrix(uint32_t (&r)[4], const void* at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"  // @unwritten_rows @misaligned_matrix
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(at)) : "memory");
 }
 
