@@ -17,6 +17,7 @@ void Cta::start(const Launch& l, u32 linear_index) {
     shared.assign(l.shared_bytes + 16, 0xff);
     shadow.reset(l.shared_bytes, program->sub_word_shared ? 0 : 2, warp_count);
     for (Barrier& b : barriers) b = Barrier{};
+    memory_barriers.clear();
     issued = 0;
     fenced = false;
     synchronised.clear();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <set>
 #include <vector>
@@ -45,6 +46,14 @@ struct Barrier {
 
 constexpr int kBarriers = 16;
 
+// An mbarrier object (mbarrier.cpp); the 8 bytes in shared memory are opaque and hold only its phase.
+struct MemoryBarrier {
+    u32 expected = 0, pending = 0;
+    s64 transactions = 0;
+    u64 phase = 0;
+    std::vector<u32> gathered, completed;  // clocks of the current and of the last finished phase
+};
+
 struct Cta {
     const Launch* launch = nullptr;
     const Program* program = nullptr;
@@ -54,6 +63,7 @@ struct Cta {
     std::vector<u8> shared;
     SharedShadow shadow;
     Barrier barriers[kBarriers];
+    std::map<u32, MemoryBarrier> memory_barriers;
     std::vector<Warp> warps;
     Profile* profile = nullptr;  // of the worker thread, one entry a pc
     Counters* counters = nullptr;
@@ -72,7 +82,7 @@ struct Cta {
 
     // sync.cpp
     void complete_if_full(int id);
-    void join_barrier_clock(Warp& warp, const Barrier& barrier);
+    void join_clock(Warp& warp, const std::vector<u32>& clock);
 
   private:
     bool step(u64 budget, u64& done);

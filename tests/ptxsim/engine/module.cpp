@@ -6,12 +6,12 @@
 #include "decoder.h"
 #include "device.h"
 #include "parser.h"
-#include "runtime.h"
+#include "runtime_python.h"
 
 namespace py = pybind11;
 using namespace ptxsim;
 
-namespace {
+namespace ptxsim {
 
 py::object to_python(const SimError& error) {
     py::object cls = py::module_::import("ptxsim.errors").attr(error_name(error.kind));
@@ -30,6 +30,7 @@ py::object to_python(const SimError& error) {
     return exception;
 }
 
+namespace {
 void translate(std::exception_ptr pointer) {
     try {
         if (pointer) std::rethrow_exception(pointer);
@@ -50,6 +51,8 @@ py::dict to_python(const LineCounters& c) {
     return d;
 }
 
+}  // namespace
+
 py::dict to_python(const LaunchReport& report) {
     py::dict totals, lines, ptx;
     for (const auto& [name, value] : report.totals) {
@@ -62,6 +65,10 @@ py::dict to_python(const LaunchReport& report) {
     totals["ptx_lines"] = ptx;
     return totals;
 }
+
+}  // namespace ptxsim
+
+namespace {
 
 struct ModuleHandle {
     std::shared_ptr<Module> module;
@@ -165,5 +172,5 @@ PYBIND11_MODULE(_ptxsim, m) {
     bind_programs(m);
     bind_memory(m);
     bind_device(m);
-    bind_runtime(m, [](const LaunchReport& report) { return to_python(report); }, [](const SimError& error) { return to_python(error); });
+    bind_runtime(m);
 }

@@ -11,11 +11,6 @@ namespace {
 
 enum BarrierKind : u8 { kSync, kArrive, kRedPopc, kRedAnd, kRedOr };
 
-void merge_clock(std::vector<u32>& into, const std::vector<u32>& from) {
-    into.resize(std::max(into.size(), from.size()), 0);
-    for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
-}
-
 u32 uniform(Warp& w, Ref ref, const char* what) {
     w.require_defined(w.defined(ref), what);
     u32 value = w.cells<u32>(ref)[__builtin_ctz(w.active)];
@@ -152,6 +147,11 @@ void decode_barrier(Form& f) {
 
 }  // namespace
 
+void merge_clock(std::vector<u32>& into, const std::vector<u32>& from) {
+    into.resize(std::max(into.size(), from.size()), 0);
+    for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+}
+
 bool warp_sync_enter(Warp& w, Ref mask_ref) {
     u32 mask = uniform(w, mask_ref, "the membermask");
     return w.converge(mask);
@@ -163,9 +163,9 @@ void warp_sync_memory(Warp& w) {
     SharedShadow::update_limits(w);
 }
 
-void Cta::join_barrier_clock(Warp& warp, const Barrier& barrier) {
+void Cta::join_clock(Warp& warp, const std::vector<u32>& clock) {
     u32 own = warp.clock[warp.id];
-    merge_clock(warp.clock, barrier.clock);
+    merge_clock(warp.clock, clock);
     warp.clock[warp.id] = own;
     SharedShadow::update_limits(warp);
 }
@@ -181,7 +181,7 @@ void Cta::complete_if_full(int id) {
             f.state = FragmentState::Runnable;
             f.released = waited = true;
         }
-        if (waited) join_barrier_clock(warp, b);
+        if (waited) join_clock(warp, b.clock);
     }
     u32 population = b.population;
     bool all = b.all, any = b.any;

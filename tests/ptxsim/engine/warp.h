@@ -36,15 +36,15 @@ struct Fragment {
     std::vector<Frame> frames;
 };
 
-// A value that a warp may still be copying with cp.async; see async_copy.cpp.
+// One cp.async of a warp that is still in flight (async_copy.cpp).
 struct AsyncCopy {
     u32 mask = 0, group = 0;
     u8 bytes = 0;
-    bool arrived = false;       // the data are in place already, though not visible yet
-    u64 mbarrier = 0;
+    bool arrived = false;     // the data are in place already, though not visible yet
     u32 destination[kLanes];
-    u8 data[kLanes][16];
-    u32 defined[kLanes];        // one bit a byte
+    const u8* source[kLanes];
+    u32 size[kLanes];         // bytes read; the rest of `bytes` is zero-filled
+    u32 defined[kLanes];      // one bit a byte
 };
 
 struct Warp {
@@ -128,6 +128,7 @@ struct Warp {
 // Gathers the lanes of a membermask operand; false if the fragment has to wait for some (sync.cpp).
 bool warp_sync_enter(Warp& w, Ref mask);
 void warp_sync_memory(Warp& w);
+void merge_clock(std::vector<u32>& into, const std::vector<u32>& from);
 void report_undefined(const Warp& w, u32 lanes, const char* what);
 // Definedness words of the files that are always defined.
 const u32* constants_defined(size_t count);

@@ -15,10 +15,11 @@ from .errors import (
     Undefined,
     Unsupported,
 )
+from .library import Library, compile_object, link_library
 from .module import Kernel, Module, compile_cu, find_nvcc, load_ptx, set_smem_limit
 
 __all__ = [
-    "CHECKS", "BadProgram", "Counters", "Deadlock", "Device", "Divergence", "Kernel", "LaunchLimit", "Misaligned", "Module",
-    "OutOfBounds", "Race", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "errors",
-    "find_nvcc", "load_ptx", "raise_pending", "set_smem_limit",
+    "CHECKS", "BadProgram", "Counters", "Deadlock", "Device", "Divergence", "Kernel", "LaunchLimit", "Library", "Misaligned", "Module",
+    "OutOfBounds", "Race", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object", "errors",
+    "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit",
 ]  # fmt: skip

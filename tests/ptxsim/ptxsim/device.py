@@ -146,6 +146,10 @@ class Device:
         data = pack_arguments(kernel, args)
         return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem))
 
+    def launches(self) -> list[tuple[str, Counters]]:
+        """Kernel name and counters of every launch host code made since the last call, in order."""
+        return [(name, Counters(report)) for name, report in native.take_reports()]
+
     # The device host code launches on.
 
     def activate(self) -> None:
