@@ -61,20 +61,22 @@ void op_approximate(Warp& w, const Op& op) {
     });
 }
 
-// 9.7.3.13, 9.7.3.17: rcp.approx.ftz.f64 and rsqrt.approx.ftz.f64 look at the upper 32 bits only.
-template <class F>
+// 9.7.3.13, 9.7.3.17: with .ftz the f64 forms look at the upper 32 bits only and flush.
+template <class F, bool kFlush>
 void op_approximate_double(Warp& w, const Op& op) {
     map1<double, double>(w, op.dst, op.a, [](double x) {
-        u64 bits = bit_cast<u64>(x) & ~0xffffffffull;
-        if ((bits & 0x7ff0000000000000ull) == 0) bits &= 1ull << 63;
-        double y = F::value(bit_cast<double>(bits));
-        return bit_cast<double>(bit_cast<u64>(y) & ~0xffffffffull);
+        if (!kFlush) return F::value(x);
+        auto upper = [](u64 bits) {
+            bits &= ~0xffffffffull;
+            return (bits & 0x7ff0000000000000ull) == 0 ? bits & (1ull << 63) : bits;
+        };
+        return bit_cast<double>(upper(bit_cast<u64>(F::value(bit_cast<double>(upper(bit_cast<u64>(x)))))));
     });
 }
 
 template <class F>
 Handler pick(const std::string& type, bool ftz) {
-    if (type == "f64") return op_approximate_double<F>;
+    if (type == "f64") return ftz ? op_approximate_double<F, true> : op_approximate_double<F, false>;
     return ftz ? op_approximate<F, true> : op_approximate<F, false>;
 }
 

@@ -41,6 +41,10 @@ u64 update_integer(u8 operation, u64 old, u64 b, u64 c) {
 u64 update_f32(u8, u64 old, u64 b, u64) {
     return bit_cast<u32>(canonical(bit_cast<float>(static_cast<u32>(old)) + bit_cast<float>(static_cast<u32>(b))));
 }
+// "atom.add.f32 on global memory flushes subnormal inputs and results to sign-preserving zero; on shared memory it does not."
+u64 update_f32_flushed(u8, u64 old, u64 b, u64) {
+    return bit_cast<u32>(canonical(flush(flush(bit_cast<float>(static_cast<u32>(old))) + flush(bit_cast<float>(static_cast<u32>(b))))));
+}
 u64 update_f64(u8, u64 old, u64 b, u64) { return bit_cast<u64>(bit_cast<double>(old) + bit_cast<double>(b)); }
 
 template <class H>
@@ -62,6 +66,8 @@ u64 update_half(u8 operation, u64 old, u64 b, u64) {
 using Update = u64 (*)(u8, u64, u64, u64);
 const Update kUpdates[] = {update_integer<u32>, update_integer<s32>, update_integer<u64>, update_integer<s64>, update_f32, update_f64,
                            update_half<Half, false>, update_half<Half, true>, update_half<Bfloat, false>, update_half<Bfloat, true>, update_integer<u16>};
+
+constexpr u32 kF32Index = 4;
 
 int update_index(Form& f, const std::string& type) {
     if (type == "u32" || type == "b32") return 0;
@@ -124,7 +130,8 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
             release_global(w, address);
         }
         std::memcpy(&old, p, bytes);
-        u64 next = kUpdates[op.target](op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
+        Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
+        u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
         std::memcpy(p, &next, bytes);
     }
     if (op.p < 0) return;  // red

@@ -56,6 +56,20 @@ double round_float(double x, Rounding r) {
     return round_to_format(x, 23, -126, 127, r);
 }
 
+// A 64-bit integer with `bits` significant bits, rounded as said: exact as a double.
+double round_wide(bool negative, u64 magnitude, int bits, Rounding r) {
+    int drop = magnitude ? 64 - __builtin_clzll(magnitude) - bits : 0;
+    if (drop <= 0) return negative ? -static_cast<double>(magnitude) : static_cast<double>(magnitude);
+    u64 kept = magnitude >> drop, rest = magnitude & ((1ull << drop) - 1), tie = 1ull << (drop - 1);
+    bool up = r == Rounding::Nearest ? rest > tie || (rest == tie && (kept & 1)) : r == Rounding::Up ? rest && !negative : r == Rounding::Down ? rest && negative : false;
+    double value = std::ldexp(static_cast<double>(kept + up), drop);
+    return negative ? -value : value;
+}
+
+template <class D> constexpr int kSignificant = 53;
+template <> constexpr int kSignificant<float> = 24;
+template <> constexpr int kSignificant<Bfloat> = 8;
+
 void store_real(double x, Rounding r, u8 flags, Half& out) {
     u16 bits = half_bits(x, r);
     if ((flags & kSatFinite) && (bits & 0x7fff) == 0x7c00) bits = static_cast<u16>((bits & 0x8000) | 0x7bff);
@@ -85,13 +99,12 @@ D convert(S x, Rounding r, u8 flags) {
     } else {
         D out;
         if constexpr (kIsInteger<S>) {
-            if constexpr (sizeof(S) == 8) {  // 64 bits do not fit a double: round once, under the host's mode
-                RoundingScope scope(r);
-                volatile S v = x;
-                if constexpr (std::is_same_v<D, float>) return static_cast<float>(v);
-                if constexpr (std::is_same_v<D, double>) return static_cast<double>(v);
-            }
             double y = static_cast<double>(x);
+            if constexpr (sizeof(S) == 8) {  // 64 bits do not fit a double: round once
+                bool negative = x < 0;
+                u64 magnitude = negative ? 0 - static_cast<u64>(x) : static_cast<u64>(x);
+                y = round_wide(negative, magnitude, kSignificant<D>, r);
+            }
             store_real(flags & kSat ? saturate(y) : y, r, flags, out);
         } else {
             double y = widen(flush_input(x, flags));

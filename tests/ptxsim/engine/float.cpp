@@ -200,10 +200,23 @@ void decode_float_max(Form& f) { decode_real_extremum<true>(f, "max"); }
 void decode_float_abs(Form& f) { decode_real_sign<false>(f, "abs"); }
 void decode_float_neg(Form& f) { decode_real_sign<true>(f, "neg"); }
 
-// 9.7.3.7 div: .approx and .full are within 2 ulp; the quotient itself is.
+// 9.7.3.7 div: .approx and .full are within 2 ulp; the quotient itself is. But .approx multiplies by a reciprocal that
+// underflows: "for 2^126 < |b| < 2^128, if a is infinity the result is NaN, otherwise 0".
+struct FDivApprox {
+    float operator()(float a, float b) const {
+        float magnitude = std::fabs(b);
+        return magnitude > 0x1p126f && magnitude < INFINITY ? a * std::copysign(0.0f, b) : a / b;
+    }
+};
+
 void decode_float_div(Form& f) {
-    f.take_any({"approx", "full"});
-    decode_real2<FDiv>(f, "div");
+    if (!f.take("approx")) {
+        f.take("full");
+        return decode_real2<FDiv>(f, "div");
+    }
+    RealForm r = take_real(f);
+    if (r.type != "f32") f.unsupported("type ." + r.type);
+    emit_real(f, r.ftz ? op_real2<FDivApprox, float, true, false> : op_real2<FDivApprox, float, false, false>, r, 2);
 }
 
 // 9.7.3.6 fma, 9.7.3.5 mad: "infinite precision in the intermediate product".

@@ -31,6 +31,8 @@ struct HSub { static double value(float a, float b, float) { return a - b; } };
 struct HMul { static double value(float a, float b, float) { return a * b; } };
 struct HFma { static double value(float a, float b, float c) { return fma_to_odd(a, b, c); } };
 
+u16 flush_bits(u16 a, u8 flags) { return (flags & kFtz) && (a & 0x7c00) == 0 ? a & 0x8000 : a; }  // .ftz exists for .f16 only
+
 template <class F, class H>
 u16 arithmetic(u16 a, u16 b, u16 c, u8 flags) {
     float x = to_float(H{a}), y = to_float(H{b}), z = to_float(H{c});
@@ -39,8 +41,7 @@ u16 arithmetic(u16 a, u16 b, u16 c, u8 flags) {
     if (flags & kSat) r = saturate(r);
     if ((flags & kRelu) && r < 0) r = 0;  // ".relu clamps negative results to 0", a NaN stays
     u16 bits = narrow(H{}, r);
-    if (flags & kFtz) bits = (bits & 0x7fff) == 0 || std::fabs(to_float(H{bits})) >= 6.103515625e-05f || to_float(H{bits}) != to_float(H{bits}) ? bits : bits & 0x8000;
-    return bits;
+    return flush_bits(bits, flags);
 }
 
 // 9.7.4.6-7 min, max on the values; the chosen operand's bits are the result.
@@ -62,8 +63,8 @@ u16 extremum(u16 a, u16 b, u8 flags) {
 
 struct HMin { template <class H> static u16 apply(u16 a, u16 b, u16, u8 f) { return extremum<false, H>(a, b, f); } };
 struct HMax { template <class H> static u16 apply(u16 a, u16 b, u16, u8 f) { return extremum<true, H>(a, b, f); } };
-struct HAbs { template <class H> static u16 apply(u16 a, u16, u16, u8) { return a & 0x7fff; } };
-struct HNeg { template <class H> static u16 apply(u16 a, u16, u16, u8) { return a ^ 0x8000; } };
+struct HAbs { template <class H> static u16 apply(u16 a, u16, u16, u8 f) { return flush_bits(a, f) & 0x7fff; } };
+struct HNeg { template <class H> static u16 apply(u16 a, u16, u16, u8 f) { return flush_bits(a, f) ^ 0x8000; } };
 template <class F>
 struct HReal { template <class H> static u16 apply(u16 a, u16 b, u16 c, u8 f) { return arithmetic<F, H>(a, b, c, f); } };
 
