@@ -30,9 +30,9 @@ def conflicts(counters, smallest=1.0):
     """Source lines that access shared memory: (line, accesses, wavefronts, least possible, ratio), the worst excess first."""
     rows = []
     for source, line in counters["lines"].items():
-        ideal = line["ideal_wavefronts"]
-        if ideal and line["wavefronts"] / ideal >= smallest:
-            rows.append((source, line["issues"], line["wavefronts"], ideal, line["wavefronts"] / ideal))
+        ideal = line["shared_wavefronts_ideal"]
+        if ideal and line["shared_wavefronts"] / ideal >= smallest:
+            rows.append((source, line["warp_instructions"], line["shared_wavefronts"], ideal, line["shared_wavefronts"] / ideal))
     return sorted(rows, key=lambda row: row[3] - row[2])
 
 
@@ -43,10 +43,15 @@ def bank_conflicts(counters, smallest=1.0):
 
 def hot_lines(counters, count=20):
     """The source lines that issue most warp instructions, with the fraction of lanes at work."""
-    lines = sorted(counters["lines"].items(), key=lambda item: -item[1]["issues"])[:count]
+    lines = sorted(counters["lines"].items(), key=lambda item: -item[1]["warp_instructions"])[:count]
     return table(
         [
-            (source, line["issues"], line["lanes"] / (32 * line["issues"]) if line["issues"] else 0.0, line["sectors"])
+            (
+                source,
+                line["warp_instructions"],
+                line["thread_instructions"] / (32 * line["warp_instructions"]) if line["warp_instructions"] else 0.0,
+                line["global_sectors"],
+            )
             for source, line in lines
         ],
         ("source line", "instructions", "lanes at work", "sectors"),

@@ -1,3 +1,4 @@
+import functools
 import sys
 from pathlib import Path
 
@@ -29,5 +30,10 @@ def device():
 
 @pytest.fixture(scope="session")
 def compile_case(nvcc):
-    """compile_case("gemm") compiles cases/gemm.cu for sm_80."""
-    return lambda name, arch="sm_80", flags=(): ptxsim.compile_cu(str(CASES / f"{name}.cu"), arch=arch, flags=list(flags))
+    """compile_case("gemm") compiles cases/gemm.cu for sm_80, once a session."""
+
+    @functools.cache
+    def compiled(name, arch="sm_80", flags=()):
+        return ptxsim.compile_cu(str(CASES / f"{name}.cu"), arch=arch, flags=list(flags))
+
+    return compiled

@@ -10,7 +10,7 @@ OPT_IN = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90": 
 
 def launch(build, name, grid, block, smem=0, profile="sm_80", opt_in=0, count=None):
     dev = ptxsim.Device(profile=profile, threads=2)
-    kernel = build("limits").kernel(name)
+    kernel = ptxsim.load_ptx(build("limits").text).kernel(name)     # one without an opt-in of an earlier test
     if opt_in:
         ptxsim.set_smem_limit(kernel, opt_in)
     threads = int(np.prod(block)) * int(np.prod(grid))
