@@ -53,10 +53,10 @@ def test_cutlass_gemm(gemm, M, N, K):
     exact = 1.5 * (bf16_values(a).astype(np.float64) @ bf16_values(b).astype(np.float64).T) + 0.5 * c
     for seed in range(3):
         dev = ptxsim.Device(profile="sm_80", seed=seed)
-        out = dev.tensor(c.copy(), name="C")
+        tensors = [dev.tensor(x, name=n) for n, x in (("A", a), ("B", b), ("C", c))]
+        out = tensors[2]
         with dev:
-            code = gemm(pointer(dev.tensor(a, name="A")), pointer(dev.tensor(b, name="B")), pointer(out), M, N, K,
-                        ctypes.c_float(1.5), ctypes.c_float(0.5))
+            code = gemm(*map(pointer, tensors), M, N, K, ctypes.c_float(1.5), ctypes.c_float(0.5))
         assert code == 0 and np.allclose(out.numpy(), exact, rtol=1e-5, atol=1e-5 * K**0.5)
 
 
