@@ -1,5 +1,7 @@
 #include "access.h"
 
+#include <algorithm>
+
 #include "cta.h"
 #include "lanes.h"
 
@@ -35,11 +37,23 @@ void check_alignment(Warp& w, int lane, u64 address, u32 bytes, const char* what
 namespace {
 
 std::string distance(const Allocation& a, u64 address) {
+    if (address < a.base) return std::to_string(a.base - address) + " bytes before";
     if (address >= a.base + a.size) return std::to_string(address - (a.base + a.size)) + " bytes past the end of";
     return "at byte " + std::to_string(address - a.base) + " of";
 }
 
-[[noreturn]] void report_bounds(Warp& w, int lane, const Allocation* near, u64 address, u32 bytes, bool write) {
+// The tensor the kernel probably meant: the nearer of the neighbours.
+const Allocation* nearest(const AllocationTable& table, const Allocation* below, u64 address) {
+    for (const AllocationPtr& above : table) {
+        if (above->base <= address) continue;
+        bool nearer = !below || above->base - address < address - std::min(address, below->base + below->size);
+        return nearer ? above.get() : below;
+    }
+    return below;
+}
+
+[[noreturn]] void report_bounds(Warp& w, int lane, const Allocation* below, u64 address, u32 bytes, bool write) {
+    const Allocation* near = nearest(*w.cta->launch->memory, below, address);
     std::string text = std::string(write ? "Write" : "Read") + " of " + std::to_string(bytes) + " bytes at " + hex(address) + " is outside every registered tensor";
     SimError error(ErrorKind::OutOfBounds, "");
     if (near) {
@@ -48,7 +62,6 @@ std::string distance(const Allocation& a, u64 address) {
         error.in_tensor(near->name);
     }
     error.message = text + ".";
-    (void)w;
     throw error.at_lane(lane).at_address(address);
 }
 

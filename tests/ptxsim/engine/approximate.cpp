@@ -12,7 +12,8 @@ namespace {
 
 // 2^x for |x| < 150: x = n + r with |r| <= 1/2, a degree-7 polynomial for 2^r, then the exponent in the bits.
 inline double exp2_double(double x) {
-    double n = __builtin_nearbyint(x), r = (x - n) * 0.6931471805599453094;
+    double shifted = x + 0x1.8p52, n = shifted - 0x1.8p52;  // the low bits of `shifted` are round(x)
+    double r = (x - n) * 0.6931471805599453094;
     double p = 1.0 / 5040.0;
     p = p * r + 1.0 / 720.0;
     p = p * r + 1.0 / 120.0;
@@ -21,7 +22,7 @@ inline double exp2_double(double x) {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    return p * bit_cast<double>(static_cast<u64>(static_cast<s64>(n) + 1023) << 52);
+    return p * bit_cast<double>((bit_cast<u64>(shifted) + 1023) << 52);
 }
 
 // "2^x with a maximum relative error of 2^-22": one unit in the last place of slack goes to the seed.

@@ -49,6 +49,13 @@ void count_wavefronts(Profile& profile, const u32* offsets, u32 mask, u32 bytes)
 
 void count_row_wavefronts(Profile& profile, const u32* offsets, int rows) {
     for (int first = 0; first < rows; first += 8) {
+        u32 groups = 0;
+        for (int i = first; i < first + 8; ++i) groups |= 1u << ((offsets[i] >> 4) & 7);
+        profile.ideal_wavefronts += 1;
+        if (groups == 255) {  // no two rows share banks
+            profile.wavefronts += 1;
+            continue;
+        }
         u64 most = 0;
         for (int i = first; i < first + 8; ++i) {
             u64 same = 1;
@@ -56,7 +63,6 @@ void count_row_wavefronts(Profile& profile, const u32* offsets, int rows) {
             most = std::max(most, same);
         }
         profile.wavefronts += most;
-        profile.ideal_wavefronts += 1;
     }
 }
 

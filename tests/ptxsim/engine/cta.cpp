@@ -89,7 +89,7 @@ void Cta::locate(SimError& error, const Warp& warp) const {
         const Place& place = program->places[program->code[warp.current_pc()].inst];
         error.ptx_line = place.inst ? place.inst->line : 0;
         error.ptx_text = place.inst ? program->module->text_of(*place.inst) : "";
-        error.source = place.inst ? program->module->source_of(*place.inst) : "";
+        error.source = place.inst ? program->module->full_source_of(*place.inst) : "";
     }
     error.compose();
 }

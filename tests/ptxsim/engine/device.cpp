@@ -1,6 +1,7 @@
 #include "device.h"
 
 #include <cstdio>
+#include <cstdlib>
 
 #include "race_global.h"
 #include "scheduler.h"
@@ -66,6 +67,17 @@ void check_shared(const Program& program, const LaunchConfig& c, const DevicePro
     }
 }
 
+// PTX for a later target may use what this device does not have.
+void check_target(const Program& program, const DeviceProfile& profile) {
+    const std::string& target = program.module->target;
+    int have = profile.major * 10 + profile.minor, need = target.size() > 3 ? std::atoi(target.c_str() + 3) : 0;
+    if (need <= have) return;
+    SimError error(ErrorKind::BadProgram, "The module is compiled for " + target + ", the device is " + profile.name + ".");
+    error.kernel = program.name;
+    error.compose();
+    throw error;
+}
+
 u32 next_epoch() {
     static std::atomic<u64> counter{0};
     u64 n = counter++;
@@ -81,6 +93,7 @@ void Device::check_limits(const Program& program, const LaunchConfig& config) co
         error.paragraph = error.message;
         throw error;
     }
+    check_target(program, *profile);
     if (!(checks & kCheckLimits)) return;
     check_dimensions(program, config);
     check_registers(program, config, *profile);

@@ -65,7 +65,8 @@ enum Check : u32 {
     kCheckDeadlock = 1u << 6,
     kCheckLimits = 1u << 7,
     kCheckAsync = 1u << 8,
-    kAllChecks = (1u << 9) - 1,
+    kCheckUndefinedBranch = 1u << 9,  // the part of kCheckUndefined that concerns predicates
+    kAllChecks = (1u << 10) - 1,
 };
 
 // The bit of a check's name, or 0.

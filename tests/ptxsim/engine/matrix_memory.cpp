@@ -47,7 +47,7 @@ u32 fragment(const u8* shared, const u32* rows, int lane, bool transposed) {
 void load_matrix(Warp& w, Ref dst, const u32* rows, bool transposed) {
     SharedShadow& shadow = w.cta->shadow;
     u32 bad_rows = 0;
-    for (int i = 0; i < 8; ++i) bad_rows |= static_cast<u32>(!shadow.read(w, static_cast<int>(kWholeWarp), rows[i], 16)) << i;
+    for (int i = 0; i < 8; ++i) bad_rows |= static_cast<u32>(!shadow.read_row(w, rows[i])) << i;
     const u8* shared = w.cta->shared.data();
     u32* d = w.cells<u32>(dst);
     if (transposed) {

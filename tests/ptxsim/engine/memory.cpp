@@ -255,10 +255,12 @@ Space take_space(Form& f) {
 }
 
 // .weak, .volatile, .relaxed, .acquire, .release with a scope (8.4-8.5): in one process the scopes coincide.
+// volatile counts as strong on global memory; on shared memory CUDA promises no order for it, so it races like any other.
 u8 take_semantics(Form& f) {
     u8 flags = 0;
     f.take("weak");
-    if (!f.take_any({"volatile", "relaxed", "mmio"}).empty()) flags |= kStrong;
+    if (f.take("volatile")) flags |= kVolatile;
+    if (!f.take_any({"relaxed", "mmio"}).empty()) flags |= kStrong;
     if (f.take("acquire")) flags |= kStrong | kAcquire;
     if (f.take("release")) flags |= kStrong | kRelease;
     f.take_any({"gpu", "sys", "cta", "cluster"});
@@ -311,6 +313,7 @@ Head take_head(Form& f) {
     f.take_any({"v2", "v4", "v8"});
     head.type = f.take_type();
     f.take("unified");
+    if ((head.flags & kVolatile) && head.space != Space::Shared) head.flags |= kStrong;
     if (head.type[0] == 's') head.flags |= kSigned;
     if (type_size(head.type) > 8) f.unsupported("128-bit elements");
     return head;

@@ -5,6 +5,7 @@
 #include "cta.h"
 #include "fp.h"
 #include "lanes.h"
+#include "mma_half.h"
 #include "mma_layout.h"
 
 namespace ptxsim {
@@ -200,6 +201,15 @@ void op_mma_float(Warp& w, const Op& op) {
     }
 }
 
+// The frequent shapes (mma_half.cpp); op.list holds d, a, b, c.
+template <class H>
+void op_mma_half(Warp& w, const Op& op) {
+    const MmaShape& s = shape_of(op);
+    if (!enter(w, s)) return;
+    multiply_halves<H>(w, op.list, op.list + s.c_regs, op.list + s.c_regs + s.a_regs, op.list + s.c_regs + s.a_regs + s.b_regs, s.b_regs);
+    define_outputs(w, op, s);
+}
+
 // .satfinite clamps the 32-bit sum; the exact one is kept in 64 bits.
 void op_mma_integer(Warp& w, const Op& op) {
     const MmaShape& s = shape_of(op);
@@ -300,7 +310,9 @@ void decode_mma(Form& f) {
     s.b_regs = static_cast<u8>(f.at(2).items.size());
     std::vector<u32> packed((sizeof s + 3) / 4);
     std::memcpy(packed.data(), &s, sizeof s);
-    Op& op = d.emit(wide ? op_mma_double : integer ? op_mma_integer : op_mma_float, OpClass::Mma);
+    bool frequent = s.m == 16 && dt == "f32" && s.a_type == s.b_type && (s.a_type == kF16 || s.a_type == kBf16) && s.c_regs == 4;
+    Handler fn = wide ? op_mma_double : integer ? op_mma_integer : !frequent ? op_mma_float : s.a_type == kF16 ? op_mma_half<Half> : op_mma_half<Bfloat>;
+    Op& op = d.emit(fn, OpClass::Mma);
     op.list = d.list(refs);
     op.targets = d.list(packed);
 }

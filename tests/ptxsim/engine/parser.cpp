@@ -14,11 +14,19 @@ std::string Module::text_of(const Inst& inst) const {
     return line;
 }
 
+std::string Module::place(int file, int line) const {
+    auto name = files.find(file);
+    return (name == files.end() ? "file " + std::to_string(file) : name->second) + ":" + std::to_string(line);
+}
+
 std::string Module::source_of(const Inst& inst) const {
-    if (inst.loc < 0) return "";
-    const SourceLoc& loc = locs[inst.loc];
-    auto file = files.find(loc.file);
-    return (file == files.end() ? "file " + std::to_string(loc.file) : file->second) + ":" + std::to_string(loc.line);
+    return inst.loc < 0 ? "" : place(locs[inst.loc].file, locs[inst.loc].line);
+}
+
+std::string Module::full_source_of(const Inst& inst) const {
+    std::string source = source_of(inst);
+    if (source.empty() || locs[inst.loc].caller_line == 0) return source;
+    return source + ", inlined at " + place(locs[inst.loc].caller_file, locs[inst.loc].caller_line);
 }
 
 int type_size(const std::string& type) {
@@ -153,6 +161,7 @@ std::shared_ptr<Module> parse_ptx(std::string text) {
     auto module = std::make_shared<Module>();
     module->text = std::move(text);
     Parser(*module).parse();
+    if (module->target.empty()) throw SimError(ErrorKind::BadProgram, "This is not PTX: it has no .target.");
     return module;
 }
 

@@ -121,12 +121,12 @@ void Parser::parse_loc() {
     lexer_.take();
     while (lexer_.accept(",")) {
         bool inlined = lexer_.take().text == "inlined_at";
-        lexer_.take();
+        int file = static_cast<int>(lexer_.take().bits);
         if (lexer_.accept("+")) lexer_.take();
-        if (inlined) {
-            lexer_.take();
-            lexer_.take();
-        }
+        if (!inlined) continue;
+        loc.caller_file = file;
+        loc.caller_line = static_cast<int>(lexer_.take().bits);
+        lexer_.take();
     }
     current_loc_ = static_cast<int>(module_.locs.size());
     module_.locs.push_back(loc);

@@ -99,6 +99,7 @@ struct Function {
 
 struct SourceLoc {
     int file = 0, line = 0;
+    int caller_file = 0, caller_line = 0;  // inlined_at
 };
 
 struct Module {
@@ -112,7 +113,9 @@ struct Module {
 
     // The instruction as written, on one line.
     std::string text_of(const Inst& inst) const;
-    std::string source_of(const Inst& inst) const;
+    std::string source_of(const Inst& inst) const;    // file:line
+    std::string full_source_of(const Inst& inst) const;  // and where that was inlined
+    std::string place(int file, int line) const;
 };
 
 }  // namespace ptxsim

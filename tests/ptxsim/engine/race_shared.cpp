@@ -79,6 +79,20 @@ bool SharedShadow::read(Warp& w, int lane, u32 offset, u32 bytes) {
     return defined != 0;
 }
 
+// A row is mostly written by one lane at one time, and read by nobody else of the warp since: one look suffices then.
+bool SharedShadow::read_row(Warp& w, u32 offset) {
+    u32 g = offset >> 2, clock = w.clock[w.id];
+    if (shift_ != 2) return read(w, static_cast<int>(kWholeWarp), offset, 16);
+    const u32* e = writes_.data() + g;
+    u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_ + g;
+    u32 mine = clock << 7 | kWholeWarp, differs = (e[0] ^ e[1]) | (e[0] ^ e[2]) | (e[0] ^ e[3]);
+    bool plain = differs == 0 && (e[0] & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined && epoch::clock(e[0]) <= w.read_limit[epoch::warp(e[0])];
+    for (int i = 0; i < 4; ++i) plain &= (marks[i] >> 7) != clock || marks[i] == mine;
+    if (!plain) return read(w, static_cast<int>(kWholeWarp), offset, 16);
+    for (int i = 0; i < 4; ++i) marks[i] = mine;
+    return true;
+}
+
 bool SharedShadow::same_store(const Warp& w, u32 granule, u32 entry, u32 offset, u32 bytes, const u8* data) const {
     if (!data || epoch::warp(entry) != static_cast<u32>(w.id) || epoch::clock(entry) != w.clock[w.id]) return false;
     if (writer_pc_[granule] != w.current_pc()) return false;

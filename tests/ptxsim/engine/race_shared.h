@@ -35,6 +35,8 @@ class SharedShadow {
     bool read(Warp& w, int lane, u32 offset, u32 bytes);
     // Lanes of one instruction may write one word if they write the same value: `data` is what is about to be stored.
     void write(Warp& w, int lane, u32 offset, u32 bytes, bool defined, const u8* data);
+    // The whole warp reads 16 bytes, a matrix row: the path of ldmatrix.
+    bool read_row(Warp& w, u32 offset);
     // Atomics conflict with plain accesses but not with each other.
     bool atomic(Warp& w, int lane, u32 offset, u32 bytes);
     void atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool defined);

@@ -128,8 +128,9 @@ u32 Warp::run_fragment(u32 quantum) {
         const Op& op = code[pc];
         active = f.mask;
         if (op.guard >= 0) {
-            require_defined(predicates_defined[op.guard], "the guard predicate");
+            u32 unknown = active & ~predicates_defined[op.guard];
             active &= op.guard_negated ? ~predicates[op.guard] : predicates[op.guard];
+            if (__builtin_expect(unknown != 0, 0)) decide_undefined_guard(unknown);
         }
         next = pc + 1;
         ++done;
@@ -142,6 +143,13 @@ u32 Warp::run_fragment(u32 quantum) {
         f.pc = pc = next;
     }
     return done;
+}
+
+// With the check off, an undefined predicate goes the way the seed says.
+void Warp::decide_undefined_guard(u32 lanes) {
+    u32 both = kCheckUndefined | kCheckUndefinedBranch;
+    if ((cta->launch->checks & both) == both) fail(ErrorKind::Undefined, "An undefined value reaches a branch or guard predicate.", __builtin_ctz(lanes));
+    active = (active & ~lanes) | (static_cast<u32>(random.next()) & lanes);
 }
 
 void report_undefined(const Warp& w, u32 lanes, const char* what) {

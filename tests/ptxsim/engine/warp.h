@@ -107,6 +107,7 @@ struct Warp {
     // Control (control.cpp, divergence.cpp).
     bool pick_fragment();
     u32 run_fragment(u32 quantum);
+    void decide_undefined_guard(u32 lanes);
     void enter_frame();
     void reserve_local(u32 bytes);
     void push_frame(const FunctionLayout& callee, u32 return_pc);

@@ -11,7 +11,8 @@ from ._engine import native
 from .errors import BadProgram
 from .module import Kernel, probe_resources
 
-CHECKS = ("bounds", "align", "undefined", "race", "race_global", "divergence", "deadlock", "limits", "async")
+# "undefined_branch" is the part of "undefined" that concerns predicates: with it off, such a branch goes the seed's way.
+CHECKS = ("bounds", "align", "undefined", "undefined_branch", "race", "race_global", "divergence", "deadlock", "limits", "async")
 
 
 class Counters(dict):

@@ -76,7 +76,7 @@ def demangle(names: Sequence[str]) -> list[str]:
 def load_ptx(source: str | os.PathLike[str]) -> Module:
     """A module from PTX text, or from a file that holds it."""
     text = str(source)
-    if "\n" not in text and Path(text).exists():
+    if "\n" not in text and Path(text).is_file():
         text = Path(text).read_text()
     return Module(text)
 
@@ -137,7 +137,7 @@ def preprocessed(nvcc: str, source: Path, flags: Sequence[str]) -> bytes:
 
 def source_file(path_or_source: str | os.PathLike[str]) -> Path:
     text = str(path_or_source)
-    if "\n" not in text and Path(text).exists():
+    if "\n" not in text and Path(text).is_file():
         return Path(text).resolve()
     return cached("source", [text], ".cu", lambda out: out.write_text(text))
 
