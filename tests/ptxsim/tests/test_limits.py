@@ -77,7 +77,6 @@ def test_static_shared_memory_counts(compile_case):
     refused("shared", compile_case, "static_shared", 1, 32, smem=2048)
 
 
-@pytest.mark.xfail(reason="known gap: the target of a module is not compared with the device", strict=True)
 def test_code_for_a_later_target_is_refused(compile_case):
     dev = ptxsim.Device(profile="sm_80")
     module = compile_case("limits", arch="sm_90")

@@ -53,21 +53,6 @@ BUGS = [
     Planted("wrong_mask", ptxsim.Divergence, "mask|lane", x=32, check="divergence"),
     Planted("caller_outside_its_mask", ptxsim.Divergence, "mask|lane", x=32, check="divergence"),
 ]
-# Known gaps of the engine, each an expected failure that turns red the day it is closed (strict).
-GAPS = {
-    "warp_sync_removed": "lanes of one warp are not told apart by the race detector",
-    "write_before_the_start": "an address before a tensor does not name that tensor",
-    "wrong_mask": "the place of an inlined intrinsic is that of its header",
-    "caller_outside_its_mask": "the place of an inlined intrinsic is that of its header",
-}
-
-
-def expected_gap(request, *names):
-    name = request.node.callspec.params["bug"].name
-    if name in names:
-        request.applymarker(pytest.mark.xfail(reason=GAPS[name], strict=True))
-
-
 EVERY_BUG = pytest.mark.parametrize("bug", BUGS, ids=lambda b: b.name)
 
 
@@ -89,8 +74,7 @@ def launch(bug, twin, build, seed=0, checks=None):
 
 
 @EVERY_BUG
-def test_caught_under_every_seed(bug, compile_case, request):
-    expected_gap(request, "warp_sync_removed", "write_before_the_start")
+def test_caught_under_every_seed(bug, compile_case):
     for seed in SEEDS:
         with pytest.raises(bug.errors, match=f"(?is){bug.says}"):
             launch(bug, "bug", compile_case, seed)
@@ -107,8 +91,7 @@ def plain(instruction):
 
 
 @EVERY_BUG
-def test_error_names_the_place(bug, compile_case, request):
-    expected_gap(request, "warp_sync_removed", "wrong_mask", "caller_outside_its_mask")
+def test_error_names_the_place(bug, compile_case):
     with pytest.raises(ptxsim.SimError) as caught:
         launch(bug, "bug", compile_case)
     error = caught.value
