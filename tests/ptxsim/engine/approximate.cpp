@@ -25,24 +25,36 @@ inline double exp2_double(double x) {
     return p * bit_cast<double>((bit_cast<u64>(shifted) + 1023) << 52);
 }
 
-// "2^x with a maximum relative error of 2^-22": one unit in the last place of slack goes to the seed.
-inline float exp2_seeded(float x, u32 seed, bool ftz) {
-    if (ftz) x = flush(x);
-    float clamped = x < -150.0f ? -150.0f : x > 129.0f ? 129.0f : x;
-    float y = static_cast<float>(exp2_double(clamped != clamped ? 0.0 : clamped));
-    u32 bits = bit_cast<u32>(y), hash = (bit_cast<u32>(x) ^ seed) * 0x9e3779b1u;
-    bool exact = clamped == __builtin_nearbyintf(clamped), normal = bits > 0x00800000u && bits < 0x7f7fffffu;
-    u32 nudge = exact || !normal ? 0 : (hash >> 30 == 0 ? 1u : hash >> 30 == 1 ? 0xffffffffu : 0u);
-    y = bit_cast<float>(bits + nudge);
-    if (ftz) y = flush(y);
-    return canonical(x != x ? x : y);
+// "2^x with a maximum relative error of 2^-22": one unit in the last place of slack goes to the seed. Integers are exact.
+inline float exp2_seeded(float x, float clamped, float y, u32 seed) {
+    u32 bits = bit_cast<u32>(y), quarter = ((bit_cast<u32>(x) ^ seed) * 0x9e3779b1u) >> 30;
+    u32 inexact = clamped != __builtin_nearbyintf(clamped) ? 1u : 0u, normal = (bits > 0x00800000u ? 1u : 0u) & (bits < 0x7f7fffffu ? 1u : 0u);
+    u32 nudge = (quarter == 0 ? 1u : 0u) - (quarter == 1 ? 1u : 0u);
+    return bit_cast<float>(bits + nudge * (inexact & normal));
 }
 
+// Three passes over the lanes, each of one width, so that each vectorises.
 template <bool kFlush>
 void op_ex2(Warp& w, const Op& op) {
     u32 seed = static_cast<u32>(w.cta->launch->seed);
     w.cta->counters->ex2 += static_cast<u64>(popcount(w.active));
-    map1<float, float>(w, op.dst, op.a, [seed](float x) { return exp2_seeded(x, seed, kFlush); });
+    const u32* a = w.cells<u32>(op.a);
+    alignas(32) float x[kLanes], clamped[kLanes], y[kLanes];
+    alignas(32) u32 t[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+        float v = bit_cast<float>(a[i]);
+        x[i] = kFlush ? flush(v) : v;
+        float high = x[i] > 129.0f ? 129.0f : x[i];
+        clamped[i] = high > -150.0f ? high : -150.0f;  // a NaN ends here too
+    }
+    for (int i = 0; i < kLanes; ++i) y[i] = static_cast<float>(exp2_double(clamped[i]));
+    for (int i = 0; i < kLanes; ++i) {
+        float r = exp2_seeded(x[i], clamped[i], y[i], seed);
+        if (kFlush) r = flush(r);
+        t[i] = x[i] == x[i] ? bit_cast<u32>(r) : 0x7fffffffu;
+    }
+    blend(w.cells<u32>(op.dst), t, w.active);
+    w.define(op.dst, w.defined(op.a));
 }
 
 struct Rcp { static double value(double x) { return 1.0 / x; } };

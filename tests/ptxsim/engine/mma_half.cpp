@@ -97,14 +97,11 @@ void multiply_halves(Warp& w, const Ref* d, const Ref* a, const Ref* b, const Re
         for (int r = 0; r < k_registers; ++r)
             for (int t = 0; t < 4; ++t) {
                 int at = 4 * g + t;
-                for (int e = 0; e < 2; ++e) {
-                    const float(*x)[kLanes] = e ? odd : even;
-                    Floats y = rows[8 * r + 2 * t + e];
-                    s0 = fused(x[2 * r][at], y, s0);
-                    s1 = fused(x[2 * r][at + 4], y, s1);
-                    s2 = fused(x[2 * r + 1][at], y, s2);
-                    s3 = fused(x[2 * r + 1][at + 4], y, s3);
-                }
+                Floats y = rows[8 * r + 2 * t], z = rows[8 * r + 2 * t + 1];
+                s0 = fused(odd[2 * r][at], z, fused(even[2 * r][at], y, s0));
+                s1 = fused(odd[2 * r][at + 4], z, fused(even[2 * r][at + 4], y, s1));
+                s2 = fused(odd[2 * r + 1][at], z, fused(even[2 * r + 1][at], y, s2));
+                s3 = fused(odd[2 * r + 1][at + 4], z, fused(even[2 * r + 1][at + 4], y, s3));
             }
         acc[g] = s0, acc[g + 1] = s1, acc[g + 8] = s2, acc[g + 9] = s3;
     }

@@ -44,15 +44,23 @@ void SharedShadow::check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, 
            std::to_string(epoch::lane(entry)) + " (" + w.program->text_at(writer_pc_[granule]) + "): no barrier between them");
 }
 
-void SharedShadow::check_reads(Warp& w, int lane, u32 granule) {
+// Looks at all marks without branches first; the culprit is searched only if there is one.
+void SharedShadow::check_reads(Warp& w, int lane, u32 first, u32 last) {
     if (!w.cta->checks(kCheckRace)) return;
-    const u32* mark = reads_.data() + granule;
-    for (u32 other = 0; other < warps_; ++other, mark += granules_) {
-        if ((*mark >> 7) <= w.read_limit[other]) continue;
-        u32 reader = *mark & 127;
-        if (other == static_cast<u32>(w.id) && (reader == kWholeWarp || reader == static_cast<u32>(lane))) continue;
-        report(w, lane, granule, "a read by warp " + std::to_string(other) + (reader < 32 ? " lane " + std::to_string(reader) : "") +
-               ": the bytes are overwritten while they may still be read");
+    u32 late = 0;
+    for (u32 other = 0; other < warps_; ++other) {
+        const u32* marks = reads_.data() + static_cast<size_t>(other) * granules_;
+        for (u32 g = first; g <= last; ++g) late |= (marks[g] >> 7) > w.read_limit[other] ? 1u << other : 0u;
+    }
+    for (; late; late &= late - 1) {
+        u32 other = static_cast<u32>(__builtin_ctz(late));
+        for (u32 g = first; g <= last; ++g) {
+            u32 mark = reads_[static_cast<size_t>(other) * granules_ + g], reader = mark & 127;
+            if ((mark >> 7) <= w.read_limit[other]) continue;
+            if (other == static_cast<u32>(w.id) && (reader == kWholeWarp || reader == static_cast<u32>(lane))) continue;
+            report(w, lane, g, "a read by warp " + std::to_string(other) + (reader < 32 ? " lane " + std::to_string(reader) : "") +
+                   ": the bytes are overwritten while they may still be read");
+        }
     }
 }
 
@@ -104,9 +112,9 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     u32 mine = epoch::make(w.id, lane, w.clock[w.id], defined ? epoch::kDefined : 0);
     u32 pc = w.current_pc();
+    check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data)) check_write_epoch(w, lane, g, writes_[g], false);
-        check_reads(w, lane, g);
         writes_[g] = mine;
         writer_pc_[g] = pc;
     }
@@ -115,11 +123,11 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
 bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     bool defined = true;
+    check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         u32 entry = writes_[g];
         defined &= (entry & epoch::kDefined) != 0;
         if (!(entry & epoch::kAtomic)) check_write_epoch(w, lane, g, entry, false);
-        check_reads(w, lane, g);
         writes_[g] = epoch::make(w.id, lane, w.clock[w.id], (entry & epoch::kDefined) | epoch::kAtomic);
         writer_pc_[g] = w.current_pc();
     }

@@ -49,7 +49,7 @@ class SharedShadow {
   private:
     void check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, bool reading);
     bool same_store(const Warp& w, u32 granule, u32 entry, u32 offset, u32 bytes, const u8* data) const;
-    void check_reads(Warp& w, int lane, u32 granule);
+    void check_reads(Warp& w, int lane, u32 first, u32 last);
     [[noreturn]] void report(Warp& w, int lane, u32 granule, const std::string& other) const;
     void mark_read(Warp& w, int lane, u32 granule);
 
