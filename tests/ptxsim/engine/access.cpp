@@ -28,8 +28,7 @@ Space resolve_generic(u64& address) {
     return space;
 }
 
-void check_alignment(Warp& w, int lane, u64 address, u32 bytes, const char* what) {
-    if ((address & (bytes - 1)) == 0 || !w.cta->checks(kCheckAlign)) return;
+void fail_alignment(int lane, u64 address, u32 bytes, const char* what) {
     SimError error(ErrorKind::Misaligned, std::string("Misaligned ") + what + ": address " + hex(address) + " is not a multiple of " + std::to_string(bytes) + ".");
     throw error.at_lane(lane).at_address(address);
 }
@@ -86,14 +85,11 @@ u8* global_pointer(Warp& w, int lane, u64 address, u32 bytes, bool write, Alloca
     return reinterpret_cast<u8*>(address);
 }
 
-u8* shared_pointer(Warp& w, int lane, u64 address, u32 bytes) {
+void fail_shared_bounds(Warp& w, int lane, u64 address, u32 bytes) {
     u32 limit = w.cta->launch->shared_bytes;
-    if (address < kSharedBase || address + bytes > limit || address > limit) {
-        SimError error(ErrorKind::OutOfBounds, "Access of " + std::to_string(bytes) + " bytes at shared address " + hex(address) + " is outside the CTA's shared memory [" +
-                                                   hex(kSharedBase) + ", " + hex(limit) + ") of " + std::to_string(limit - kSharedBase) + " bytes.");
-        throw error.at_lane(lane).at_address(address).in_tensor("shared memory");
-    }
-    return w.cta->shared.data() + address;
+    SimError error(ErrorKind::OutOfBounds, "Access of " + std::to_string(bytes) + " bytes at shared address " + hex(address) + " is outside the CTA's shared memory [" +
+                                               hex(kSharedBase) + ", " + hex(limit) + ") of " + std::to_string(limit - kSharedBase) + " bytes.");
+    throw error.at_lane(lane).at_address(address).in_tensor("shared memory");
 }
 
 u8* local_pointer(Warp& w, int lane, u64 address, u32 bytes, u8*& defined) {

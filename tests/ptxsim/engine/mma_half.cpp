@@ -10,6 +10,8 @@ namespace {
 
 typedef float Floats __attribute__((vector_size(32)));
 typedef u32 Words __attribute__((vector_size(32)));
+typedef float Quad __attribute__((vector_size(16)));
+typedef u32 QuadWords __attribute__((vector_size(16)));
 
 template <class H>
 Floats low_halves(Words x);
@@ -43,16 +45,17 @@ Words column_words(const u32* r, int t) {
 }
 
 Floats load_row(const u32* even, const u32* odd, int group) {
-    Floats row;
-    std::memcpy(&row, even + 4 * group, 16);
-    std::memcpy(reinterpret_cast<char*>(&row) + 16, odd + 4 * group, 16);
-    return row;
+    Quad a, b;
+    std::memcpy(&a, even + 4 * group, sizeof a);
+    std::memcpy(&b, odd + 4 * group, sizeof b);
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 
 void store_row(u32* even, u32* odd, int group, Floats row) {
     Words bits = row == row ? reinterpret_cast<Words>(row) : Words{} + 0x7fffffffu;
-    std::memcpy(even + 4 * group, &bits, 16);
-    std::memcpy(odd + 4 * group, reinterpret_cast<char*>(&bits) + 16, 16);
+    QuadWords a = __builtin_shufflevector(bits, bits, 0, 1, 2, 3), b = __builtin_shufflevector(bits, bits, 4, 5, 6, 7);
+    std::memcpy(even + 4 * group, &a, sizeof a);
+    std::memcpy(odd + 4 * group, &b, sizeof b);
 }
 
 Floats fused(float x, Floats y, Floats z) {
