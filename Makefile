@@ -6,6 +6,7 @@ VENV ?= .venv
 TORCH ?= torch>=2.10
 MAX_JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
+SIM_ARGS ?=
 BENCH_ARGS ?= --direction fwd fwdbwd --dtype fp32 bf16
 DEMO_ARGS ?=
 export MAX_JOBS
@@ -14,6 +15,7 @@ PY := $(VENV)/bin/python
 DEPS := $(VENV)/.deps
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
+NVCC := $(VENV)/.nvcc
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
@@ -24,7 +26,7 @@ help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
 	@echo 'build   rebuild the native code after a change'
 	@echo 'demo    train a small model on real text and let it write (DEMO_ARGS)'
-	@echo 'test    the test suite (PYTEST_ARGS)'
+	@echo 'test    the test suite (PYTEST_ARGS), the simulator included (SIM_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
 	@echo 'plot    redraw docs/speed.svg and the table in README.md from docs/speed.csv'
@@ -47,11 +49,19 @@ $(BUILT): $(NATIVE) setup.py $(DEPS)
 	else $(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]' && touch $(INSTALLED); fi
 	touch $@
 
+# The simulator runs what nvcc compiles; without one on the machine it comes from PyPI.
+$(NVCC): $(DEPS)
+	command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || $(PY) -m pip install --quiet \
+	  nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+	  'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-runtime==13.0.*'
+	touch $@
+
 demo: $(BUILT)
 	$(PY) examples/train_lm.py --out demo_out $(DEMO_ARGS)
 
-test: $(BUILT)
+test: $(BUILT) $(NVCC)
 	$(PY) -m pytest $(PYTEST_ARGS)
+	cd tests/ptxsim && $(abspath $(PY)) -m pytest $(SIM_ARGS)
 
 lint: $(BUILT)
 	$(PY) -m ruff check .

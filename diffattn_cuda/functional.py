@@ -9,6 +9,8 @@ find them; the message names the argument, what it was and what is accepted.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ from . import ops
 
 Lambda = float | Tensor
 Window = tuple[int, int]
-Result = Tensor | tuple[Tensor, Tensor]
+# A tensor, or (out, lse) with return_lse. Any, so that a type checker lets callers use either.
+Result = Any
 
 
 def diff_flash_attn_func(

@@ -78,7 +78,6 @@ def test_legal_decode(impl: Impl, data: st.DataObject) -> None:
 
 
 DTYPES = [torch.float16, torch.float32, torch.float64, torch.int64, torch.bool]
-SMALL = st.integers(0, 9)
 
 
 @st.composite
@@ -86,7 +85,8 @@ def any_tensor(draw: st.DrawFn) -> torch.Tensor | float | None:
     """A tensor of some small shape, dtype and strides, or no tensor at all."""
     if draw(st.integers(0, 19)) == 0:
         return draw(st.sampled_from([None, 0.5]))
-    shape = [draw(st.sampled_from([0, 1, 2, 3, 4, 8, 16])) for _ in range(draw(st.integers(0, 5)))]
+    sizes: st.SearchStrategy[int] = st.sampled_from([0, 1, 2, 3, 4, 8, 16])
+    shape = [draw(sizes) for _ in range(draw(st.integers(0, 5)))]
     tensor = torch.zeros(shape, dtype=draw(st.sampled_from(DTYPES)))
     return tensor.movedim(-1, 0) if shape and draw(st.booleans()) else tensor
 

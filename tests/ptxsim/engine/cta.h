@@ -1,0 +1,92 @@
+// One thread block: its warps, shared memory, barriers, and the turn each warp gets.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "counters.h"
+#include "memory_map.h"
+#include "race_shared.h"
+#include "warp.h"
+
+namespace ptxsim {
+
+struct Device;
+
+// What all CTAs of a launch share.
+struct Launch {
+    const Program* program = nullptr;
+    u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
+    std::vector<u8> params;
+    u32 dynamic_shared = 0, shared_bytes = 0;  // shared_bytes counts from address 0
+    u64 seed = 0;
+    u32 checks = kAllChecks;
+    u32 epoch = 0;
+    u32 sm_count = 1;
+    u64 id = 0;
+    std::shared_ptr<const AllocationTable> memory;
+    Device* device = nullptr;
+    u64 instruction_limit = 0;
+    u32 threads() const { return block[0] * block[1] * block[2]; }
+};
+
+struct Barrier {
+    u32 expected = 0;  // threads; 0 = no arrival yet
+    bool counted = false;
+    u32 arrived = 0;
+    u32 population = 0;               // of bar.red
+    bool all = true, any = false;
+    std::vector<u32> clock;
+    u32 last_population = 0;
+    bool last_all = true, last_any = false;
+};
+
+constexpr int kBarriers = 16;
+
+// An mbarrier object (mbarrier.cpp); the 8 bytes in shared memory are opaque and hold only its phase.
+struct MemoryBarrier {
+    u32 expected = 0, pending = 0;
+    s64 transactions = 0;
+    u64 phase = 0;
+    std::vector<u32> gathered, completed;  // clocks of the current and of the last finished phase
+};
+
+struct Cta {
+    const Launch* launch = nullptr;
+    const Program* program = nullptr;
+    u32 index = 0;        // linear, in grid order
+    u32 ctaid[3] = {};
+    u32 warp_count = 0, thread_count = 0;
+    std::vector<u8> shared;
+    SharedShadow shadow;
+    Barrier barriers[kBarriers];
+    std::map<u32, MemoryBarrier> memory_barriers;
+    std::vector<Warp> warps;
+    Profile* profile = nullptr;  // of the worker thread, one entry a pc
+    Counters* counters = nullptr;
+    Random random;
+    u64 issued = 0;
+    bool fenced = false;           // some warp executed a gpu-scope fence
+    std::set<u32> synchronised;    // CTAs whose earlier accesses happened before ours
+    Allocation* last_allocation = nullptr;
+
+    void start(const Launch& launch, u32 linear_index);
+    // Runs about `budget` warp instructions; true when the CTA has finished.
+    bool run(u64 budget);
+    bool checks(u32 bit) const { return launch->checks & bit; }
+    void on_lanes_exit();
+    void locate(SimError& error, const Warp& warp) const;
+
+    // sync.cpp
+    void complete_if_full(int id);
+    void join_clock(Warp& warp, const std::vector<u32>& clock);
+
+  private:
+    bool step(u64 budget, u64& done);
+    [[noreturn]] void report_deadlock() const;
+};
+
+}  // namespace ptxsim

@@ -1,0 +1,140 @@
+#include "device.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "race_global.h"
+#include "scheduler.h"
+
+namespace ptxsim {
+
+const DeviceProfile& find_profile(const std::string& name) {
+    static const DeviceProfile profiles[] = {
+        {"sm_80", 8, 0, 108, 49152, 166912, 167936, 65536, 2048, 32, 80ull << 30},
+        {"sm_86", 8, 6, 84, 49152, 101376, 102400, 65536, 1536, 16, 48ull << 30},
+        {"sm_89", 8, 9, 128, 49152, 101376, 102400, 65536, 1536, 24, 24ull << 30},
+        {"sm_90", 9, 0, 132, 49152, 232448, 233472, 65536, 2048, 32, 80ull << 30},
+        {"sm_120", 12, 0, 170, 49152, 101376, 102400, 65536, 1536, 24, 32ull << 30},
+    };
+    for (const DeviceProfile& p : profiles)
+        if (name == p.name) return p;
+    throw SimError(ErrorKind::BadProgram, "No device profile `" + name + "`: there are sm_80, sm_86, sm_89, sm_90 and sm_120.");
+}
+
+namespace {
+
+[[noreturn]] void limit(const Program& program, const std::string& why) {
+    SimError error(ErrorKind::LaunchLimit, "The launch exceeds the device: " + why + ".");
+    error.kernel = program.name;
+    error.placed = true;
+    error.compose();
+    throw error;
+}
+
+std::string number(u64 n) { return std::to_string(n); }
+
+void check_dimensions(const Program& program, const LaunchConfig& c) {
+    const u64 grid_max[3] = {0x7fffffff, 65535, 65535}, block_max[3] = {1024, 1024, 64};
+    for (int d = 0; d < 3; ++d) {
+        const char axis = "xyz"[d];
+        if (c.grid[d] == 0 || c.block[d] == 0) limit(program, std::string("an empty grid or block in ") + axis);
+        if (c.grid[d] > grid_max[d]) limit(program, std::string("grid.") + axis + " = " + number(c.grid[d]) + " > " + number(grid_max[d]));
+        if (c.block[d] > block_max[d]) limit(program, std::string("block.") + axis + " = " + number(c.block[d]) + " > " + number(block_max[d]));
+    }
+    u64 threads = static_cast<u64>(c.block[0]) * c.block[1] * c.block[2];
+    if (threads > 1024) limit(program, number(threads) + " threads a block > 1024");
+    u64 bound = static_cast<u64>(program.function->max_threads);
+    if (bound && threads > bound) limit(program, number(threads) + " threads a block > the kernel's launch bound " + number(bound));
+}
+
+// Registers are handed out to warps in units of 256.
+void check_registers(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
+    u64 warps = (static_cast<u64>(c.block[0]) * c.block[1] * c.block[2] + 31) / 32;
+    u64 per_warp = (static_cast<u64>(program.registers) * 32 + 255) / 256 * 256;
+    if (warps * per_warp > profile.registers_per_block) {
+        limit(program, number(static_cast<u64>(program.registers)) + " registers x " + number(warps * 32) + " threads > " + number(profile.registers_per_block) + " registers");
+    }
+}
+
+void check_shared(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
+    u64 total = static_cast<u64>(program.static_shared) + c.dynamic_shared;
+    if (program.static_shared > profile.shared_per_block) limit(program, number(program.static_shared) + " bytes of static shared memory > " + number(profile.shared_per_block));
+    if (total > profile.shared_per_block_optin) limit(program, number(total) + " bytes of shared memory > " + number(profile.shared_per_block_optin) + " of " + profile.name);
+    if (total > profile.shared_per_block && c.dynamic_shared > program.max_dynamic_shared) {
+        limit(program, number(c.dynamic_shared) + " bytes of dynamic shared memory > " + number(profile.shared_per_block) +
+                           " without cudaFuncSetAttribute(MaxDynamicSharedMemorySize), which was " +
+                           (program.max_dynamic_shared ? "set to " + number(program.max_dynamic_shared) : "not called"));
+    }
+}
+
+// PTX for a later target may use what this device does not have.
+void check_target(const Program& program, const DeviceProfile& profile) {
+    const std::string& target = program.module->target;
+    int have = profile.major * 10 + profile.minor, need = target.size() > 3 ? std::atoi(target.c_str() + 3) : 0;
+    if (need <= have) return;
+    SimError error(ErrorKind::BadProgram, "The module is compiled for " + target + ", the device is " + profile.name + ".");
+    error.kernel = program.name;
+    error.compose();
+    throw error;
+}
+
+u32 next_epoch() {
+    static std::atomic<u64> counter{0};
+    u64 n = counter++;
+    if (n % 4095 == 4094) MemoryMap::instance().clear_shadows();  // the shadow's 12 bits of epoch come around
+    return static_cast<u32>(n % 4095) + 1;
+}
+
+}  // namespace
+
+void Device::check_limits(const Program& program, const LaunchConfig& config) const {
+    if (config.params.size() != program.param_bytes) {
+        SimError error(ErrorKind::BadProgram, "Kernel " + program.name + " takes " + number(program.param_bytes) + " bytes of parameters, the launch gives " + number(config.params.size()) + ".");
+        error.paragraph = error.message;
+        throw error;
+    }
+    check_target(program, *profile);
+    if (!(checks & kCheckLimits)) return;
+    check_dimensions(program, config);
+    check_registers(program, config, *profile);
+    check_shared(program, config, *profile);
+}
+
+LaunchReport Device::launch(const Program& program, const LaunchConfig& config) {
+    check_limits(program, config);
+    Launch launch;
+    launch.program = &program;
+    std::copy(config.grid, config.grid + 3, launch.grid);
+    std::copy(config.block, config.block + 3, launch.block);
+    launch.params = config.params;
+    launch.dynamic_shared = config.dynamic_shared;
+    launch.shared_bytes = program.dynamic_begin + config.dynamic_shared;
+    launch.seed = mix(seed * 0x51ed2701ull + 17);
+    launch.checks = checks;
+    launch.epoch = next_epoch();
+    launch.id = ++launches_;
+    launch.sm_count = profile->sm_count;
+    launch.memory = MemoryMap::instance().table();
+    launch.device = this;
+    launch.instruction_limit = instruction_limit;
+    LaunchReport report = run_grid(launch, threads);
+    forget_releases(launch.id);
+    if (on_launch) on_launch(program.name, report);
+    return report;
+}
+
+void Device::print(const std::string& text) {
+    std::lock_guard<std::mutex> lock(print_mutex_);
+    output_ += text;
+    if (echo) std::fputs(text.c_str(), stdout);
+    if (echo) std::fflush(stdout);
+}
+
+std::string Device::take_output() {
+    std::lock_guard<std::mutex> lock(print_mutex_);
+    std::string text;
+    text.swap(output_);
+    return text;
+}
+
+}  // namespace ptxsim

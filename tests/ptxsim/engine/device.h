@@ -1,0 +1,54 @@
+// A GPU of a given kind: its limits, its seed, and launches.
+#pragma once
+
+#include <functional>
+#include <mutex>
+#include <string>
+
+#include "cta.h"
+
+namespace ptxsim {
+
+// Limits from the CUDA programming guide's table of compute capabilities.
+struct DeviceProfile {
+    const char* name;
+    int major, minor;
+    u32 sm_count;
+    u32 shared_per_block;        // static, and dynamic without opt-in
+    u32 shared_per_block_optin;
+    u32 shared_per_sm;
+    u32 registers_per_block, max_threads_per_sm, max_blocks_per_sm;
+    u64 global_bytes;
+};
+const DeviceProfile& find_profile(const std::string& name);
+
+struct LaunchConfig {
+    u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
+    std::vector<u8> params;
+    u32 dynamic_shared = 0;
+};
+
+struct Device {
+    const DeviceProfile* profile;
+    u64 seed = 0;
+    int threads = 2;
+    u32 checks = kAllChecks;
+    u64 instruction_limit = 400'000'000;  // warp instructions of one CTA, before it counts as a livelock
+    bool echo = true;                     // printf goes to stdout too
+    std::function<void(const std::string& kernel, const LaunchReport&)> on_launch;
+
+    Device(const std::string& profile_name, u64 seed, int threads, u32 checks)
+        : profile(&find_profile(profile_name)), seed(seed), threads(threads), checks(checks) {}
+
+    LaunchReport launch(const Program& program, const LaunchConfig& config);
+    void print(const std::string& text);
+    std::string take_output();
+
+  private:
+    void check_limits(const Program& program, const LaunchConfig& config) const;
+    std::mutex print_mutex_;
+    std::string output_;
+    u64 launches_ = 0;
+};
+
+}  // namespace ptxsim

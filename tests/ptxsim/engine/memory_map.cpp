@@ -1,0 +1,106 @@
+#include "memory_map.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "error.h"
+
+namespace ptxsim {
+
+namespace {
+constexpr u64 kPage = 4096;
+u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
+
+void* map_pages(u64 bytes, int protection) {
+    void* p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw SimError(ErrorKind::LaunchLimit, "Cannot map " + std::to_string(bytes) + " bytes of device memory.");
+    return p;
+}
+}  // namespace
+
+Allocation::~Allocation() {
+    if (defined) munmap(defined, round_up(size + 16, kPage));
+    if (shadow) munmap(shadow, round_up((size / 4 + 2) * sizeof(u64), kPage));
+    if (mapping) munmap(mapping, mapping_bytes);
+}
+
+u64 Allocation::undefined_bytes() const {
+    if (!defined) return 0;
+    u64 count = 0;
+    for (u64 i = 0; i < size; ++i) count += defined[i] == 0;
+    return count;
+}
+
+MemoryMap& MemoryMap::instance() {
+    static MemoryMap map;
+    return map;
+}
+
+// The data end at the guard page as nearly as a 256-byte alignment of the base (that of cudaMalloc) allows.
+AllocationPtr MemoryMap::create(u64 bytes, const std::string& name, bool poison, bool sparse) {
+    auto allocation = std::make_shared<Allocation>();
+    u64 body = round_up(std::max<u64>(bytes, 1), kPage);
+    allocation->mapping_bytes = body + 2 * kPage;
+    allocation->mapping = map_pages(allocation->mapping_bytes, PROT_NONE);
+    u8* start = static_cast<u8*>(allocation->mapping) + kPage;
+    mprotect(start, body, PROT_READ | PROT_WRITE);
+    u64 tail = (body - bytes) / 256 * 256;
+    allocation->base = reinterpret_cast<u64>(start) + tail;
+    allocation->size = bytes;
+    allocation->name = name;
+    if (poison) {
+        if (!sparse) std::memset(reinterpret_cast<void*>(allocation->base), 0xff, bytes);
+        allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
+    }
+    allocation->shadow = static_cast<std::atomic<u64>*>(map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    insert(allocation);
+    return allocation;
+}
+
+AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, bool writable) {
+    auto allocation = std::make_shared<Allocation>();
+    allocation->base = address;
+    allocation->size = bytes;
+    allocation->name = name;
+    allocation->writable = writable;
+    allocation->shadow = static_cast<std::atomic<u64>*>(map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    insert(allocation);
+    return allocation;
+}
+
+void MemoryMap::insert(AllocationPtr allocation) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto next = std::make_shared<AllocationTable>(*table_);
+    auto at = std::lower_bound(next->begin(), next->end(), allocation->base, [](const AllocationPtr& a, u64 b) { return a->base < b; });
+    if (at != next->end() && (*at)->base == allocation->base) {
+        *at = std::move(allocation);  // memory registered anew
+    } else {
+        next->insert(at, std::move(allocation));
+    }
+    table_ = next;
+}
+
+void MemoryMap::remove(u64 base) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto next = std::make_shared<AllocationTable>(*table_);
+    next->erase(std::remove_if(next->begin(), next->end(), [&](const AllocationPtr& a) { return a->base == base; }), next->end());
+    table_ = next;
+}
+
+std::shared_ptr<const AllocationTable> MemoryMap::table() const {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return table_;
+}
+
+void MemoryMap::clear_shadows() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& a : *table_) madvise(a->shadow, round_up((a->size / 4 + 2) * sizeof(u64), kPage), MADV_DONTNEED);
+}
+
+Allocation* find_allocation(const AllocationTable& table, u64 address) {
+    auto at = std::upper_bound(table.begin(), table.end(), address, [](u64 b, const AllocationPtr& a) { return b < a->base; });
+    return at == table.begin() ? nullptr : std::prev(at)->get();
+}
+
+}  // namespace ptxsim

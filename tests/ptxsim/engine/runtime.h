@@ -1,0 +1,97 @@
+// The CUDA runtime stand-in's state: what host code registered and launched, on which device, and what went wrong.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "device.h"
+
+namespace ptxsim {
+
+// Values of cudaError_t the stand-in returns.
+enum CudaError : int {
+    kCudaSuccess = 0,
+    kCudaInvalidValue = 1,
+    kCudaMemoryAllocation = 2,
+    kCudaInvalidConfiguration = 9,
+    kCudaInvalidSymbol = 13,
+    kCudaInvalidDeviceFunction = 98,
+    kCudaNoDevice = 100,
+    kCudaInvalidSource = 300,
+    kCudaNotSupported = 801,
+    kCudaLaunchOutOfResources = 701,
+    kCudaLaunchFailure = 719,
+};
+const char* cuda_error_name(int code);
+const char* cuda_error_text(int code);
+
+struct FatBinary {
+    const void* data = nullptr;
+    std::shared_ptr<Module> module;  // parsed when first needed
+};
+
+struct HostFunction {
+    FatBinary* binary = nullptr;
+    std::string name;
+    std::shared_ptr<Program> program;  // decoded when first needed
+    u32 dynamic_shared_limit = 0;
+};
+
+struct HostVariable {
+    FatBinary* binary = nullptr;
+    std::string name;
+};
+
+struct CallConfiguration {
+    u32 grid[3], block[3];
+    u64 shared = 0;
+    void* stream = nullptr;
+};
+
+class Runtime {
+  public:
+    static Runtime& instance();
+
+    FatBinary* add_binary(const void* data);
+    void remove_binary(FatBinary* binary);
+    void add_function(FatBinary* binary, const void* host, const std::string& name);
+    void add_variable(FatBinary* binary, const void* host, const std::string& name);
+    HostFunction* function(const void* host);
+
+    // Runs an action that may throw; its error becomes the pending one, and a code for the host.
+    int guarded(const std::function<void()>& action);
+    int fail(int code);
+    int take_last_error();
+    int peek_last_error() const { return last_error_; }
+
+    Device& device();  // throws if none is active
+    bool has_device() const { return device_ != nullptr; }
+    void set_device(std::shared_ptr<Device> device) { device_ = std::move(device); }
+    std::shared_ptr<Program> program(HostFunction& function);
+    void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared);
+    u64 variable_address(const void* host, u64* bytes);
+
+    void* allocate(u64 bytes);
+    bool release(void* pointer);
+    // Host writes into device memory make it defined.
+    void mark_defined(u64 address, u64 bytes);
+
+    std::unique_ptr<SimError> pending;
+    std::function<std::pair<int, int>(const std::string& text, const std::string& kernel, const std::string& arch)> probe;
+    std::vector<std::pair<std::string, LaunchReport>> reports;
+    static thread_local std::vector<CallConfiguration> calls;
+
+  private:
+    std::shared_ptr<Device> device_;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<FatBinary>> binaries_;
+    std::map<const void*, HostFunction> functions_;
+    std::map<const void*, HostVariable> variables_;
+    std::map<void*, AllocationPtr> allocations_;
+    int last_error_ = 0;
+};
+
+}  // namespace ptxsim

@@ -1,0 +1,138 @@
+#include "scheduler.h"
+
+#include <thread>
+
+namespace ptxsim {
+
+namespace {
+
+constexpr u64 kTurn = 100'000;       // warp instructions a CTA runs before the next resident one gets its turn
+constexpr u64 kPatience = 1'000'000;  // a CTA that runs longer may be waiting for one that has not started
+constexpr size_t kMostResident = 4096;
+
+// Hands out CTA numbers once each, permuted by a Feistel network so that a grid of any size needs no table.
+class CtaOrder {
+  public:
+    CtaOrder(u64 count, u64 seed) : count_(count), seed_(seed) {
+        while ((1ull << (2 * half_bits_)) < count_) ++half_bits_;
+    }
+    bool next(u64& cta) {
+        u64 n = taken_++;
+        if (n >= count_) return false;
+        do n = permute(n);
+        while (n >= count_);
+        cta = n;
+        return true;
+    }
+
+  private:
+    u64 permute(u64 n) const {
+        u64 mask = (1ull << half_bits_) - 1, left = n >> half_bits_, right = n & mask;
+        for (u64 round = 0; round < 4; ++round) {
+            u64 swap = left ^ (mix(seed_ + round * 77 + right) & mask);
+            left = right;
+            right = swap;
+        }
+        return left << half_bits_ | right;
+    }
+    u64 count_, seed_;
+    int half_bits_ = 1;
+    std::atomic<u64> taken_{0};
+};
+
+struct Shared {
+    const Launch& launch;
+    CtaOrder order;
+    std::atomic<bool> failed{false};
+    std::mutex mutex;
+    std::exception_ptr error;
+};
+
+class Worker {
+  public:
+    Worker(Shared& shared) : shared_(shared), profile_(shared.launch.program->code.size()) {}
+
+    void run() {
+        try {
+            loop();
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(shared_.mutex);
+            if (!shared_.error) shared_.error = std::current_exception();
+            shared_.failed = true;
+        }
+    }
+    const std::vector<Profile>& profile() const { return profile_; }
+    const Counters& counters() const { return counters_; }
+
+  private:
+    void loop() {
+        if (!admit()) return;
+        while (!resident_.empty() && !shared_.failed) {
+            for (size_t i = 0; i < resident_.size() && !shared_.failed;) {
+                Cta& cta = *resident_[i];
+                if (!cta.run(kTurn)) {
+                    ++i;
+                    continue;
+                }
+                spare_.push_back(std::move(resident_[i]));
+                resident_.erase(resident_.begin() + static_cast<long>(i));
+            }
+            bool impatient = !resident_.empty() && resident_.back()->issued > kPatience;
+            if (resident_.empty() || (impatient && resident_.size() < kMostResident)) admit();
+        }
+    }
+
+    bool admit() {
+        u64 index;
+        if (!shared_.order.next(index)) return false;
+        std::unique_ptr<Cta> cta;
+        if (spare_.empty()) {
+            cta = std::make_unique<Cta>();
+        } else {
+            cta = std::move(spare_.back());
+            spare_.pop_back();
+        }
+        cta->profile = profile_.data();
+        cta->counters = &counters_;
+        cta->start(shared_.launch, static_cast<u32>(index));
+        resident_.push_back(std::move(cta));
+        return true;
+    }
+
+    Shared& shared_;
+    std::vector<Profile> profile_;
+    Counters counters_;
+    std::vector<std::unique_ptr<Cta>> resident_, spare_;
+};
+
+}  // namespace
+
+LaunchReport run_grid(const Launch& launch, int threads) {
+    u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+    Shared shared{launch, {ctas, launch.seed}, {}, {}, {}};
+    std::vector<std::unique_ptr<Worker>> workers;
+    u64 count = std::min<u64>(static_cast<u64>(std::max(threads, 1)), ctas);
+    for (u64 i = 0; i < count; ++i) workers.push_back(std::make_unique<Worker>(shared));
+    std::vector<std::thread> others;
+    for (u64 i = 1; i < count; ++i) others.emplace_back([&, i] { workers[i]->run(); });
+    workers[0]->run();
+    for (std::thread& t : others) t.join();
+    if (shared.error) std::rethrow_exception(shared.error);
+
+    std::vector<Profile> profile = workers[0]->profile();
+    Counters counters = workers[0]->counters();
+    for (u64 i = 1; i < count; ++i) {
+        counters.add(workers[i]->counters());
+        const std::vector<Profile>& other = workers[i]->profile();
+        for (size_t pc = 0; pc < profile.size(); ++pc) {
+            profile[pc].issues += other[pc].issues;
+            profile[pc].lanes += other[pc].lanes;
+            profile[pc].wavefronts += other[pc].wavefronts;
+            profile[pc].ideal_wavefronts += other[pc].ideal_wavefronts;
+            profile[pc].sectors += other[pc].sectors;
+        }
+    }
+    return summarise(*launch.program, profile, counters);
+}
+
+}  // namespace ptxsim

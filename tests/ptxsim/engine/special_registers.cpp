@@ -1,0 +1,86 @@
+#include "special_registers.h"
+
+#include <map>
+
+#include "cta.h"
+
+namespace ptxsim {
+
+namespace {
+enum Index : u32 {
+    kTidX, kTidY, kTidZ, kNtidX, kNtidY, kNtidZ, kCtaidX, kCtaidY, kCtaidZ, kNctaidX, kNctaidY, kNctaidZ,
+    kLaneid, kWarpid, kNwarpid, kSmid, kNsmid, kZero, kOne, kMaskEq, kMaskLe, kMaskLt, kMaskGe, kMaskGt,
+    kTotalShared, kDynamicShared, kSharedReserved, kTrue, kGridid /* 64 bits: two cells */, kCount = kGridid + 2,
+};
+
+const std::map<std::string, u32>& names() {
+    static const std::map<std::string, u32> table{
+        {"%tid.x", kTidX}, {"%tid.y", kTidY}, {"%tid.z", kTidZ}, {"%ntid.x", kNtidX}, {"%ntid.y", kNtidY}, {"%ntid.z", kNtidZ},
+        {"%ctaid.x", kCtaidX}, {"%ctaid.y", kCtaidY}, {"%ctaid.z", kCtaidZ}, {"%nctaid.x", kNctaidX}, {"%nctaid.y", kNctaidY},
+        {"%nctaid.z", kNctaidZ}, {"%laneid", kLaneid}, {"%warpid", kWarpid}, {"%nwarpid", kNwarpid}, {"%smid", kSmid},
+        {"%nsmid", kNsmid}, {"%lanemask_eq", kMaskEq}, {"%lanemask_le", kMaskLe}, {"%lanemask_lt", kMaskLt},
+        {"%lanemask_ge", kMaskGe}, {"%lanemask_gt", kMaskGt}, {"%total_smem_size", kTotalShared},
+        {"%aggr_smem_size", kTotalShared}, {"%dynamic_smem_size", kDynamicShared}, {"%reserved_smem_offset_begin", kZero},
+        {"%reserved_smem_offset_end", kSharedReserved}, {"%reserved_smem_offset_0", kZero}, {"%gridid", kGridid},
+        // A cluster of one CTA is what a launch without a cluster has (PTX ISA 10, %cluster_*).
+        {"%clusterid.x", kCtaidX}, {"%clusterid.y", kCtaidY}, {"%clusterid.z", kCtaidZ}, {"%nclusterid.x", kNctaidX},
+        {"%nclusterid.y", kNctaidY}, {"%nclusterid.z", kNctaidZ}, {"%cluster_ctaid.x", kZero}, {"%cluster_ctaid.y", kZero},
+        {"%cluster_ctaid.z", kZero}, {"%cluster_nctaid.x", kOne}, {"%cluster_nctaid.y", kOne}, {"%cluster_nctaid.z", kOne},
+        {"%cluster_ctarank", kZero}, {"%cluster_nctarank", kOne}, {"WARP_SZ", kTrue}};
+    return table;
+}
+
+u32 per_lane(u32 index, const Warp& w, u32 lane) {
+    const Cta& cta = *w.cta;
+    const Launch& launch = *cta.launch;
+    u32 thread = static_cast<u32>(w.id) * kLanes + lane, bx = launch.block[0], by = launch.block[1];
+    switch (index) {
+        case kTidX: return thread % bx;
+        case kTidY: return thread / bx % by;
+        case kTidZ: return thread / (bx * by);
+        case kNtidX: return bx;
+        case kNtidY: return by;
+        case kNtidZ: return launch.block[2];
+        case kCtaidX: return cta.ctaid[0];
+        case kCtaidY: return cta.ctaid[1];
+        case kCtaidZ: return cta.ctaid[2];
+        case kNctaidX: return launch.grid[0];
+        case kNctaidY: return launch.grid[1];
+        case kNctaidZ: return launch.grid[2];
+        case kLaneid: return lane;
+        case kWarpid: return static_cast<u32>(w.id);
+        case kNwarpid: return cta.warp_count;
+        case kSmid: return cta.index % launch.sm_count;
+        case kNsmid: return launch.sm_count;
+        case kOne: return 1;
+        case kMaskEq: return 1u << lane;
+        case kMaskLe: return (2u << lane) - 1;
+        case kMaskLt: return (1u << lane) - 1;
+        case kMaskGe: return ~((1u << lane) - 1);
+        case kMaskGt: return ~((2u << lane) - 1);
+        case kTotalShared: return launch.shared_bytes - kSharedBase;
+        case kDynamicShared: return launch.dynamic_shared;
+        case kSharedReserved: return kSharedBase;
+        case kTrue: return kLanes;
+    }
+    return 0;
+}
+}  // namespace
+
+bool special_register(const std::string& name, Ref& ref, int& bytes) {
+    auto it = names().find(name);
+    if (it == names().end()) return false;
+    bytes = it->second == kGridid ? 8 : 4;
+    ref = kSpecials << kFileShift | it->second * kLanes;
+    return true;
+}
+
+void fill_special_registers(Warp& w) {
+    w.specials.resize(kCount * kLanes);
+    for (u32 index = 0; index < kGridid; ++index)
+        for (u32 lane = 0; lane < kLanes; ++lane) w.specials[index * kLanes + lane] = per_lane(index, w, lane);
+    u64* grid = reinterpret_cast<u64*>(w.specials.data() + kGridid * kLanes);
+    for (int lane = 0; lane < kLanes; ++lane) grid[lane] = w.cta->launch->id;
+}
+
+}  // namespace ptxsim

@@ -1,0 +1,201 @@
+// Barriers and fences (PTX ISA 9.7.13): bar / barrier sync, arrive, red; bar.warp.sync; membar, fence.
+#include <algorithm>
+
+#include "control.h"
+#include "cta.h"
+#include "lanes.h"
+
+namespace ptxsim {
+
+namespace {
+
+enum BarrierKind : u8 { kSync, kArrive, kRedPopc, kRedAnd, kRedOr };
+
+u32 uniform(Warp& w, Ref ref, const char* what) {
+    w.require_defined(w.defined(ref), what);
+    u32 value = w.cells<u32>(ref)[__builtin_ctz(w.active)];
+    for_lanes(w.active, [&](int i) {
+        if (w.cells<u32>(ref)[i] != value) w.fail(ErrorKind::Divergence, std::string("Lanes of a warp give different values for ") + what + ".", i);
+    });
+    return value;
+}
+
+// "the barrier's expected arrival count": that of the instruction, or every thread of the CTA that has not exited.
+u32 live_threads(const Cta& cta) {
+    u32 threads = 0;
+    for (const Warp& w : cta.warps) threads += w.finished() ? 0 : kLanes;
+    return threads;
+}
+
+void check_count(Warp& w, Barrier& b, int id, bool counted, u32 expected) {
+    if (counted && (expected == 0 || expected % kLanes)) w.fail(ErrorKind::Divergence, "The thread count " + std::to_string(expected) + " of a barrier is not a multiple of the warp size.");
+    if (counted && expected > w.cta->warp_count * kLanes) {
+        w.fail(ErrorKind::Deadlock, "Barrier " + std::to_string(id) + " waits for " + std::to_string(expected) + " threads, the CTA has " + std::to_string(w.cta->thread_count) + ".");
+    }
+    if (b.arrived == 0) {
+        b.counted = counted;
+        b.expected = expected;
+    } else if (b.counted != counted || (counted && b.expected != expected)) {
+        w.fail(ErrorKind::Divergence, "Warps give barrier " + std::to_string(id) + " different thread counts: " + std::to_string(b.expected) + " and " + std::to_string(expected) + ".");
+    }
+}
+
+void take_result(Warp& w, const Op& op, const Barrier& b) {
+    if (op.flags == kRedPopc) {
+        for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = b.last_population; });
+        w.define(op.dst, kFull);
+    } else if (op.flags == kRedAnd || op.flags == kRedOr) {
+        bool value = op.flags == kRedAnd ? b.last_all : b.last_any;
+        w.set_predicate(op.p, value ? kFull : 0, kFull);
+    }
+}
+
+void contribute(Warp& w, const Op& op, Barrier& b) {
+    if (op.flags < kRedPopc) return;
+    w.require_defined(w.predicates_defined[op.q], "the predicate of a barrier reduction");
+    u32 p = w.predicates[op.q] & w.active;
+    b.population += static_cast<u32>(popcount(p));
+    b.all &= p == w.active;
+    b.any |= p != 0;
+}
+
+// .aligned: "all threads in the warp must execute the same barrier instruction".
+void op_barrier(Warp& w, const Op& op) {
+    int id = static_cast<int>(uniform(w, op.a, "the barrier's number"));
+    if (id >= kBarriers) w.fail(ErrorKind::Divergence, "Barrier number " + std::to_string(id) + " is above 15.");
+    Barrier& b = w.cta->barriers[id];
+    Fragment& f = w.fragment();
+    if (f.released) {
+        f.released = false;
+        w.cta->profile[f.pc].issues -= 1;  // the instruction was counted when it arrived
+        w.cta->profile[f.pc].lanes -= static_cast<u64>(popcount(w.active));
+        return take_result(w, op, b);
+    }
+    if (op.count && !w.converge(kFull)) return;
+    bool counted = op.flags2 != 0;
+    check_count(w, b, id, counted, counted ? uniform(w, op.b, "the barrier's thread count") : 0);
+    contribute(w, op, b);
+    b.arrived += op.count ? kLanes : static_cast<u32>(popcount(w.active));
+    merge_clock(b.clock, w.clock);
+    w.clock[w.id] += 1;
+    SharedShadow::update_limits(w);
+    bool waits = op.flags != kArrive;
+    if (waits) {
+        Fragment& here = w.fragment();
+        here.barrier = id;
+        w.next = here.pc;
+        w.block(FragmentState::AtBarrier);
+    }
+    w.cta->complete_if_full(id);
+}
+
+// 9.7.13.2 bar.warp.sync: "memory ordering among participating threads".
+void op_warp_barrier(Warp& w, const Op& op) {
+    if (!warp_sync_enter(w, op.a)) return;
+    warp_sync_memory(w);
+}
+
+// 9.7.13.4 membar, fence: gpu scope and above make a CTA's writes releasable.
+void op_fence(Warp& w, const Op&) { w.cta->fenced = true; }
+
+void decode_fence(Form& f) {
+    bool wide = f.inst.has("gl") || f.inst.has("sys") || f.inst.has("gpu") || f.inst.has("cluster");
+    if (f.inst.has("proxy") || f.inst.has("mbarrier_init")) wide = false;
+    f.left.clear();
+    if (wide) f.decoder.emit(op_fence, OpClass::Other);
+}
+
+u8 barrier_kind(Form& f) {
+    if (f.take("arrive")) return kArrive;
+    if (!f.take("red")) {
+        if (!f.take("sync")) f.unsupported();
+        return kSync;
+    }
+    std::string operation = f.take_any({"popc", "and", "or"});
+    if (operation.empty()) f.unsupported();
+    f.take_type();
+    return operation == "popc" ? kRedPopc : operation == "and" ? kRedAnd : kRedOr;
+}
+
+void decode_barrier(Form& f) {
+    Decoder& d = f.decoder;
+    if (f.take("warp")) {
+        if (!f.take("sync")) f.unsupported();
+        Ref mask = d.source(f.at(0), 4);
+        d.emit(op_warp_barrier, OpClass::WarpSync).a = mask;
+        return;
+    }
+    if (f.inst.has("cluster")) f.unsupported("clusters");
+    f.take("cta");
+    bool aligned = f.take("aligned") || f.inst.opcode == "bar";
+    u8 kind = barrier_kind(f);
+    size_t at = kind >= kRedPopc ? 1 : 0;
+    Ref id = d.source(f.at(at), 4);
+    bool counted = f.size() > at + (kind >= kRedPopc ? 2u : 1u);
+    Ref count = counted ? d.source(f.at(at + 1), 4) : 0;
+    int q = kind >= kRedPopc ? d.predicate(f.at(f.size() - 1)) : -1;
+    Op& op = d.emit(op_barrier, OpClass::Barrier);
+    op.a = id;
+    op.b = count;
+    op.flags = kind;
+    op.flags2 = counted;
+    op.count = aligned;
+    op.q = q;
+    if (kind == kRedPopc) op.dst = d.dest(f.at(0), 4);
+    if (kind == kRedAnd || kind == kRedOr) op.p = d.predicate_dest(f.at(0));
+}
+
+}  // namespace
+
+void merge_clock(std::vector<u32>& into, const std::vector<u32>& from) {
+    into.resize(std::max(into.size(), from.size()), 0);
+    for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
+}
+
+bool warp_sync_enter(Warp& w, Ref mask_ref) {
+    u32 mask = uniform(w, mask_ref, "the membermask");
+    return w.converge(mask);
+}
+
+// A new clock value orders everything the lanes did before ahead of what they do next.
+void warp_sync_memory(Warp& w) {
+    w.clock[w.id] += 1;
+    SharedShadow::update_limits(w);
+}
+
+void Cta::join_clock(Warp& warp, const std::vector<u32>& clock) {
+    u32 own = warp.clock[warp.id];
+    merge_clock(warp.clock, clock);
+    warp.clock[warp.id] = own;
+    SharedShadow::update_limits(warp);
+}
+
+void Cta::complete_if_full(int id) {
+    Barrier& b = barriers[id];
+    u32 expected = b.counted ? b.expected : live_threads(*this);
+    if (b.arrived < expected || b.arrived == 0) return;
+    for (Warp& warp : warps) {
+        bool waited = false;
+        for (Fragment& f : warp.fragments) {
+            if (f.state != FragmentState::AtBarrier || f.barrier != id) continue;
+            f.state = FragmentState::Runnable;
+            f.released = waited = true;
+        }
+        if (waited) join_clock(warp, b.clock);
+    }
+    u32 population = b.population;
+    bool all = b.all, any = b.any;
+    b = Barrier{};
+    b.last_population = population;
+    b.last_all = all;
+    b.last_any = any;
+}
+
+void add_sync_families(FamilyTable& t) {
+    t["bar"] = decode_barrier;
+    t["barrier"] = decode_barrier;
+    t["membar"] = decode_fence;
+    t["fence"] = decode_fence;
+}
+
+}  // namespace ptxsim
