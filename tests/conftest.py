@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"],
                      help="where the implementation under test runs")  # fmt: skip
     parser.addoption("--impl", default="package", choices=["package", "reference"],
-                     help="test the package, or, with the reference, the suite")  # fmt: skip
+                     help="what to test; the reference tests the suite itself")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:

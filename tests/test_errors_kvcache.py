@@ -145,7 +145,7 @@ SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
         ["rotary_cos", "rotary_sin"]),
     "cos of another dtype": (
         "plain",
-        lambda _: dict.fromkeys(("rotary_cos", "rotary_sin"), torch.ones(64, 8).bfloat16()),
+        lambda _: {f"rotary_{n}": torch.ones(64, 8, dtype=torch.bfloat16) for n in ("cos", "sin")},
         ["rotary_cos", "bfloat16"]),
     "rotary_dim 24": (
         "plain",

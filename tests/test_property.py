@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.cache import KINDS, make_cache
 from support.case import LAMBDAS, REGIMES, WIDTHS, Case
-from support.checks import check_backward, check_forward
+from support.checks import check_answer, check_backward, check_forward
 from support.data import flat, make_problem
 from support.impls import Impl
 
@@ -73,15 +73,11 @@ def test_legal_decode(impl: Impl, data: st.DataObject) -> None:
     out, lse = impl.kvcache(flat(p.q), cache.k, cache.v, p.lam, **cache.arguments, **extra,
                             return_lse=True)  # fmt: skip
     for i in range(case.batch):
-
-        class Answer:
-            func = staticmethod(lambda *_, row=slice(i, i + 1), **__: (out[row], lse[:, row]))
-
-        check_forward(Answer, cache.visible(i, new))  # type: ignore[arg-type]
+        row = slice(i, i + 1)
+        check_answer(out[row], lse[:, row], cache.visible(i, new))
 
 
 DTYPES = [torch.float16, torch.float32, torch.float64, torch.int64, torch.bool]
-SMALL = st.integers(0, 9)
 
 
 @st.composite
@@ -89,7 +85,8 @@ def any_tensor(draw: st.DrawFn) -> torch.Tensor | float | None:
     """A tensor of some small shape, dtype and strides, or no tensor at all."""
     if draw(st.integers(0, 19)) == 0:
         return draw(st.sampled_from([None, 0.5]))
-    shape = [draw(st.sampled_from([0, 1, 2, 3, 4, 8, 16])) for _ in range(draw(st.integers(0, 5)))]
+    sizes: st.SearchStrategy[int] = st.sampled_from([0, 1, 2, 3, 4, 8, 16])
+    shape = [draw(sizes) for _ in range(draw(st.integers(0, 5)))]
     tensor = torch.zeros(shape, dtype=draw(st.sampled_from(DTYPES)))
     return tensor.movedim(-1, 0) if shape and draw(st.booleans()) else tensor
 
@@ -127,7 +124,7 @@ def test_wild_packed_arguments_never_crash(impl: Impl, data: st.DataObject) -> N
     for side in "qk":
         listed = data.draw(st.one_of(st.just([0, 3, 7]), ends))
         args[f"cu_seqlens_{side}"] = torch.tensor(listed, dtype=torch.int32)
-        args[f"max_seqlen_{side}"] = data.draw(st.sampled_from([4, 7, 0, 3, -1, 2**40]))
+        args[f"max_seqlen_{side}"] = data.draw(st.sampled_from([4, 7, 0, 3, -1, 10**4]))
     name = data.draw(st.sampled_from(["q", "k", "v", "lam", "causal"]))
     args[name] = data.draw(any_tensor()) if data.draw(st.booleans()) else args.get(name, True)
     _result_or_error(impl.varlen, args)
@@ -142,7 +139,7 @@ def test_wild_cache_arguments_never_crash(impl: Impl, data: st.DataObject) -> No
     args: dict[str, Any] = {"q": flat(p.q), "k_cache": cache.k, "v_cache": cache.v, "lam": 0.5,
                             "k": flat(p.k)[:, :2], "v": p.v[:, :2], **cache.arguments}  # fmt: skip
     tables = st.lists(st.integers(-9, 40), min_size=2, max_size=2)
-    wild: dict[str, st.SearchStrategy[Any]] = OPTIONS | {name: any_tensor() for name in args}
+    wild: dict[str, Any] = OPTIONS | {name: any_tensor() for name in args}
     for name in ("cache_seqlens", "cache_batch_idx", "cache_leftpad"):
         wild[name] = tables.map(lambda x: torch.tensor(x, dtype=torch.int32))
     wild["block_table"] = st.tuples(tables, tables).map(lambda x: torch.tensor(x).int())

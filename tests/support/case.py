@@ -75,7 +75,7 @@ def pairwise(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
         for i in range(len(axes[a]))
         for j in range(len(axes[b]))
     }
-    rows = []
+    rows: list[dict[str, Any]] = []
     while uncovered:
         row: dict[str, int] = dict(min(uncovered, key=repr))
         for name in names:

@@ -74,6 +74,11 @@ def check_forward(impl: Impl, problem: Problem, five_d: bool = False) -> None:
     """Out and LSE of the dense function, from 4-D (flat heads) or 5-D q and k."""
     q, k = (problem.q, problem.k) if five_d else (flat(problem.q), flat(problem.k))
     out, lse = impl.func(q, k, problem.v, problem.lam, **problem.options(), return_lse=True)
+    check_answer(out, lse, problem)
+
+
+def check_answer(out: Tensor, lse: Tensor, problem: Problem) -> None:
+    """Out and LSE that some function gave for the rows of a dense problem."""
     assert out.dtype == problem.q.dtype and out.device == problem.q.device
     exact, exact_lse = exact_forward(problem)
     enforce(forward_verdict(out, problem, exact))

@@ -1,7 +1,7 @@
 """The implementation under test, behind one small object.
 
 `pytest --device cpu|cuda` picks it; a simulator joins by adding a function here, no test changes.
-`--impl reference` lets the eager reference pose as the implementation, to test the suite itself.
+With `--impl reference` the eager reference poses as the implementation: a test of the suite itself.
 """
 
 from __future__ import annotations
