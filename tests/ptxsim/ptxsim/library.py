@@ -29,7 +29,11 @@ class Library:
     """A shared object of host and device code. Its functions are called as ctypes functions; a kernel's error is raised after."""
 
     def __init__(
-        self, files: Sequence[str | os.PathLike[str]] | str, arch: str = "80", flags: Sequence[str] = (), link: Sequence[str] = ()
+        self,
+        files: Sequence[str | os.PathLike[str]] | str,
+        arch: str = "80",
+        flags: Sequence[str] = (),
+        link: Sequence[str] = (),
     ) -> None:
         files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
         objects = [compile_object(f, arch, flags) if str(f).endswith(".cu") else Path(f) for f in files]
