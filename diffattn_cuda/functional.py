@@ -276,7 +276,8 @@ def _norm_weight(weight: Tensor | None, eps: float | None, q: Tensor) -> Tensor 
 
 
 def _scale(softmax_scale: float | None, q: Tensor) -> float:
-    return q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    # An empty head is refused by the kernel's checks, not by the power.
+    return (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
 
 
 def _window(window_size: Window, causal: bool) -> tuple[int, int]:

@@ -8,10 +8,12 @@
 namespace diffattn::bindings {
 namespace {
 
-void check_cu_seqlens(const char* name, const Tensor& t, int64_t total, const char* total_name,
-                      int64_t max_seqlen, const char* max_name) {
+// Returns the longest length.
+int64_t check_cu_seqlens(const char* name, const Tensor& t, int64_t total, const char* total_name,
+                         int64_t max_seqlen, const char* max_name) {
   const auto* cu = static_cast<const int32_t*>(t.data_ptr());
   const int64_t batch = t.size(0) - 1;
+  int64_t longest = 0;
   check(cu[0] == 0, name, "[0] is ", cu[0], ", expected 0");
   for (int64_t b = 0; b < batch; ++b) {
     const int64_t length = int64_t(cu[b + 1]) - cu[b];
@@ -19,16 +21,19 @@ void check_cu_seqlens(const char* name, const Tensor& t, int64_t total, const ch
           b + 1, "] is ", cu[b + 1]);
     check(length <= max_seqlen, max_name, " is ", max_seqlen, ", but sequence ", b, " has length ",
           length);
+    longest = length > longest ? length : longest;
   }
   check(cu[batch] == total, name, "[-1] is ", cu[batch], ", expected ", total_name, " = ", total);
+  return longest;
 }
 
-void check_values(const Attention& a) {
+// max_seqlen_q and max_seqlen_k are only bounds; work and memory go by the lengths there are.
+void check_values(Attention& a) {
   if (!a.packed) return;
-  check_cu_seqlens("cu_seqlens_q", *a.cu_seqlens_q, a.q.size(0), "total_q", a.shape.seqlen_q,
-                   "max_seqlen_q");
-  check_cu_seqlens("cu_seqlens_k", *a.cu_seqlens_k, a.k.size(0), "total_k", a.shape.seqlen_k,
-                   "max_seqlen_k");
+  a.shape.seqlen_q = check_cu_seqlens("cu_seqlens_q", *a.cu_seqlens_q, a.q.size(0), "total_q",
+                                      a.shape.seqlen_q, "max_seqlen_q");
+  a.shape.seqlen_k = check_cu_seqlens("cu_seqlens_k", *a.cu_seqlens_k, a.k.size(0), "total_k",
+                                      a.shape.seqlen_k, "max_seqlen_k");
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(
@@ -36,8 +41,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(
     OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
     std::optional<double> norm_eps, double out_scale, bool /*deterministic*/, bool training) {
-  const Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                    max_seqlen_k, norm_eps);
+  Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+              norm_eps);
   check_values(a);
   const bool saves = training && norm_eps;  // without a norm this backward needs only the LSE
   Tensor out = a.new_output(), lse = a.new_statistics(true);
@@ -61,8 +66,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
     OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
     int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
     std::optional<double> norm_eps, double out_scale, bool /*deterministic*/) {
-  const Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                    max_seqlen_k, norm_eps);
+  Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+              norm_eps);
   check_values(a);
   check_saved(a, dout, dlse, o, lse, rstd);
   dout = with_rows(dout);

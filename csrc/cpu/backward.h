@@ -1,6 +1,7 @@
-// Backward over the whole problem. KV heads go in waves, and a wave in steps of two halves: some
-// blocks of query rows, all in parallel, then all blocks of keys, in parallel too. So even one head
-// uses every thread, nothing is added twice, and each sum has the same order whatever the threads.
+// Backward over the whole problem, in steps of two halves: some blocks of query rows, then all blocks
+// of keys. Where there are KV heads enough, each thread takes whole ones, for a panel is cheapest to
+// read where it was written; else all threads share the halves of a wave of heads, so that even one
+// head uses every thread. Either way each sum has the same order.
 #pragma once
 #include "backward_keys.h"
 #include "forward.h"
@@ -12,10 +13,10 @@ namespace {
 // 0 .. blocks, the longest first; a step takes `slots` of them from each unit.
 template <class C>
 struct BackwardPlan {
-  int64_t group, units, rows, row_blocks, blocks, packed, wave, slots;
+  int64_t group, units, rows, row_blocks, blocks, packed, wave, slots, bytes;
 
   BackwardPlan(const BwdParams& p, int threads) {
-    constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 6 << 20;
+    constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
     const Shape& s = p.shape;
     group = s.nheads / s.nheads_k;
     units = s.batch * s.nheads_k;
@@ -23,29 +24,32 @@ struct BackwardPlan {
     row_blocks = ceil_div(s.seqlen_q, rows);
     blocks = group * row_blocks;
     packed = PackedHead<C>::size(s);
-    wave = wave_size(units, 2 * packed * int64_t(sizeof(C)), kPackedBytes);
+    const int64_t packed_bytes = 2 * packed * int64_t(sizeof(C));
+    wave = threads == 1 ? 1 : wave_size(units, packed_bytes, kPackedBytes);
     const int64_t panels = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
     slots = wave_size(blocks, wave * panels, kPanelBytes);
     if (slots < ceil_div(threads, wave)) slots = ceil_div(threads, wave);
     if (slots > blocks) slots = blocks;
+    bytes = wave * (packed_bytes + slots * panels);
   }
 };
 
 template <class C>
 class Backward {
  public:
-  Backward(const BwdParams& p, const Parallel& parallel)
+  // dweights [units][blocks][dv]: parts of the norm weight's gradient, or null.
+  Backward(const BwdParams& p, const Parallel& parallel, C* dweights)
       : p_(p),
         parallel_(parallel),
         plan_(p, parallel.threads),
+        dweights_(dweights),
         packs_(2 * plan_.wave * plan_.packed),
-        dweights_(p.dnorm_weight ? plan_.units * plan_.blocks * p.shape.headdim_v : 0),
         scratch_(parallel.threads, p.shape, plan_.rows),
         blocks_(int(plan_.wave * plan_.slots), p.shape, plan_.rows) {}
 
-  void run() {
-    for (int64_t first = 0; first < plan_.units; first += plan_.wave) {
-      wave_ = {first, plan_.units - first < plan_.wave ? plan_.units - first : plan_.wave};
+  void run(Range units) {
+    for (int64_t first = units.begin; first < units.end; first += plan_.wave) {
+      wave_ = {first, units.end - first < plan_.wave ? units.end - first : plan_.wave};
       load();
       for (int64_t block = 0; block < plan_.blocks; block += plan_.slots) {
         row_half(block);
@@ -53,7 +57,6 @@ class Backward {
       }
       store();
     }
-    if (p_.dnorm_weight) sum_dweights();
   }
 
  private:
@@ -115,30 +118,52 @@ class Backward {
   }
 
   C* dweight_of(int64_t unit, int64_t block) const {
-    if (!p_.dnorm_weight) return nullptr;
+    if (!dweights_) return nullptr;
     return dweights_ + ((wave_.first + unit) * plan_.blocks + block) * shape().headdim_v;
-  }
-
-  void sum_dweights() {
-    C* sum = static_cast<C*>(p_.dnorm_weight);
-    for (int64_t n = 0; n < shape().headdim_v; ++n) sum[n] = 0;
-    for (int64_t i = 0; i < plan_.units * plan_.blocks; ++i)
-      for (int64_t n = 0; n < shape().headdim_v; ++n)
-        sum[n] += dweights_[i * shape().headdim_v + n];
   }
 
   const BwdParams& p_;
   const Parallel parallel_;
   const BackwardPlan<C> plan_;
+  C* const dweights_;
   Wave wave_;
-  Buffer<C> packs_, dweights_;
+  Buffer<C> packs_;
   Workers<BackwardScratch<C>> scratch_;
   Workers<GradBlock<C>> blocks_;
 };
 
+// Whether each thread takes whole KV heads: if that keeps all busy and their memory is modest.
 template <class C>
-void backward(const BwdParams& p, const Parallel& parallel) {
-  Backward<C>(p, threads_for(parallel, p.shape)).run();
+bool whole_heads(const BwdParams& p, int threads) {
+  constexpr int64_t kMostBytes = 28 << 20;
+  const BackwardPlan<C> alone(p, 1);
+  const bool even = alone.units % threads == 0 || alone.units >= 4 * threads;
+  return threads > 1 && even && threads * alone.bytes <= kMostBytes;
+}
+
+template <class C>
+void sum_dweights(int64_t parts, int64_t dv, const C* dweights, C* sum) {
+  for (int64_t n = 0; n < dv; ++n) sum[n] = 0;
+  for (int64_t i = 0; i < parts; ++i)
+    for (int64_t n = 0; n < dv; ++n) sum[n] += dweights[i * dv + n];
+}
+
+template <class C>
+void backward(const BwdParams& p, const Parallel& all) {
+  const Parallel parallel = threads_for(all, p.shape);
+  const BackwardPlan<C> plan(p, parallel.threads);
+  const int64_t parts = plan.units * plan.blocks, dv = p.shape.headdim_v;
+  const Buffer<C> dweights(p.dnorm_weight ? parts * dv : 0);
+  C* const parts_of_weight = p.dnorm_weight ? dweights.get() : nullptr;
+  if (whole_heads<C>(p, parallel.threads)) {
+    const Parallel alone{1, parallel.run};
+    Workers<Backward<C>> workers(parallel.threads, p, alone, parts_of_weight);
+    for_each(parallel, plan.units,
+             [&](int64_t unit, int worker) { workers[worker].run({unit, unit + 1}); });
+  } else {
+    Backward<C>(p, parallel, parts_of_weight).run({0, plan.units});
+  }
+  if (p.dnorm_weight) sum_dweights(parts, dv, dweights.get(), static_cast<C*>(p.dnorm_weight));
 }
 
 }  // namespace
