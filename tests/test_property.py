@@ -88,7 +88,8 @@ def any_tensor(draw: st.DrawFn) -> torch.Tensor | float | None:
     sizes: st.SearchStrategy[int] = st.sampled_from([0, 1, 2, 3, 4, 8, 16])
     shape = [draw(sizes) for _ in range(draw(st.integers(0, 5)))]
     tensor = torch.zeros(shape, dtype=draw(st.sampled_from(DTYPES)))
-    return tensor.movedim(-1, 0) if shape and draw(st.booleans()) else tensor
+    turned = draw(st.booleans())
+    return tensor.movedim(-1, 0) if shape and turned else tensor
 
 
 OPTIONS: dict[str, st.SearchStrategy[Any]] = {
