@@ -9,6 +9,7 @@ find them; the message names the argument, what it was and what is accepted.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -167,6 +168,11 @@ def diff_flash_attn_with_kvcache(
             "diff_flash_attn_with_kvcache has no gradient, but an argument requires one: call it "
             "under torch.no_grad(), or use diff_flash_attn_func for training"
         )
+    _require_device(
+        q, k_cache=k_cache, v_cache=v_cache, lam=lam, k=k, v=v, rotary_cos=rotary_cos,
+        rotary_sin=rotary_sin, cache_seqlens=cache_seqlens, cache_batch_idx=cache_batch_idx,
+        cache_leftpad=cache_leftpad, block_table=block_table, norm_weight=norm_weight,
+    )  # fmt: skip
     if isinstance(cache_seqlens, int):
         cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
     left, right = _window(window_size, causal)
@@ -195,6 +201,10 @@ def _attend(
     out_scale: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
+    _require_device(
+        q, k=k, v=v, lam=lam, norm_weight=norm_weight, cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
     lam = _expand_lambda(lam, q)
     norm_weight = _norm_weight(norm_weight, norm_eps, q)
     left, right = _window(window_size, causal)
@@ -211,6 +221,15 @@ def _attend(
 def _require_tensor(name: str, t: object) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} is {type(t).__name__}, expected a tensor")
+
+
+def _require_device(q: Tensor, **others: object) -> None:
+    """Asked here, for a meta tensor would take the call to the fake kernels, which ask nothing."""
+    for name, t in others.items():
+        if isinstance(t, Tensor) and t.device != q.device:
+            raise ValueError(
+                f"{name} is on device {t.device}, q is on {q.device}: all must be on one device"
+            )
 
 
 def _query_heads(q: Tensor, name: str, dims: int) -> Tensor:
@@ -283,7 +302,7 @@ def _scale(softmax_scale: float | None, q: Tensor) -> float:
 def _window(window_size: Window, causal: bool) -> tuple[int, int]:
     """The window with causal folded in: (left, right), −1 unbounded."""
     try:
-        left, right = (int(n) for n in window_size)
+        left, right = (operator.index(n) for n in window_size)
     except (TypeError, ValueError):
         raise ValueError(
             f"window_size is {window_size!r}, expected two integers (left, right), -1 unbounded"
