@@ -152,6 +152,7 @@ def test_infinities_do_not_crash(impl: Impl, dtype: torch.dtype, value: float) -
     _only_these_rows(rows, clean[0], dirty[0], all_nan=False)
 
 
+@pytest.mark.needs("same_bits")
 @DTYPE
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_five_runs_and_any_threads_give_the_same_bits(
