@@ -1,5 +1,5 @@
-# From a fresh clone: `make test` or `make demo` does all that they need. The targets are the same with
-# and without a GPU; the CUDA module is built where nvcc is found (DIFFATTN_CUDA=0/1 overrides).
+# From a fresh clone: `make test` or `make demo` does all that they need. There are no CUDA
+# kernels of ours yet; nvcc compiles what the simulator's tests run.
 
 PYTHON ?= python3
 VENV ?= .venv
