@@ -34,10 +34,12 @@ struct Norm {
   double scale = 1;
 };
 
-// Offsets of each sequence in a packed batch, [batch + 1]; absent where the batch is dense.
+// Offsets of each sequence in a packed batch, [batch + 1]; absent where the batch is dense. A backend
+// that cannot read them beforehand keeps every access inside the totals.
 struct Varlen {
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
+  int64_t total_q = 0, total_k = 0;
 };
 
 // The compute type is fp32, and fp64 for fp64 tensors. lam, lse, rstd and norm.weight are in it.
@@ -128,4 +130,13 @@ void decode(const DecodeParams&, const Parallel&);
 const char* isa();
 
 }  // namespace cpu
+
+namespace cuda {
+
+// Work is queued on the stream, a cudaStream_t, of the current device. Base and strides of q, k and
+// v are multiples of 16 bytes. Throws std::runtime_error for a device without a kernel and where
+// the launch fails.
+void fwd(const FwdParams&, void* stream);
+
+}  // namespace cuda
 }  // namespace diffattn
