@@ -78,14 +78,14 @@ class Toolkit:
         self.nvcc = found
         self.flags = [*FLAGS, *self._architectures(), *self._includes()]
 
-    def compile(self, source: Path, force: bool = False) -> str:
+    def compile(self, source: Path) -> str:
         """The object of one file, made anew if anything that it was made from has changed."""
         target = OBJECTS / source.relative_to(SOURCES).with_suffix(".o")
         log, depfile = target.with_suffix(".o.log"), target.with_suffix(".o.d")
         target.parent.mkdir(parents=True, exist_ok=True)
         command = [self.nvcc, *self.flags, "-MD", "-MF", str(depfile), "-c", str(source),
                    "-o", str(target)]  # fmt: skip
-        if force or not _is_current(target, log, depfile, command):
+        if not _is_current(target, log, depfile, command):
             _compile(command, source, target, log)
         return str(target)
 

@@ -42,7 +42,11 @@ def files(folder: str, pattern: str) -> list[str]:
 
 
 class Build(BuildExtension):
-    """Torch's build, after the files that need a compiler or flags of their own."""
+    """Torch's build, after the files that need a compiler or flags of their own.
+
+    Those are compiled when something they are made from has changed; torch forces everything, and
+    leaves it to ninja to know better.
+    """
 
     def build_extensions(self) -> None:
         by_name = {extension.name: extension for extension in self.extensions}
@@ -51,9 +55,7 @@ class Build(BuildExtension):
         ]
         if cuda := by_name.get("diffattn_cuda._cuda"):
             toolkit = build_cuda.Toolkit()
-            jobs += [
-                (cuda, partial(toolkit.compile, path, self.force)) for path in build_cuda.sources()
-            ]
+            jobs += [(cuda, partial(toolkit.compile, path)) for path in build_cuda.sources()]
             cuda.extra_link_args.append(toolkit.runtime())
         with ThreadPool(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
             objects = pool.map(lambda job: job[1](), jobs, chunksize=1)
@@ -67,7 +69,7 @@ class Build(BuildExtension):
         target = Path(self.build_temp) / f"{name}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
         inputs = [source, "setup.py", *files("csrc", "*.h"), *files("csrc/cpu", "*.h")]
-        if self.force or newer_group(inputs, str(target)):
+        if newer_group(inputs, str(target), missing="newer"):
             compiler = self.compiler.compiler_so_cxx
             self.spawn([*compiler, *FLAGS, *ISA_FLAGS[name], "-c", source, "-o", str(target)])
         return str(target)

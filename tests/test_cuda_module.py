@@ -55,9 +55,12 @@ def test_the_checks_are_those_of_the_cpu() -> None:
 @pytest.mark.parametrize("op", ["bwd", "decode"])
 def test_ops_without_kernels_say_so(op: str) -> None:
     why = "without CUDA" if torch.version.cuda is None else "build" if MODULE is None else "yet"
-    schema = getattr(torch.ops.diffattn, op).default._schema
+    q, k = torch.zeros(1, 1, 2, 2, 8), torch.zeros(1, 1, 2, 8)
+    heads = {"bwd": (q, None, *[q] * 4, None, *[q] * 4, None, None, 0, 0), "decode": (q, q, k, k)}
+    tails = {"bwd": (1.0, -1, -1, None, 1.0, False),
+             "decode": (*[None] * 9, 1.0, -1, -1, True, None, 1.0, 0)}  # fmt: skip
     with refuses(op, "CUDA", why):
-        call(op, *[None] * len(schema.arguments))
+        call(op, *heads[op], *tails[op])
 
 
 @built
