@@ -64,6 +64,16 @@ const Allocation* nearest(const AllocationTable& table, const Allocation* below,
     throw error.at_lane(lane).at_address(address);
 }
 
+void check_gaps(int lane, const Allocation& a, u64 address, u32 bytes, bool write) {
+    const u8* allowed = a.allowed + (address - a.base);
+    for (u32 b = 0; b < bytes; ++b) {
+        if (allowed[b]) continue;
+        SimError error(ErrorKind::OutOfBounds, std::string(write ? "Write" : "Read") + " of " + std::to_string(bytes) + " bytes at " + hex(address) + " touches byte " +
+                                                   std::to_string(address + b - a.base) + " of tensor " + a.name + ", which lies in no view of it: a gap between rows.");
+        throw error.at_lane(lane).at_address(address + b).in_tensor(a.name);
+    }
+}
+
 }  // namespace
 
 u8* global_pointer(Warp& w, int lane, u64 address, u32 bytes, bool write, Allocation*& allocation) {
@@ -82,6 +92,7 @@ u8* global_pointer(Warp& w, int lane, u64 address, u32 bytes, bool write, Alloca
         SimError error(ErrorKind::OutOfBounds, "Write of " + std::to_string(bytes) + " bytes at " + hex(address) + " to tensor " + allocation->name + ", which is read-only.");
         throw error.at_lane(lane).at_address(address).in_tensor(allocation->name);
     }
+    if (__builtin_expect(allocation->allowed != nullptr, 0) && cta.checks(kCheckBounds)) check_gaps(lane, *allocation, address, bytes, write);
     return reinterpret_cast<u8*>(address);
 }
 

@@ -127,7 +127,8 @@ void bind_programs(py::module_& m) {
 }
 
 void bind_memory(py::module_& m) {
-    py::class_<Allocation, AllocationPtr>(m, "Allocation")
+    py::class_<Allocation, AllocationPtr>(m, "Allocation", py::buffer_protocol())  // a view keeps its allocation alive
+        .def_buffer([](Allocation& a) { return py::buffer_info(reinterpret_cast<u8*>(a.base), static_cast<py::ssize_t>(a.size)); })
         .def_readonly("address", &Allocation::base)
         .def_readonly("nbytes", &Allocation::size)
         .def_readonly("name", &Allocation::name)
@@ -142,13 +143,15 @@ void bind_memory(py::module_& m) {
             std::memcpy(reinterpret_cast<void*>(a.base + offset), text.data(), text.size());
             if (a.defined) std::memset(a.defined + offset, 1, text.size());
         })
-        .def_property_readonly("buffer", [](py::object self) {
-            Allocation& a = self.cast<Allocation&>();
-            return py::memoryview::from_memory(reinterpret_cast<void*>(a.base), static_cast<py::ssize_t>(a.size));
+        .def("undefined", [](const Allocation& a) {
+            std::string map(a.size, '\0');
+            for (u64 i = 0; i < a.size; ++i) map[i] = a.undefined(i);
+            return py::bytes(map);
         })
+        .def("allow", &Allocation::allow)
         .def("release", [](Allocation& a) { MemoryMap::instance().remove(a.base); });
     m.def("allocate", [](u64 bytes, const std::string& name, bool poison, bool sparse) { return MemoryMap::instance().create(bytes, name, poison, sparse); });
-    m.def("register", [](u64 address, u64 bytes, const std::string& name, bool writable) { return MemoryMap::instance().adopt(address, bytes, name, writable); });
+    m.def("register", [](u64 address, u64 bytes, const std::string& name, bool writable, bool defined) { return MemoryMap::instance().adopt(address, bytes, name, writable, defined); });
     m.def("unregister", [](u64 address) { MemoryMap::instance().remove(address); });
 }
 
