@@ -1,0 +1,75 @@
+"""Builds tests/support/sim_binding.cpp over the kernels that ship, and loads it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+from torch.utils.cpp_extension import include_paths, library_paths
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = ROOT / "build" / "cuda"  # where build_cuda.py leaves them
+SOURCE = ROOT / "tests" / "support" / "sim_binding.cpp"
+sys.path.insert(0, str(ROOT / "tests" / "ptxsim"))
+
+import ptxsim  # noqa: E402
+from ptxsim.module import cached, run_tool  # noqa: E402
+
+
+def kernel_objects() -> list[Path]:
+    return sorted(OBJECTS.rglob("*.o"))
+
+
+def ptxas_logs() -> list[Path]:
+    return sorted(OBJECTS.rglob("*.o.log"))
+
+
+def load_binding() -> ModuleType:
+    """The twin of the CUDA binding; the simulator knows each kernel's registers from the build."""
+    for log in ptxas_logs():
+        ptxsim.use_ptxas_log(log.read_text())
+    return _import(_linked([_compiled(), *kernel_objects()]))
+
+
+def _compiled() -> Path:
+    import pybind11
+
+    folders = [pybind11.get_include(), sysconfig.get_paths()["include"], *include_paths()]
+    flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden",
+             "-DTORCH_TARGET_VERSION=0x020A000000000000", *(f"-isystem{f}" for f in folders)]  # fmt: skip
+    seen = run_tool(["g++", "-E", *flags, SOURCE])
+    return cached(
+        "sim_binding",
+        [*flags, seen],
+        ".o",
+        lambda out: run_tool(["g++", "-c", *flags, "-Wall", "-Wextra", SOURCE, "-o", out]),
+    )
+
+
+def _linked(objects: list[Path]) -> Path:
+    torch_libraries = [*(f"-L{folder}" for folder in library_paths()), "-ltorch", "-ltorch_cpu",
+                       "-lc10"]  # fmt: skip
+    return cached(
+        "sim_binding",
+        [str(ptxsim.engine_folder), *(path.read_bytes() for path in objects)],
+        ".so",
+        lambda out: ptxsim.link_library(objects, out, torch_libraries),
+    )
+
+
+def _import(path: Path) -> ModuleType:
+    """DEEPBIND: torch has a real CUDA runtime in this process, which must not take the calls."""
+    spec = importlib.util.spec_from_file_location("sim_binding", path)
+    assert spec is not None and spec.loader is not None
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND)
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.setdlopenflags(before)
+    return module
