@@ -38,6 +38,7 @@ struct Norm {
 struct Varlen {
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
+  int64_t total_q = 0, total_k = 0;  // rows that the packed tensors have
 };
 
 // The compute type is fp32, and fp64 for fp64 tensors. lam, lse, rstd and norm.weight are in it.
@@ -128,4 +129,11 @@ void decode(const DecodeParams&, const Parallel&);
 const char* isa();
 
 }  // namespace cpu
+
+namespace cuda {
+
+// stream is a cudaStream_t. Throws std::runtime_error where the device or a size is not supported.
+void fwd(const FwdParams&, void* stream);
+
+}  // namespace cuda
 }  // namespace diffattn

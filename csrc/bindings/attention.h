@@ -36,7 +36,10 @@ struct Attention {
     check_norm(norm_weight, norm_eps, q, shape.headdim_v);
   }
 
-  Varlen varlen() const { return {int32_data(cu_seqlens_q), int32_data(cu_seqlens_k)}; }
+  Varlen varlen() const {
+    if (!packed) return {};
+    return {int32_data(cu_seqlens_q), int32_data(cu_seqlens_k), q.size(0), k.size(0)};
+  }
   bool empty() const { return q.numel() == 0; }
   int64_t total_q() const { return q.size(0); }
 
