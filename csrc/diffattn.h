@@ -39,7 +39,7 @@ struct Norm {
 struct Varlen {
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
-  int64_t total_q = 0, total_k = 0;
+  int64_t total_q = 0, total_k = 0;  // rows that the packed tensors have
 };
 
 // The compute type is fp32, and fp64 for fp64 tensors. lam, lse, rstd and norm.weight are in it.
@@ -133,9 +133,8 @@ const char* isa();
 
 namespace cuda {
 
-// Work is queued on the stream, a cudaStream_t, of the current device. Base and strides of q, k and
-// v are multiples of 16 bytes. Throws std::runtime_error for a device without a kernel and where
-// the launch fails.
+// stream is a cudaStream_t. Base and strides of q, k, v and norm.weight are multiples of 16 bytes.
+// Throws std::runtime_error where the device or a size is not supported.
 void fwd(const FwdParams&, void* stream);
 
 }  // namespace cuda
