@@ -61,11 +61,20 @@ def wanted() -> bool:
         raise SystemExit(f"DIFFATTN_CUDA is {choice!r}, accepted: 0, 1 or unset")
     if choice == "1" and find_nvcc() is None:
         raise SystemExit(f"DIFFATTN_CUDA=1, but there is no nvcc: {HOW_TO_GET_NVCC}")
-    return choice != "0" and find_nvcc() is not None and bool(sources())
+    return choice != "0" and find_nvcc() is not None
 
 
 def sources() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cu", ".cpp"))
+
+
+def object_of(source: Path) -> Path:
+    return OBJECTS / source.relative_to(SOURCES).with_suffix(".o")
+
+
+def log_of(source: Path) -> Path:
+    """The log of its compilation: the command, ptxas' report, time and size."""
+    return object_of(source).with_suffix(".o.log")
 
 
 class Toolkit:
@@ -80,8 +89,8 @@ class Toolkit:
 
     def compile(self, source: Path) -> str:
         """The object of one file, made anew if anything that it was made from has changed."""
-        target = OBJECTS / source.relative_to(SOURCES).with_suffix(".o")
-        log, depfile = target.with_suffix(".o.log"), target.with_suffix(".o.d")
+        target, log = object_of(source), log_of(source)
+        depfile = target.with_suffix(".o.d")
         target.parent.mkdir(parents=True, exist_ok=True)
         command = [self.nvcc, *self.flags, "-MD", "-MF", str(depfile), "-c", str(source),
                    "-o", str(target)]  # fmt: skip

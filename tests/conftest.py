@@ -23,8 +23,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"],
+    parser.addoption("--device", default="cpu", choices=["cpu", "sim", "cuda"],
                      help="where the implementation under test runs")  # fmt: skip
+    parser.addoption("--sim-profile", default="sm_80", help="--device sim: which GPU")
+    parser.addoption("--sim-seed", default=0, type=int, help="--device sim: what hardware decides")
     parser.addoption("--impl", default="package", choices=["package", "reference"],
                      help="what to test; the reference tests the suite itself")  # fmt: skip
 
@@ -34,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _load(config: pytest.Config) -> Impl:
-    return impls.load(config.getoption("--device"), config.getoption("--impl"))
+    options = ("--device", "--impl", "--sim-profile", "--sim-seed")
+    return impls.load(*(config.getoption(option) for option in options))
 
 
 @pytest.fixture(scope="session")

@@ -12,27 +12,28 @@ from types import ModuleType
 from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[2]
-OBJECTS = ROOT / "build" / "cuda"  # where build_cuda.py leaves them
 SOURCE = ROOT / "tests" / "support" / "sim_binding.cpp"
-sys.path.insert(0, str(ROOT / "tests" / "ptxsim"))
+sys.path += [str(ROOT), str(ROOT / "tests" / "ptxsim")]
 
+import build_cuda  # noqa: E402
 import ptxsim  # noqa: E402
 from ptxsim.module import cached, run_tool  # noqa: E402
 
 
 def kernel_objects() -> list[Path]:
-    return sorted(OBJECTS.rglob("*.o"))
-
-
-def ptxas_logs() -> list[Path]:
-    return sorted(OBJECTS.rglob("*.o.log"))
+    found = [build_cuda.object_of(source) for source in build_cuda.sources()]
+    missing = [path for path in found if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"no {missing[0]}: build the CUDA module first (make build)")
+    return found
 
 
 def load_binding() -> ModuleType:
     """The twin of the CUDA binding; the simulator knows each kernel's registers from the build."""
-    for log in ptxas_logs():
-        ptxsim.use_ptxas_log(log.read_text())
-    return _import(_linked([_compiled(), *kernel_objects()]))
+    objects = kernel_objects()
+    for source in build_cuda.sources():
+        ptxsim.use_ptxas_log(build_cuda.log_of(source).read_text())
+    return _import(_linked([_compiled(), *objects]))
 
 
 def _compiled() -> Path:

@@ -73,3 +73,14 @@ class Simulator:
                 raise
 
         self._library.impl(op, kernel, "CPU", allow_override=True)
+
+
+_running: Simulator | None = None
+
+
+def start(profile: str = "sm_80", seed: int = 0) -> Simulator:
+    """The one of this process."""
+    global _running
+    if _running is None:
+        _running = Simulator(profile, seed)
+    return _running
