@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,14 @@ def impl(request: pytest.FixtureRequest) -> Impl:
     return _load(request.config)
 
 
+@pytest.fixture
+def sim(impl: Impl) -> Any:
+    """The simulated GPU, for tests of what only it can show."""
+    from support import simulator
+
+    return simulator.start()
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -59,11 +68,18 @@ def _runs(item: pytest.Item, impl: Impl) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, rather than skip, what the chosen implementation does not claim to do."""
+    """Deselect, rather than skip, what the chosen implementation does not claim to do.
+
+    The simulator takes the CPU's place, so tests that want the CPU itself cannot run beside it.
+    """
     mine = [item for item in items if "impl" in getattr(item, "fixturenames", ())]
     if not mine:
         return
-    impl = _load(config)
+    impl, simulated = _load(config), config.getoption("--device") == "sim"
     dropped = [item for item in mine if not _runs(item, impl)]
+    if simulated:
+        dropped += [item for item in items if item not in set(mine)]
+    else:
+        dropped += [item for item in mine if "sim" in item.fixturenames and item not in set(dropped)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in set(dropped)]

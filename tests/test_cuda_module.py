@@ -28,7 +28,7 @@ def call(op: str, *args: Any) -> Any:
 
 def forward(dtype: torch.dtype, headdim: int = 8) -> Any:
     q = torch.zeros(1, 4, 2, 2, headdim, dtype=dtype)
-    lam = torch.zeros(1, 4, 2)
+    lam = torch.zeros(1, 4, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return call(
         "fwd", q, q, q[..., 0, :], lam, None, None, None, 0, 0, 1.0, -1, -1, None, 1.0, False, True
     )

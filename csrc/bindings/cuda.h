@@ -38,6 +38,7 @@ inline void check_kernel_dtype(const Tensor& q) {
 
 // The arguments as the kernels need them.
 inline Attention for_kernel(Attention a) {
+  check_kernel_dtype(a.q);
   if (values_are_wanted()) check_values(a);
   a.q = with_aligned_rows(a.q);
   a.k = with_aligned_rows(a.k);
@@ -57,7 +58,6 @@ Outputs cuda_fwd(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_w
                  int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
                  int64_t window_right, std::optional<double> norm_eps, double out_scale,
                  bool /*deterministic*/, bool training) {
-  check_kernel_dtype(q);
   const Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k,
                                   max_seqlen_q, max_seqlen_k, norm_eps});
   const bool normed = training && norm_eps;  // without a norm the output is O itself

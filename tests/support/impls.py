@@ -32,6 +32,7 @@ class Impl:
     checks_values: bool  # reads index tensors and raises (CUDA clamps instead: no host sync)
     has_backward: bool = True
     has_decode: bool = True
+    traces: bool = True  # its fake kernels are those of the device its tensors are on
     contains_nan: bool = True  # a NaN reaches only the rows that see it
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
@@ -67,7 +68,7 @@ def _sim(profile: str, seed: int) -> Impl:
     from . import simulator
 
     simulator.start(profile, seed)
-    return _package("cpu", HALF, checks_values=False, **NO_KERNELS_YET)
+    return _package("cpu", HALF, checks_values=False, traces=False, **NO_KERNELS_YET)
 
 
 def _reference() -> Impl:
