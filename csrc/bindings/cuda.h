@@ -1,6 +1,7 @@
 // From tensors to the params of a CUDA kernel. The launch is left open: cuda.cpp gives it torch's
 // stream, the simulator of the tests its own device.
 #pragma once
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -40,6 +41,10 @@ inline void check_kernel_dtype(const Tensor& q) {
 inline Attention for_kernel(Attention a) {
   check_kernel_dtype(a.q);
   if (values_are_wanted()) check_values(a);
+  if (a.packed) {  // max_seqlen may be generous, the grid follows it
+    a.shape.seqlen_q = std::min(a.shape.seqlen_q, a.total_q());
+    a.shape.seqlen_k = std::min(a.shape.seqlen_k, a.total_k());
+  }
   a.q = with_aligned_rows(a.q);
   a.k = with_aligned_rows(a.k);
   a.v = with_aligned_rows(a.v);
