@@ -59,6 +59,10 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def _uses(item: pytest.Item, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
+
+
 def _runs(item: pytest.Item, impl: Impl) -> bool:
     if not all(impl.supports(mark.args[0]) for mark in item.iter_markers("needs")):
         return False
@@ -72,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     The simulator takes the CPU's place, so tests that want the CPU itself cannot run beside it.
     """
-    mine = [item for item in items if "impl" in getattr(item, "fixturenames", ())]
+    mine = [item for item in items if _uses(item, "impl")]
     if not mine:
         return
     impl, simulated = _load(config), config.getoption("--device") == "sim"
@@ -80,6 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if simulated:
         dropped += [item for item in items if item not in set(mine)]
     else:
-        dropped += [item for item in mine if "sim" in item.fixturenames and item not in set(dropped)]
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = [item for item in items if item not in set(dropped)]
+        dropped += [item for item in mine if _uses(item, "sim")]
+    gone = set(dropped)
+    config.hook.pytest_deselected(items=list(gone))
+    items[:] = [item for item in items if item not in gone]

@@ -29,8 +29,9 @@ void fwd(const FwdParams& p) {
 
 template <class Struct, class Pointer>
 auto address(Pointer Struct::* member) {
-  return std::pair([member](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*member); },
-                   [member](Struct& s, uintptr_t at) { s.*member = reinterpret_cast<Pointer>(at); });
+  return std::pair(
+      [member](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*member); },
+      [member](Struct& s, uintptr_t at) { s.*member = reinterpret_cast<Pointer>(at); });
 }
 
 template <class Class, class Pointer>

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -16,8 +18,10 @@ SOURCE = ROOT / "tests" / "support" / "sim_binding.cpp"
 sys.path += [str(ROOT), str(ROOT / "tests" / "ptxsim")]
 
 import build_cuda  # noqa: E402
-import ptxsim  # noqa: E402
-from ptxsim.module import cached, run_tool  # noqa: E402
+
+# Projects beside this one, of which a type checker need not know.
+ptxsim: Any = importlib.import_module("ptxsim")
+_module: Any = importlib.import_module("ptxsim.module")
 
 
 def kernel_objects() -> list[Path]:
@@ -41,20 +45,21 @@ def _compiled() -> Path:
 
     folders = [pybind11.get_include(), sysconfig.get_paths()["include"], *include_paths()]
     flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden",
-             "-DTORCH_TARGET_VERSION=0x020A000000000000", *(f"-isystem{f}" for f in folders)]  # fmt: skip
-    seen = run_tool(["g++", "-E", *flags, SOURCE])
-    return cached(
+             "-DTORCH_TARGET_VERSION=0x020A000000000000",
+             *(f"-isystem{folder}" for folder in folders)]  # fmt: skip
+    seen = _module.run_tool(["g++", "-E", *flags, SOURCE])
+    return _module.cached(
         "sim_binding",
         [*flags, seen],
         ".o",
-        lambda out: run_tool(["g++", "-c", *flags, "-Wall", "-Wextra", SOURCE, "-o", out]),
+        lambda out: _module.run_tool(["g++", "-c", *flags, "-Wall", "-Wextra", SOURCE, "-o", out]),
     )
 
 
 def _linked(objects: list[Path]) -> Path:
     torch_libraries = [*(f"-L{folder}" for folder in library_paths()), "-ltorch", "-ltorch_cpu",
                        "-lc10"]  # fmt: skip
-    return cached(
+    return _module.cached(
         "sim_binding",
         [str(ptxsim.engine_folder), *(path.read_bytes() for path in objects)],
         ".so",

@@ -72,10 +72,12 @@ def described(p: Any) -> list[Memory]:
         vector("cu_seqlens_k", p.varlen.cu_seqlens_k, s.batch + 1),
     ]
     outputs = [
-        *(rows(name, getattr(p, name), total_q, s.nheads, 1, s.headdim_v) for name in ("out", "o", "o2")),
+        rows("out", p.out, total_q, s.nheads, 1, s.headdim_v),
+        rows("o", p.o, total_q, s.nheads, 1, s.headdim_v),
+        rows("o2", p.o2, total_q, s.nheads, 1, s.headdim_v),
         numbers("lse", p.lse, 2),
         numbers("rstd", p.rstd, 1),
-    ]  # fmt: skip
+    ]
     outputs = [memory for memory in outputs if memory.exists()]
     if packed:
         outputs = [part for memory in outputs for part in _owned(memory, p)]
