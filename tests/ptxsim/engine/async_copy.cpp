@@ -1,5 +1,5 @@
-// cp.async and its groups (PTX ISA 9.7.9.25). A copy's destination is undefined from issue until its own thread has waited;
-// the bytes themselves arrive at a time the seed picks: at once, or only at the wait.
+// cp.async and its groups (PTX ISA 9.7.9.25). A copy's destination is undefined from issue until its own thread has
+// waited; the bytes themselves arrive at a time the seed picks: at once, or only at the wait.
 #include "async_copy.h"
 
 #include "access.h"
@@ -25,7 +25,11 @@ u32 source_bytes(Warp& w, const Op& op, int lane) {
     if (op.flags & kHasIgnore) return lane_in(w.predicates[op.p], lane) ? 0 : op.bytes;
     if (!(op.flags & kHasSize)) return op.bytes;
     u32 size = w.cells<u32>(op.c)[lane];
-    if (size > op.bytes) w.fail(ErrorKind::OutOfBounds, "cp.async with src-size " + std::to_string(size) + " above its cp-size " + std::to_string(op.bytes) + ".", lane);
+    if (size > op.bytes)
+        w.fail(
+            ErrorKind::OutOfBounds,
+            "cp.async with src-size " + std::to_string(size) + " above its cp-size " + std::to_string(op.bytes) + ".",
+            lane);
     return size;
 }
 
@@ -114,7 +118,8 @@ void op_wait(Warp& w, const Op& op) {
     u32 pending = static_cast<u32>(op.imm);
     for (AsyncCopy& copy : w.copies) {
         u32 lanes = 0;
-        for_lanes(copy.mask & w.active, [&](int i) { lanes |= static_cast<u64>(copy.group) + pending <= w.commits[i] ? 1u << i : 0; });
+        for_lanes(copy.mask & w.active,
+                  [&](int i) { lanes |= static_cast<u64>(copy.group) + pending <= w.commits[i] ? 1u << i : 0; });
         if (lanes) finish_lanes(w, copy, lanes);
     }
     drop_finished(w);

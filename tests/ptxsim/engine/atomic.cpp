@@ -23,8 +23,8 @@ T updated(u8 operation, T old, T b, T c) {
         case kAdd: return static_cast<T>(static_cast<U>(old) + static_cast<U>(b));
         case kMin: return b < old ? b : old;
         case kMax: return old < b ? b : old;
-        case kInc: return old >= b ? 0 : static_cast<T>(old + 1);                  // "(a >= b) ? 0 : a+1"
-        case kDec: return old == 0 || old > b ? b : static_cast<T>(old - 1);       // "(a == 0 || a > b) ? b : a-1"
+        case kInc: return old >= b ? 0 : static_cast<T>(old + 1);             // "(a >= b) ? 0 : a+1"
+        case kDec: return old == 0 || old > b ? b : static_cast<T>(old - 1);  // "(a == 0 || a > b) ? b : a-1"
         case kAnd: return old & b;
         case kOr: return old | b;
         case kXor: return old ^ b;
@@ -35,15 +35,18 @@ T updated(u8 operation, T old, T b, T c) {
 
 template <class T>
 u64 update_integer(u8 operation, u64 old, u64 b, u64 c) {
-    return static_cast<std::make_unsigned_t<T>>(updated<T>(operation, static_cast<T>(old), static_cast<T>(b), static_cast<T>(c)));
+    return static_cast<std::make_unsigned_t<T>>(
+        updated<T>(operation, static_cast<T>(old), static_cast<T>(b), static_cast<T>(c)));
 }
 
 u64 update_f32(u8, u64 old, u64 b, u64) {
     return bit_cast<u32>(canonical(bit_cast<float>(static_cast<u32>(old)) + bit_cast<float>(static_cast<u32>(b))));
 }
-// "atom.add.f32 on global memory flushes subnormal inputs and results to sign-preserving zero; on shared memory it does not."
+// "atom.add.f32 on global memory flushes subnormal inputs and results to sign-preserving zero; on shared memory it does
+// not."
 u64 update_f32_flushed(u8, u64 old, u64 b, u64) {
-    return bit_cast<u32>(canonical(flush(flush(bit_cast<float>(static_cast<u32>(old))) + flush(bit_cast<float>(static_cast<u32>(b))))));
+    return bit_cast<u32>(
+        canonical(flush(flush(bit_cast<float>(static_cast<u32>(old))) + flush(bit_cast<float>(static_cast<u32>(b))))));
 }
 u64 update_f64(u8, u64 old, u64 b, u64) { return bit_cast<u64>(bit_cast<double>(old) + bit_cast<double>(b)); }
 
@@ -60,12 +63,24 @@ u16 half_update(u8 operation, u16 old, u16 b) {
 template <class H, bool kPair>
 u64 update_half(u8 operation, u64 old, u64 b, u64) {
     u32 low = half_update<H>(operation, static_cast<u16>(old), static_cast<u16>(b));
-    return kPair ? static_cast<u64>(half_update<H>(operation, static_cast<u16>(old >> 16), static_cast<u16>(b >> 16))) << 16 | low : low;
+    return kPair ? static_cast<u64>(half_update<H>(operation, static_cast<u16>(old >> 16), static_cast<u16>(b >> 16)))
+                           << 16 |
+                       low
+                 : low;
 }
 
 using Update = u64 (*)(u8, u64, u64, u64);
-const Update kUpdates[] = {update_integer<u32>, update_integer<s32>, update_integer<u64>, update_integer<s64>, update_f32, update_f64,
-                           update_half<Half, false>, update_half<Half, true>, update_half<Bfloat, false>, update_half<Bfloat, true>, update_integer<u16>};
+const Update kUpdates[] = {update_integer<u32>,
+                           update_integer<s32>,
+                           update_integer<u64>,
+                           update_integer<s64>,
+                           update_f32,
+                           update_f64,
+                           update_half<Half, false>,
+                           update_half<Half, true>,
+                           update_half<Bfloat, false>,
+                           update_half<Bfloat, true>,
+                           update_integer<u16>};
 
 constexpr u32 kF32Index = 4;
 
@@ -109,7 +124,9 @@ u8* reach(Warp& w, const Op& op, Space space, int lane, u64 address, u32 bytes, 
     return p;
 }
 
-u64 operand(Warp& w, const Op& op, Ref ref, int lane) { return op.bytes == 8 ? w.cells<u64>(ref)[lane] : w.cells<u32>(ref)[lane]; }
+u64 operand(Warp& w, const Op& op, Ref ref, int lane) {
+    return op.bytes == 8 ? w.cells<u64>(ref)[lane] : w.cells<u32>(ref)[lane];
+}
 
 void require_operands(Warp& w, const Op& op, Space space) {
     u32 known = w.defined(op.b) & (op.flags == kCas ? w.defined(op.c) : kFull);
@@ -208,11 +225,14 @@ void decode_atomic(Form& f) {
     int bytes = type_size(type);
     size_t at = reduce ? 0 : 1;
     if (vector && !reduce) f.unsupported("vector atom");
-    Address address = d.address(f.at(at), where == "global" ? Space::Global : where.empty() ? Space::None : Space::Shared);
+    Address address = d.address(f.at(at), where == "global" ? Space::Global
+                                          : where.empty()   ? Space::None
+                                                            : Space::Shared);
     std::vector<u32> elements;
     if (vector)
         for (const Operand& e : f.at(at + 1).items) elements.push_back(d.source(e, type));
-    Ref b = vector ? elements[0] : d.source(f.at(at + 1), type), c = operation == kCas ? d.source(f.at(at + 2), type) : b;
+    Ref b = vector ? elements[0] : d.source(f.at(at + 1), type),
+        c = operation == kCas ? d.source(f.at(at + 2), type) : b;
     Op& op = d.emit(vector ? op_reduce_vector : op_atomic, OpClass::Atomic);
     op.a = address.base;
     op.imm = address.offset;

@@ -59,7 +59,8 @@ void count_row_wavefronts(Profile& profile, const u32* offsets, int rows) {
         u64 most = 0;
         for (int i = first; i < first + 8; ++i) {
             u64 same = 1;
-            for (int j = first; j < i; ++j) same += ((offsets[i] >> 4) & 7) == ((offsets[j] >> 4) & 7) && offsets[i] >> 4 != offsets[j] >> 4;
+            for (int j = first; j < i; ++j)
+                same += ((offsets[i] >> 4) & 7) == ((offsets[j] >> 4) & 7) && offsets[i] >> 4 != offsets[j] >> 4;
             most = std::max(most, same);
         }
         profile.wavefronts += most;
@@ -81,16 +82,19 @@ void count_sectors(Profile& profile, const u64* addresses, u32 mask, u32 bytes) 
 }
 
 const char* class_name(OpClass cls) {
-    static const char* names[] = {"integer",      "float",        "half",        "double",   "convert",      "move",         "compare",
-                                  "special",      "mma",          "load_global", "store_global", "load_shared", "store_shared", "ldmatrix",
-                                  "local_memory", "param_memory", "atomic",      "async_copy", "barrier",     "warp_sync",    "branch", "other"};
+    static const char* names[] = {"integer",      "float",       "half",         "double",   "convert",
+                                  "move",         "compare",     "special",      "mma",      "load_global",
+                                  "store_global", "load_shared", "store_shared", "ldmatrix", "local_memory",
+                                  "param_memory", "atomic",      "async_copy",   "barrier",  "warp_sync",
+                                  "branch",       "other"};
     return names[static_cast<int>(cls)];
 }
 
 LaunchReport summarise(const Program& program, const std::vector<Profile>& profile, const Counters& counters) {
     LaunchReport report;
     auto& totals = report.totals;
-    for (int c = 0; c < static_cast<int>(OpClass::kCount); ++c) totals[std::string("inst_") + class_name(static_cast<OpClass>(c))] = 0;
+    for (int c = 0; c < static_cast<int>(OpClass::kCount); ++c)
+        totals[std::string("inst_") + class_name(static_cast<OpClass>(c))] = 0;
     double issues = 0, lanes = 0, wavefronts = 0, ideal = 0, sectors = 0;
     for (size_t pc = 0; pc < profile.size(); ++pc) {
         const Profile& p = profile[pc];
@@ -104,7 +108,8 @@ LaunchReport summarise(const Program& program, const std::vector<Profile>& profi
         sectors += static_cast<double>(p.sectors);
         const Place& place = program.places[op.inst];
         if (!place.inst) continue;
-        for (LineCounters* line : {&report.lines[program.module->source_of(*place.inst)], &report.ptx_lines[place.inst->line]}) {
+        for (LineCounters* line :
+             {&report.lines[program.module->source_of(*place.inst)], &report.ptx_lines[place.inst->line]}) {
             line->issues += p.issues;
             line->lanes += p.lanes;
             line->wavefronts += p.wavefronts;

@@ -56,7 +56,8 @@ bool Cta::step(u64 budget, u64& done) {
         done += ran;
         issued += ran;
         if (ran) {
-            if (launch->instruction_limit && issued > launch->instruction_limit && checks(kCheckDeadlock)) report_deadlock();
+            if (launch->instruction_limit && issued > launch->instruction_limit && checks(kCheckDeadlock))
+                report_deadlock();
             return true;
         }
     }
@@ -70,11 +71,14 @@ void Cta::report_deadlock() const {
         if (warp.finished()) continue;
         if (!stuck) stuck = &warp;
         std::string text = warp.describe_wait();
-        if (text.empty()) text = "warp " + std::to_string(warp.id) + " running at " + program->text_at(warp.current_pc());
+        if (text.empty())
+            text = "warp " + std::to_string(warp.id) + " running at " + program->text_at(warp.current_pc());
         waits += (waits.empty() ? "" : "; ") + text;
     }
     bool limit = launch->instruction_limit && issued > launch->instruction_limit;
-    SimError error(ErrorKind::Deadlock, (limit ? "No end after " + std::to_string(issued) + " warp instructions: " : std::string("Deadlock: no warp of the CTA can go on: ")) + waits + ".");
+    SimError error(ErrorKind::Deadlock, (limit ? "No end after " + std::to_string(issued) + " warp instructions: "
+                                               : std::string("Deadlock: no warp of the CTA can go on: ")) +
+                                            waits + ".");
     if (stuck) locate(error, *stuck);
     throw error;
 }

@@ -37,7 +37,7 @@ struct Barrier {
     u32 expected = 0;  // threads; 0 = no arrival yet
     bool counted = false;
     u32 arrived = 0;
-    u32 population = 0;               // of bar.red
+    u32 population = 0;  // of bar.red
     bool all = true, any = false;
     std::vector<u32> clock;
     u32 last_population = 0;
@@ -57,7 +57,7 @@ struct MemoryBarrier {
 struct Cta {
     const Launch* launch = nullptr;
     const Program* program = nullptr;
-    u32 index = 0;        // linear, in grid order
+    u32 index = 0;  // linear, in grid order
     u32 ctaid[3] = {};
     u32 warp_count = 0, thread_count = 0;
     std::vector<u8> shared;
@@ -69,8 +69,8 @@ struct Cta {
     Counters* counters = nullptr;
     Random random;
     u64 issued = 0;
-    bool fenced = false;           // some warp executed a gpu-scope fence
-    std::set<u32> synchronised;    // CTAs whose earlier accesses happened before ours
+    bool fenced = false;         // some warp executed a gpu-scope fence
+    std::set<u32> synchronised;  // CTAs whose earlier accesses happened before ours
     Allocation* last_allocation = nullptr;
 
     void start(const Launch& launch, u32 linear_index);

@@ -1,5 +1,5 @@
-// ldmatrix, stmatrix, movmatrix (PTX ISA 9.7.14.5.15-17). Each 8x8 matrix of 16-bit elements has eight rows of 16 bytes,
-// whose addresses eight lanes give: 0-7 for the first matrix, 8-15 for the second, and so on.
+// ldmatrix, stmatrix, movmatrix (PTX ISA 9.7.14.5.15-17). Each 8x8 matrix of 16-bit elements has eight rows of 16
+// bytes, whose addresses eight lanes give: 0-7 for the first matrix, 8-15 for the second, and so on.
 #include "access.h"
 #include "control.h"
 #include "counters.h"
@@ -12,7 +12,9 @@ namespace {
 
 // "all threads in the warp must execute the same ldmatrix instruction"
 bool enter(Warp& w) {
-    if (w.alive != kFull && w.cta->checks(kCheckDivergence)) w.fail(ErrorKind::Divergence, "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
+    if (w.alive != kFull && w.cta->checks(kCheckDivergence))
+        w.fail(ErrorKind::Divergence,
+               "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
     return w.converge(kFull);
 }
 
@@ -25,7 +27,8 @@ void row_offsets(Warp& w, const Op& op, int rows, u32* offsets) {
     w.active = active;
     for (int i = 0; i < rows; ++i) {
         u64 address = addresses.at[i];
-        if (op.space == Space::None && resolve_generic(address) != Space::Shared) w.fail(ErrorKind::OutOfBounds, "A matrix row's address is not in shared memory.", i);
+        if (op.space == Space::None && resolve_generic(address) != Space::Shared)
+            w.fail(ErrorKind::OutOfBounds, "A matrix row's address is not in shared memory.", i);
         check_alignment(w, i, address, 16, "matrix row");
         shared_pointer(w, i, address, 16);
         offsets[i] = static_cast<u32>(address);
@@ -99,7 +102,8 @@ void op_movmatrix(Warp& w, const Op& op) {
         for (int e = 0; e < 2; ++e) matrix[lane / 4][lane % 4 * 2 + e] = static_cast<u16>(a[lane] >> (16 * e));
     u32* d = w.cells<u32>(op.dst);
     u32 known = w.defined(op.a) == kFull ? kFull : 0;
-    for (int lane = 0; lane < kLanes; ++lane) d[lane] = static_cast<u32>(matrix[lane % 4 * 2 + 1][lane / 4]) << 16 | matrix[lane % 4 * 2][lane / 4];
+    for (int lane = 0; lane < kLanes; ++lane)
+        d[lane] = static_cast<u32>(matrix[lane % 4 * 2 + 1][lane / 4]) << 16 | matrix[lane % 4 * 2][lane / 4];
     w.define(op.dst, known);
 }
 

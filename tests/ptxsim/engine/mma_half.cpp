@@ -1,8 +1,8 @@
-// The product attention lives on: m16n8k16 and m16n8k8 of f16 or bf16 with single-precision accumulators, as 8-wide vectors.
-// A column order of even columns, then odd ones, makes a row of C two runs of four lanes in two registers.
+// The product attention lives on: m16n8k16 and m16n8k8 of f16 or bf16 with single-precision accumulators, as 8-wide
+// vectors. A column order of even columns, then odd ones, makes a row of C two runs of four lanes in two registers.
+#include "mma_half.h"
 #include "fp.h"
 #include "lanes.h"
-#include "mma_half.h"
 
 namespace ptxsim {
 
@@ -19,9 +19,13 @@ template <class H>
 Floats high_halves(Words x);
 
 template <>
-Floats low_halves<Bfloat>(Words x) { return reinterpret_cast<Floats>(x << 16); }
+Floats low_halves<Bfloat>(Words x) {
+    return reinterpret_cast<Floats>(x << 16);
+}
 template <>
-Floats high_halves<Bfloat>(Words x) { return reinterpret_cast<Floats>(x & 0xffff0000u); }
+Floats high_halves<Bfloat>(Words x) {
+    return reinterpret_cast<Floats>(x & 0xffff0000u);
+}
 
 template <>
 Floats low_halves<Half>(Words x) {
@@ -30,7 +34,9 @@ Floats low_halves<Half>(Words x) {
     return out;
 }
 template <>
-Floats high_halves<Half>(Words x) { return low_halves<Half>(x >> 16); }
+Floats high_halves<Half>(Words x) {
+    return low_halves<Half>(x >> 16);
+}
 
 Words load_words(const u32* p) {
     Words x;

@@ -13,9 +13,7 @@ namespace {
 // Entry: 12 bits of epoch, 22 + 4 of the writer, 22 + 4 of the reader; CTA numbers are stored + 1.
 constexpr u32 kCtaBits = 22, kMany = (1u << kCtaBits) - 1;
 
-struct Entry {
-    u32 epoch, writer, written, reader, read;
-};
+struct Entry { u32 epoch, writer, written, reader, read; };
 
 Entry unpack(u64 bits) {
     return {static_cast<u32>(bits >> 52), static_cast<u32>(bits >> 30) & kMany, static_cast<u32>(bits >> 26) & 15u,
@@ -31,15 +29,18 @@ bool ordered(const Warp& w, u32 stored_cta) {
     return stored_cta == w.cta->index + 1 || w.cta->synchronised.count(stored_cta - 1) != 0;
 }
 
-[[noreturn]] void report(Warp& w, int lane, Allocation& a, u64 address, const char* what, const char* other, u32 stored_cta) {
+[[noreturn]] void report(Warp& w, int lane, Allocation& a, u64 address, const char* what, const char* other,
+                         u32 stored_cta) {
     const u32* grid = w.cta->launch->grid;
     std::string who = "another CTA";
     if (stored_cta != kMany) {
         u32 c = stored_cta - 1;
-        who = "CTA (" + std::to_string(c % grid[0]) + ", " + std::to_string(c / grid[0] % grid[1]) + ", " + std::to_string(c / (grid[0] * grid[1])) + ")";
+        who = "CTA (" + std::to_string(c % grid[0]) + ", " + std::to_string(c / grid[0] % grid[1]) + ", " +
+              std::to_string(c / (grid[0] * grid[1])) + ")";
     }
-    SimError error(ErrorKind::Race, std::string("Race on global memory: this ") + what + " of " + hex(address) + " (byte " + std::to_string(address - a.base) +
-                                        " of tensor " + a.name + ") conflicts with a " + other + " by " + who + " in the same launch.");
+    SimError error(ErrorKind::Race, std::string("Race on global memory: this ") + what + " of " + hex(address) +
+                                        " (byte " + std::to_string(address - a.base) + " of tensor " + a.name +
+                                        ") conflicts with a " + other + " by " + who + " in the same launch.");
     error.at_lane(lane).at_address(address).in_tensor(a.name);
     throw error;
 }
@@ -58,9 +59,11 @@ void update(Warp& w, int lane, Allocation& a, u64 word, u32 bytes_mask, GlobalAc
         bool writes = access == GlobalAccess::Write;
         if ((e.written & bytes_mask) && access != GlobalAccess::Atomic) {
             if (!ordered(w, e.writer)) report(w, lane, a, address, writes ? "write" : "read", "write", e.writer);
-            if (access == GlobalAccess::ReadNonCoherent) report(w, lane, a, address, "ld.global.nc (which needs read-only data)", "write", e.writer);
+            if (access == GlobalAccess::ReadNonCoherent)
+                report(w, lane, a, address, "ld.global.nc (which needs read-only data)", "write", e.writer);
         }
-        if (writes && (e.read & bytes_mask) && (e.reader == kMany || !ordered(w, e.reader))) report(w, lane, a, address, "write", "read", e.reader);
+        if (writes && (e.read & bytes_mask) && (e.reader == kMany || !ordered(w, e.reader)))
+            report(w, lane, a, address, "write", "read", e.reader);
         if (writes) {
             if (e.writer != mine) e.written = 0;  // another CTA's bytes of this word are forgotten, never blamed on us
             e.writer = mine;
@@ -77,9 +80,7 @@ void update(Warp& w, int lane, Allocation& a, u64 word, u32 bytes_mask, GlobalAc
     }
 }
 
-struct SyncWord {
-    std::set<u32> released;
-};
+struct SyncWord { std::set<u32> released; };
 std::mutex sync_mutex;
 std::map<std::pair<u64, u64>, SyncWord> sync_words;  // (launch, address)
 
@@ -107,7 +108,8 @@ void release_global(Warp& w, u64 address) {
 void acquire_global(Warp& w, u64 address) {
     std::lock_guard<std::mutex> lock(sync_mutex);
     auto found = sync_words.find({w.cta->launch->id, address});
-    if (found != sync_words.end()) w.cta->synchronised.insert(found->second.released.begin(), found->second.released.end());
+    if (found != sync_words.end())
+        w.cta->synchronised.insert(found->second.released.begin(), found->second.released.end());
 }
 
 void forget_releases(u64 launch) {

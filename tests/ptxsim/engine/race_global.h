@@ -1,7 +1,8 @@
 // Conflicting plain accesses of different CTAs to one global byte, within a launch.
 //
-// Each 4-byte word has an entry: launch epoch, last writing CTA with the bytes it wrote, last reading CTA (or "many") with its
-// bytes. Atomics and strong accesses are exempt; a CTA that observed another's release by an atomic is ordered after it.
+// Each 4-byte word has an entry: launch epoch, last writing CTA with the bytes it wrote, last reading CTA (or "many")
+// with its bytes. Atomics and strong accesses are exempt; a CTA that observed another's release by an atomic is ordered
+// after it.
 #pragma once
 
 #include "memory_map.h"

@@ -15,16 +15,19 @@ void SharedShadow::reset(u32 bytes, int granule_shift, u32 warps) {
     reads_.assign(static_cast<size_t>(granules_) * warps, 0);
 }
 
-// Everything another warp did up to clock[other] happened before; of its own warp, other lanes' accesses only up to the last sync.
+// Everything another warp did up to clock[other] happened before; of its own warp, other lanes' accesses only up to the
+// last sync.
 void SharedShadow::update_limits(Warp& w) {
     for (size_t i = 0; i < w.clock.size(); ++i) w.read_limit[i] = w.clock[i];
     w.read_limit[w.id] = w.clock[w.id] - 1;
-    if (w.clock[w.id] >= epoch::kClockMask) w.fail(ErrorKind::Unsupported, "A warp synchronises more than 524286 times; race detection has no clock left.");
+    if (w.clock[w.id] >= epoch::kClockMask)
+        w.fail(ErrorKind::Unsupported, "A warp synchronises more than 524286 times; race detection has no clock left.");
 }
 
 void SharedShadow::report(Warp& w, int lane, u32 granule, const std::string& other) const {
     u32 offset = granule << shift_;
-    SimError error(ErrorKind::Race, "Race on shared memory at offset " + hex(offset) + ": warp " + std::to_string(w.id) + " lane " + std::to_string(lane) +
+    SimError error(ErrorKind::Race, "Race on shared memory at offset " + hex(offset) + ": warp " +
+                                        std::to_string(w.id) + " lane " + std::to_string(lane) +
                                         " is not ordered after " + other + ".");
     error.at_lane(lane).at_address(offset);
     throw error;
@@ -32,16 +35,20 @@ void SharedShadow::report(Warp& w, int lane, u32 granule, const std::string& oth
 
 void SharedShadow::check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, bool reading) {
     if (entry & epoch::kAsync && w.cta->checks(kCheckAsync)) {
-        report(w, lane, granule, std::string("the cp.async of warp ") + std::to_string(epoch::warp(entry)) + " lane " +
-               std::to_string(epoch::lane(entry)) + " to the same bytes (" + w.program->text_at(writer_pc_[granule]) +
-               "), which is still in flight: its thread has not waited for it");
+        report(w, lane, granule,
+               std::string("the cp.async of warp ") + std::to_string(epoch::warp(entry)) + " lane " +
+                   std::to_string(epoch::lane(entry)) + " to the same bytes (" +
+                   w.program->text_at(writer_pc_[granule]) +
+                   "), which is still in flight: its thread has not waited for it");
     }
     if (!w.cta->checks(kCheckRace)) return;
     u32 other = epoch::warp(entry);
     if (epoch::clock(entry) <= w.read_limit[other]) return;
     if (other == static_cast<u32>(w.id) && epoch::lane(entry) == static_cast<u32>(lane)) return;
-    report(w, lane, granule, std::string(reading ? "the write" : "an earlier write") + " by warp " + std::to_string(other) + " lane " +
-           std::to_string(epoch::lane(entry)) + " (" + w.program->text_at(writer_pc_[granule]) + "): no barrier between them");
+    report(w, lane, granule,
+           std::string(reading ? "the write" : "an earlier write") + " by warp " + std::to_string(other) + " lane " +
+               std::to_string(epoch::lane(entry)) + " (" + w.program->text_at(writer_pc_[granule]) +
+               "): no barrier between them");
 }
 
 // Looks at all marks without branches first; the culprit is searched only if there is one.
@@ -58,8 +65,9 @@ void SharedShadow::check_reads(Warp& w, int lane, u32 first, u32 last) {
             u32 mark = reads_[static_cast<size_t>(other) * granules_ + g], reader = mark & 127;
             if ((mark >> 7) <= w.read_limit[other]) continue;
             if (other == static_cast<u32>(w.id) && (reader == kWholeWarp || reader == static_cast<u32>(lane))) continue;
-            report(w, lane, g, "a read by warp " + std::to_string(other) + (reader < 32 ? " lane " + std::to_string(reader) : "") +
-                   ": the bytes are overwritten while they may still be read");
+            report(w, lane, g,
+                   "a read by warp " + std::to_string(other) + (reader < 32 ? " lane " + std::to_string(reader) : "") +
+                       ": the bytes are overwritten while they may still be read");
         }
     }
 }
@@ -94,7 +102,8 @@ bool SharedShadow::read_row(Warp& w, u32 offset) {
     const u32* e = writes_.data() + g;
     u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_ + g;
     u32 mine = clock << 7 | kWholeWarp, differs = (e[0] ^ e[1]) | (e[0] ^ e[2]) | (e[0] ^ e[3]);
-    bool plain = differs == 0 && (e[0] & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined && epoch::clock(e[0]) <= w.read_limit[epoch::warp(e[0])];
+    bool plain = differs == 0 && (e[0] & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
+                 epoch::clock(e[0]) <= w.read_limit[epoch::warp(e[0])];
     for (int i = 0; i < 4; ++i) plain &= (marks[i] >> 7) != clock || marks[i] == mine;
     if (!plain) return read(w, static_cast<int>(kWholeWarp), offset, 16);
     for (int i = 0; i < 4; ++i) marks[i] = mine;
@@ -114,7 +123,8 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 pc = w.current_pc();
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
-        if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data)) check_write_epoch(w, lane, g, writes_[g], false);
+        if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data))
+            check_write_epoch(w, lane, g, writes_[g], false);
         writes_[g] = mine;
         writer_pc_[g] = pc;
     }
@@ -137,7 +147,8 @@ bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
 void SharedShadow::atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool defined) {
     atomic(w, lane, offset, bytes);
     u32 flag = defined ? epoch::kDefined : 0;
-    for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g) writes_[g] = (writes_[g] & ~epoch::kDefined) | flag;
+    for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g)
+        writes_[g] = (writes_[g] & ~epoch::kDefined) | flag;
 }
 
 void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
@@ -149,7 +160,8 @@ void SharedShadow::complete_async(Warp& w, int lane, u32 offset, u32 bytes, u32 
     u32 granule_bits = (1u << (1 << shift_)) - 1;
     for (u32 at = 0; at < bytes; at += 1u << shift_) {
         u32 known = (defined_bytes >> at) & granule_bits;
-        writes_[(offset + at) >> shift_] = epoch::make(w.id, lane, w.clock[w.id], known == granule_bits ? epoch::kDefined : 0);
+        writes_[(offset + at) >> shift_] =
+            epoch::make(w.id, lane, w.clock[w.id], known == granule_bits ? epoch::kDefined : 0);
     }
 }
 

@@ -1,9 +1,9 @@
 // Happens-before race detection and definedness on a CTA's shared memory.
 //
 // Each granule (4 bytes, or less if the program has narrower shared accesses) remembers its last write as an epoch
-// (warp, lane, clock of that warp) and, for each warp, the clock of its last read. Warp clocks advance at synchronisation;
-// a warp's clock vector says up to which clock of every other warp it is ordered after. An access races with an earlier one
-// unless that one's epoch is within the accessor's limits.
+// (warp, lane, clock of that warp) and, for each warp, the clock of its last read. Warp clocks advance at
+// synchronisation; a warp's clock vector says up to which clock of every other warp it is ordered after. An access
+// races with an earlier one unless that one's epoch is within the accessor's limits.
 #pragma once
 
 #include <string>

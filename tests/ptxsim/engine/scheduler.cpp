@@ -6,7 +6,7 @@ namespace ptxsim {
 
 namespace {
 
-constexpr u64 kTurn = 100'000;       // warp instructions a CTA runs before the next resident one gets its turn
+constexpr u64 kTurn = 100'000;        // warp instructions a CTA runs before the next resident one gets its turn
 constexpr u64 kPatience = 1'000'000;  // a CTA that runs longer may be waiting for one that has not started
 constexpr size_t kMostResident = 4096;
 

@@ -15,7 +15,8 @@ u32 uniform(Warp& w, Ref ref, const char* what) {
     w.require_defined(w.defined(ref), what);
     u32 value = w.cells<u32>(ref)[__builtin_ctz(w.active)];
     for_lanes(w.active, [&](int i) {
-        if (w.cells<u32>(ref)[i] != value) w.fail(ErrorKind::Divergence, std::string("Lanes of a warp give different values for ") + what + ".", i);
+        if (w.cells<u32>(ref)[i] != value)
+            w.fail(ErrorKind::Divergence, std::string("Lanes of a warp give different values for ") + what + ".", i);
     });
     return value;
 }
@@ -28,15 +29,19 @@ u32 live_threads(const Cta& cta) {
 }
 
 void check_count(Warp& w, Barrier& b, int id, bool counted, u32 expected) {
-    if (counted && (expected == 0 || expected % kLanes)) w.fail(ErrorKind::Divergence, "The thread count " + std::to_string(expected) + " of a barrier is not a multiple of the warp size.");
+    if (counted && (expected == 0 || expected % kLanes))
+        w.fail(ErrorKind::Divergence,
+               "The thread count " + std::to_string(expected) + " of a barrier is not a multiple of the warp size.");
     if (counted && expected > w.cta->warp_count * kLanes) {
-        w.fail(ErrorKind::Deadlock, "Barrier " + std::to_string(id) + " waits for " + std::to_string(expected) + " threads, the CTA has " + std::to_string(w.cta->thread_count) + ".");
+        w.fail(ErrorKind::Deadlock, "Barrier " + std::to_string(id) + " waits for " + std::to_string(expected) +
+                                        " threads, the CTA has " + std::to_string(w.cta->thread_count) + ".");
     }
     if (b.arrived == 0) {
         b.counted = counted;
         b.expected = expected;
     } else if (b.counted != counted || (counted && b.expected != expected)) {
-        w.fail(ErrorKind::Divergence, "Warps give barrier " + std::to_string(id) + " different thread counts: " + std::to_string(b.expected) + " and " + std::to_string(expected) + ".");
+        w.fail(ErrorKind::Divergence, "Warps give barrier " + std::to_string(id) + " different thread counts: " +
+                                          std::to_string(b.expected) + " and " + std::to_string(expected) + ".");
     }
 }
 

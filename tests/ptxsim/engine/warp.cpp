@@ -59,7 +59,8 @@ void Warp::reserve_local(u32 bytes) {
     u32 stride = (bytes + 63) / 64 * 64;
     std::vector<u8> data(static_cast<size_t>(stride) * kLanes, 0xff), known(static_cast<size_t>(stride) * kLanes, 0);
     for (int lane = 0; lane < kLanes; ++lane) {
-        std::copy_n(local.begin() + static_cast<size_t>(lane) * local_stride, local_stride, data.begin() + static_cast<size_t>(lane) * stride);
+        std::copy_n(local.begin() + static_cast<size_t>(lane) * local_stride, local_stride,
+                    data.begin() + static_cast<size_t>(lane) * stride);
         std::copy_n(local_defined.begin() + static_cast<size_t>(lane) * local_stride, local_stride,
                     known.begin() + static_cast<size_t>(lane) * stride);
     }
@@ -148,7 +149,8 @@ u32 Warp::run_fragment(u32 quantum) {
 // With the check off, an undefined predicate goes the way the seed says.
 void Warp::decide_undefined_guard(u32 lanes) {
     u32 both = kCheckUndefined | kCheckUndefinedBranch;
-    if ((cta->launch->checks & both) == both) fail(ErrorKind::Undefined, "An undefined value reaches a branch or guard predicate.", __builtin_ctz(lanes));
+    if ((cta->launch->checks & both) == both)
+        fail(ErrorKind::Undefined, "An undefined value reaches a branch or guard predicate.", __builtin_ctz(lanes));
     active = (active & ~lanes) | (static_cast<u32>(random.next()) & lanes);
 }
 
