@@ -7,17 +7,21 @@
 
 namespace ptxsim {
 
+void gather_from(Warp& w, Ref base, u64 offset, bool narrow, LaneAddresses& out) {
+    w.require_defined(w.defined(base), "an address");
+    if (narrow) {  // 32-bit address arithmetic wraps: compilers move constants across it
+        const u32* from = w.cells<u32>(base);
+        for (int i = 0; i < kLanes; ++i) out.at[i] = static_cast<u32>(from[i] + static_cast<u32>(offset));
+    } else {
+        const u64* from = w.cells<u64>(base);
+        for (int i = 0; i < kLanes; ++i) out.at[i] = from[i] + offset;
+    }
+}
+
 void gather_addresses(Warp& w, const Op& op, LaneAddresses& out) {
-    w.require_defined(w.defined(op.a), "an address");
     u64 offset = static_cast<u64>(op.imm);
     if (op.flags2 & kFramedBase) offset += w.fragment().frames.back().local;
-    if (op.flags2 & kNarrowBase) {
-        const u32* base = w.cells<u32>(op.a);
-        for (int i = 0; i < kLanes; ++i) out.at[i] = base[i] + offset;
-    } else {
-        const u64* base = w.cells<u64>(op.a);
-        for (int i = 0; i < kLanes; ++i) out.at[i] = base[i] + offset;
-    }
+    gather_from(w, op.a, offset, op.flags2 & kNarrowBase, out);
 }
 
 // 5.1: "If a memory instruction does not have a state space, the operation is performed using generic addressing".

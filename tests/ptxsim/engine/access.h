@@ -14,6 +14,7 @@ struct LaneAddresses { u64 at[kLanes]; };
 
 // base + offset of every active lane; an undefined base is an error.
 void gather_addresses(Warp& w, const Op& op, LaneAddresses& out);
+void gather_from(Warp& w, Ref base, u64 offset, bool narrow, LaneAddresses& out);
 
 // The state space of a generic address, and the address within it.
 Space resolve_generic(u64& address);

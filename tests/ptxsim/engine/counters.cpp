@@ -36,13 +36,29 @@ u64 passes(const u32* offsets, u32 mask, u32 bytes) {
 
 }  // namespace
 
+namespace {
+
+// Eight lanes of 16 bytes whose rows lie in different bank groups, or 32 lanes of 4 bytes in different banks: one pass.
+bool without_conflict(const u32* offsets, u32 lanes, u32 bytes) {
+    if (bytes != 16 && bytes != 4) return false;
+    u32 shift = bytes == 16 ? 4 : 2, slots = bytes == 16 ? 7 : 31, used = 0, misaligned = 0;
+    for (u32 left = lanes; left; left &= left - 1) {
+        u32 offset = offsets[__builtin_ctz(left)];
+        used |= 1u << (offset >> shift & slots);
+        misaligned |= offset & (bytes - 1);
+    }
+    return !misaligned && __builtin_popcount(used) == __builtin_popcount(lanes);
+}
+
+}  // namespace
+
 // Accesses of 8 and 16 bytes a lane are served by half and quarter warps.
 void count_wavefronts(Profile& profile, const u32* offsets, u32 mask, u32 bytes) {
     u32 groups = bytes >= 16 ? 4 : bytes == 8 ? 2 : 1, width = kLanes / groups;
     for (u32 g = 0; g < groups; ++g) {
         u32 lanes = width == 32 ? mask : mask & (((1u << width) - 1) << (g * width));
         if (!lanes) continue;
-        profile.wavefronts += passes(offsets, lanes, bytes);
+        profile.wavefronts += without_conflict(offsets, lanes, bytes) ? 1 : passes(offsets, lanes, bytes);
         profile.ideal_wavefronts += 1;
     }
 }

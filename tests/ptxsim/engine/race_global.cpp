@@ -86,11 +86,24 @@ std::map<std::pair<u64, u64>, SyncWord> sync_words;  // (launch, address)
 
 }  // namespace
 
+namespace {
+
+// A word that nobody wrote and whose four bytes we, or many CTAs, have read: another read changes nothing.
+bool read_before(const Warp& w, const Allocation& a, u64 word) {
+    u64 old = a.shadow[word].load(std::memory_order_relaxed);
+    u64 unwritten = static_cast<u64>(w.cta->launch->epoch) << 52 | 15;
+    return old == (unwritten | static_cast<u64>(w.cta->index + 1) << 4) || old == (unwritten | static_cast<u64>(kMany) << 4);
+}
+
+}  // namespace
+
 void check_global_race(Warp& w, int lane, Allocation& a, u64 address, u32 bytes, GlobalAccess access) {
     if (!w.cta->checks(kCheckRaceGlobal) || !a.shadow || w.cta->index + 2 >= kMany) return;
     u64 begin = address - a.base, end = begin + bytes;
+    bool reads = access == GlobalAccess::Read || access == GlobalAccess::ReadNonCoherent;
     for (u64 word = begin / 4; word * 4 < end; ++word) {
         u32 mask = 15;
+        if (reads && read_before(w, a, word)) continue;
         if (word * 4 < begin) mask &= 15u << (begin - word * 4);
         if (word * 4 + 4 > end) mask &= 15u >> (word * 4 + 4 - end);
         update(w, lane, a, word, mask & 15u, access);

@@ -6,6 +6,27 @@
 
 namespace ptxsim {
 
+namespace {
+
+// The four words of a 16-byte row, looked at together: rows are what cp.async writes and ldmatrix reads.
+typedef u32 Row __attribute__((vector_size(16)));
+typedef s32 SignedRow __attribute__((vector_size(16)));
+
+Row load(const u32* p) {
+    Row row;
+    std::memcpy(&row, p, sizeof row);
+    return row;
+}
+void store(u32* p, Row row) { std::memcpy(p, &row, sizeof row); }
+Row splat(u32 x) { return Row{x, x, x, x}; }
+bool any(Row row) {
+    u64 halves[2];
+    std::memcpy(halves, &row, sizeof row);
+    return (halves[0] | halves[1]) != 0;
+}
+
+}  // namespace
+
 void SharedShadow::reset(u32 bytes, int granule_shift, u32 warps) {
     shift_ = granule_shift;
     granules_ = (bytes >> granule_shift) + 1;
@@ -97,17 +118,33 @@ bool SharedShadow::read(Warp& w, int lane, u32 offset, u32 bytes) {
 
 // A row is mostly written by one lane at one time, and read by nobody else of the warp since: one look suffices then.
 bool SharedShadow::read_row(Warp& w, u32 offset) {
-    u32 g = offset >> 2, clock = w.clock[w.id];
     if (shift_ != 2) return read(w, static_cast<int>(kWholeWarp), offset, 16);
-    const u32* e = writes_.data() + g;
+    u32 g = offset >> 2, clock = w.clock[w.id], first = writes_[g];
     u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_ + g;
-    u32 mine = clock << 7 | kWholeWarp, differs = (e[0] ^ e[1]) | (e[0] ^ e[2]) | (e[0] ^ e[3]);
-    bool plain = differs == 0 && (e[0] & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
-                 epoch::clock(e[0]) <= w.read_limit[epoch::warp(e[0])];
-    for (int i = 0; i < 4; ++i) plain &= (marks[i] >> 7) != clock || marks[i] == mine;
+    Row mine = splat(clock << 7 | kWholeWarp), old = load(marks);
+    Row differs = load(writes_.data() + g) ^ splat(first);
+    Row others = (Row)((old >> 7) == splat(clock)) & (Row)(old != mine);  // other readers since the last sync
+    bool plain = !any(differs | others) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
+                 epoch::clock(first) <= w.read_limit[epoch::warp(first)];
     if (!plain) return read(w, static_cast<int>(kWholeWarp), offset, 16);
-    for (int i = 0; i < 4; ++i) marks[i] = mine;
+    store(marks, mine);
     return true;
+}
+
+// True if a write of the row by this warp conflicts with nothing; false if it takes a closer look.
+bool SharedShadow::row_is_free(const Warp& w, u32 g) const {
+    u32 first = writes_[g];
+    Row entries = load(writes_.data() + g), late = entries ^ splat(first);
+    if ((first & epoch::kAsync) || epoch::clock(first) > w.read_limit[epoch::warp(first)]) return false;
+    const u32* marks = reads_.data() + g;
+    for (u32 other = 0; other < warps_; ++other, marks += granules_)  // clocks are too short to be negative
+        late |= (Row)((SignedRow)(load(marks) >> 7) > (SignedRow)splat(w.read_limit[other]));
+    return !any(late);
+}
+
+void SharedShadow::set_row(const Warp& w, u32 g, u32 entry) {
+    store(writes_.data() + g, splat(entry));
+    store(writer_pc_.data() + g, splat(w.current_pc()));
 }
 
 bool SharedShadow::same_store(const Warp& w, u32 granule, u32 entry, u32 offset, u32 bytes, const u8* data) const {
@@ -121,6 +158,7 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     u32 mine = epoch::make(w.id, lane, w.clock[w.id], defined ? epoch::kDefined : 0);
     u32 pc = w.current_pc();
+    if (bytes == 16 && shift_ == 2 && row_is_free(w, first)) return set_row(w, first, mine);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data))
@@ -152,11 +190,19 @@ void SharedShadow::atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool d
 }
 
 void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
+    u32 first = offset >> shift_;
+    if (bytes == 16 && shift_ == 2 && row_is_free(w, first)) {
+        return set_row(w, first, epoch::make(w.id, lane, w.clock[w.id], epoch::kAsync));
+    }
     write(w, lane, offset, bytes, false, nullptr);
     for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g) writes_[g] |= epoch::kAsync;
 }
 
 void SharedShadow::complete_async(Warp& w, int lane, u32 offset, u32 bytes, u32 defined_bytes) {
+    if (bytes == 16 && shift_ == 2 && (defined_bytes & 0xffff) == 0xffff) {
+        store(writes_.data() + (offset >> 2), splat(epoch::make(w.id, lane, w.clock[w.id], epoch::kDefined)));
+        return;
+    }
     u32 granule_bits = (1u << (1 << shift_)) - 1;
     for (u32 at = 0; at < bytes; at += 1u << shift_) {
         u32 known = (defined_bytes >> at) & granule_bits;

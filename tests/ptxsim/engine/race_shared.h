@@ -52,6 +52,8 @@ class SharedShadow {
     void check_reads(Warp& w, int lane, u32 first, u32 last);
     [[noreturn]] void report(Warp& w, int lane, u32 granule, const std::string& other) const;
     void mark_read(Warp& w, int lane, u32 granule);
+    bool row_is_free(const Warp& w, u32 granule) const;
+    void set_row(const Warp& w, u32 granule, u32 entry);
 
     int shift_ = 2;
     u32 granules_ = 0, warps_ = 0;
