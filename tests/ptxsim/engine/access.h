@@ -8,7 +8,14 @@
 namespace ptxsim {
 
 // Op::flags2 of memory instructions.
-enum AddressFlag : u16 { kNarrowBase = 1, kFramedBase = 2, kWideData = 4, kKernelParam = 8, kCollective = 16 };
+enum AddressFlag : u16 {
+    kNarrowBase = 1,
+    kFramedBase = 2,
+    kWideData = 4,
+    kKernelParam = 8,
+    kCollective = 16,
+    kReleases = 32
+};
 
 struct LaneAddresses { u64 at[kLanes]; };
 

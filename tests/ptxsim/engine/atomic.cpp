@@ -121,6 +121,7 @@ u8* reach(Warp& w, const Op& op, Space space, int lane, u64 address, u32 bytes, 
     if (!a->defined) return p;
     u8* known = a->defined + (address - a->base);
     for (u32 i = 0; i < bytes; ++i) defined &= known[i] != 0;
+    if (op.flags == kExch) std::memset(known, 1, bytes);
     return p;
 }
 
@@ -128,10 +129,14 @@ u64 operand(Warp& w, const Op& op, Ref ref, int lane) {
     return op.bytes == 8 ? w.cells<u64>(ref)[lane] : w.cells<u32>(ref)[lane];
 }
 
-void require_operands(Warp& w, const Op& op, Space space) {
+u32 known_operands(Warp& w, const Op& op) {
     u32 known = w.defined(op.b) & (op.flags == kCas ? w.defined(op.c) : kFull);
     for (int k = 0; k < op.count; ++k) known &= w.defined(op.list[k]);
-    if (space == Space::Global) w.require_defined(known, "an atomic on global memory");
+    return known;
+}
+
+void require_operands(Warp& w, const Op& op, Space space) {
+    if (space == Space::Global) w.require_defined(known_operands(w, op), "an atomic on global memory");
 }
 
 void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
@@ -144,12 +149,16 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
         if (space == Space::Global) {
             lock.lock();
             acquire_global(w, address);
-            release_global(w, address);
+            release_global(w, address, op.flags2 & kReleases);
         }
         std::memcpy(&old, p, bytes);
         Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
         u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
         std::memcpy(p, &next, bytes);
+    }
+    if (space == Space::Shared) {
+        bool operands = lane_in(known_operands(w, op), lane);
+        w.cta->shadow.define(static_cast<u32>(address), bytes, operands && (defined || op.flags == kExch));
     }
     if (op.p < 0) return;  // red
     if (bytes == 8) w.cells<u64>(op.dst)[lane] = old;
@@ -186,6 +195,7 @@ void op_reduce_vector(Warp& w, const Op& op) {
     gather_addresses(w, op, addresses);
     require_operands(w, op, Space::Global);
     for_lanes(w.active, [&](int lane) {
+        check_alignment(w, lane, addresses.at[lane], static_cast<u32>(op.bytes) * op.count, "vector reduction");
         for (int k = 0; k < op.count; ++k) {
             Op one = op;
             one.b = op.list[k];
@@ -213,8 +223,9 @@ void check_type(Form& f, u8 operation, const std::string& type) {
 void decode_atomic(Form& f) {
     Decoder& d = f.decoder;
     bool reduce = f.inst.opcode == "red";
-    f.take_any({"relaxed", "acquire", "release", "acq_rel"});
-    f.take_any({"gpu", "sys", "cta", "cluster"});
+    std::string order = f.take_any({"relaxed", "acquire", "release", "acq_rel"});
+    std::string scope = f.take_any({"gpu", "sys", "cta", "cluster"});
+    bool releases = (order == "release" || order == "acq_rel") && scope != "cta";
     std::string where = f.take_any({"global", "shared", "shared::cta"});
     u8 operation = take_operation(f);
     f.take_any({"noftz"});
@@ -237,7 +248,7 @@ void decode_atomic(Form& f) {
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
-    op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | (releases ? kReleases : 0));
     op.b = b;
     op.c = c;
     op.bytes = static_cast<u8>(bytes);

@@ -70,16 +70,23 @@ u32 combine(u32 t, u32 c, u8 boolean) {
     return boolean == kAnd ? t & c : boolean == kOr ? t | c : boolean == kXor ? t ^ c : t;
 }
 
-u32 known_lanes(Warp& w, const Op& op) {
+// Lanes whose result is defined: both sides are, or one of them decides it (false and x, true or x).
+u32 known_result(Warp& w, const Op& op, u32 t) {
     u32 known = w.defined(op.a) & w.defined(op.b);
-    return op.bytes == kPlain ? known : known & w.predicates_defined[op.target];
+    if (op.bytes == kPlain) return known;
+    u32 c = w.predicates[op.target], known_c = w.predicates_defined[op.target];
+    if (op.bytes == kAnd) return (known & known_c) | (known & ~t) | (known_c & ~c);
+    if (op.bytes == kOr) return (known & known_c) | (known & t) | (known_c & c);
+    return known & known_c;
 }
 
-void finish_setp(Warp& w, const Op& op, u32 t) {
-    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_lanes(w, op);
+void finish_setp(Warp& w, const Op& op, u32 t, u32 u) {
+    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_result(w, op, t);
+    u32 known_q = known_result(w, op, u);
     w.set_predicate(op.p, combine(t, c, op.bytes), known);
-    if (op.q >= 0) w.set_predicate(op.q, combine(~t, c, op.bytes), known);
+    if (op.q >= 0) w.set_predicate(op.q, combine(u, c, op.bytes), known_q);
 }
+void finish_setp(Warp& w, const Op& op, u32 t) { finish_setp(w, op, t, ~t); }
 
 template <class T>
 void op_setp(Warp& w, const Op& op) {
@@ -94,21 +101,19 @@ void op_setp_half(Warp& w, const Op& op) {
 // setp.f16x2 p|q: the low halves decide p, the high halves q.
 template <class H>
 void op_setp_pair(Warp& w, const Op& op) {
-    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_lanes(w, op);
-    u32 low = compare_halves<H>(w, op, 0), high = compare_halves<H>(w, op, 16);
-    w.set_predicate(op.p, combine(low, c, op.bytes), known);
-    if (op.q >= 0) w.set_predicate(op.q, combine(high, c, op.bytes), known);
+    finish_setp(w, op, compare_halves<H>(w, op, 0), compare_halves<H>(w, op, 16));
 }
 
 // 9.7.6.1 set: the result is all ones (integers) or 1.0 (floating point) where true.
 void write_set(Warp& w, const Op& op, u32 low, u32 high) {
     u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target];
+    u32 known = known_result(w, op, low) & known_result(w, op, high);
     low = combine(low, c, op.bytes);
     high = combine(high, c, op.bytes);
     u32 truth = static_cast<u32>(op.imm), truth_high = static_cast<u32>(static_cast<u64>(op.imm) >> 32);
     u32* d = w.cells<u32>(op.dst);
     for_lanes(w.active, [&](int i) { d[i] = (lane_in(low, i) ? truth : 0) | (lane_in(high, i) ? truth_high : 0); });
-    w.define(op.dst, known_lanes(w, op));
+    w.define(op.dst, known);
 }
 template <class T>
 void op_set(Warp& w, const Op& op) {

@@ -98,10 +98,10 @@ void Cta::locate(SimError& error, const Warp& warp) const {
     error.compose();
 }
 
-// Threads that exit are no longer awaited at barriers without a count.
+// Threads that exit are no longer awaited at barriers.
 void Cta::on_lanes_exit() {
     for (int i = 0; i < kBarriers; ++i)
-        if (barriers[i].arrived && !barriers[i].counted) complete_if_full(i);
+        if (barriers[i].arrived) complete_if_full(i);
 }
 
 }  // namespace ptxsim

@@ -34,7 +34,7 @@ struct HSub {
     static double value(float a, float b, float) { return a - b; }
 };
 struct HMul {
-    static double value(float a, float b, float) { return a * b; }
+    static double value(float a, float b, float) { return static_cast<double>(a) * b; }
 };
 struct HFma {
     static double value(float a, float b, float c) { return fma_to_odd(a, b, c); }
@@ -95,9 +95,11 @@ struct HTanh {
         return narrow(H{}, std::tanh(static_cast<double>(to_float(H{a}))));
     }
 };
+// ex2.approx.ftz.bf16 flushes: "subnormal results are flushed to sign-preserving zero". The .f16 forms do not.
 struct HEx2 {
-    template <class H> static u16 apply(u16 a, u16, u16, u8) {
-        return narrow(H{}, std::exp2(static_cast<double>(to_float(H{a}))));
+    template <class H> static u16 apply(u16 a, u16, u16, u8 flags) {
+        u16 bits = narrow(H{}, std::exp2(static_cast<double>(to_float(H{a}))));
+        return (flags & kFtz) && std::is_same_v<H, Bfloat> && bits < 0x80 ? 0 : bits;
     }
 };
 
@@ -167,9 +169,9 @@ void decode_half_arithmetic(Form& f, const std::string& operation, const std::st
 
 void decode_half_approximate(Form& f, const std::string& operation, const std::string& type) {
     f.take("approx");
-    f.take("ftz");
+    u8 flags = f.take("ftz") ? kFtz : 0;
     f.take_type();
-    emit_half(f, operation, type, 1, 0, OpClass::Special);
+    emit_half(f, operation, type, 1, flags, OpClass::Special);
 }
 
 }  // namespace ptxsim

@@ -1,6 +1,7 @@
 // Logic and shifts (PTX ISA 9.7.8): and, or, xor, not, cnot, lop3, shf, shl, shr; selp and slct (9.7.6); prmt
 // (9.7.9.7).
 #include "control.h"
+#include "fp.h"
 #include "integer.h"
 #include "lanes.h"
 #include "parser.h"
@@ -247,20 +248,27 @@ void decode_selp(Form& f) {
     op.dst = f.decoder.dest(f.at(0), bytes);
 }
 
-// 9.7.6.4 slct: "d = (c >= 0) ? a : b"; a NaN selects b.
-template <class T, class C>
+// 9.7.6.4 slct: "d = (c >= 0) ? a : b"; a NaN selects b, and under .ftz a subnormal counts as zero.
+template <class T, class C, bool kFlush = false>
 void op_slct(Warp& w, const Op& op) {
-    map3<T, T, T, C>(w, op.dst, op.a, op.b, op.c, [](T a, T b, C c) { return c >= 0 ? a : b; });
+    map3<T, T, T, C>(w, op.dst, op.a, op.b, op.c, [](T a, T b, C c) {
+        if constexpr (kFlush) c = flush(c);
+        return c >= 0 ? a : b;
+    });
+}
+
+template <class T>
+Handler slct_handler(bool real, bool ftz) {
+    return !real ? op_slct<T, s32> : ftz ? op_slct<T, float, true> : op_slct<T, float>;
 }
 
 void decode_slct(Form& f) {
-    f.take("ftz");  // a subnormal counts as zero, and -0 >= 0 either way except for its sign, which the compare ignores
+    bool ftz = f.take("ftz");
     std::string type = f.take_first_type(), by = f.take_first_type();
     int bytes = type_size(type);
     Ref a = f.decoder.source(f.at(1), type), b = f.decoder.source(f.at(2), type), c = f.decoder.source(f.at(3), by);
-    Handler fn = by == "f32" ? (bytes == 8 ? op_slct<u64, float> : op_slct<u32, float>)
-                             : (bytes == 8 ? op_slct<u64, s32> : op_slct<u32, s32>);
-    Op& op = f.decoder.emit(fn, OpClass::Compare);
+    Op& op = f.decoder.emit(bytes == 8 ? slct_handler<u64>(by == "f32", ftz) : slct_handler<u32>(by == "f32", ftz),
+                            OpClass::Compare);
     op.a = a;
     op.b = b;
     op.c = c;

@@ -67,6 +67,8 @@ void op_invalidate(Warp& w, const Op& op) {
 void op_arrive(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
+    if (op.flags & 1) w.require_defined(w.defined(op.b), "the count of an mbarrier");
+    if (op.flags & 4) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
         w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
@@ -84,9 +86,11 @@ void op_arrive(Warp& w, const Op& op) {
 void op_test(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
+    w.require_defined(w.defined(op.b), "the phase of an mbarrier");
     u32 result = 0;
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
+        w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
         bool done = op.flags ? (b.phase & 1) != (w.cells<u32>(op.b)[i] & 1) : b.phase > w.cells<u64>(op.b)[i];
         result |= static_cast<u32>(done) << i;
         if (done) w.cta->join_clock(w, b.completed);

@@ -199,7 +199,7 @@ void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const S
         u8* p = global_pointer(w, i, address, bytes, true, a);
         if (a) {
             check_global_race(w, i, *a, address, bytes, strong ? GlobalAccess::Atomic : GlobalAccess::Write);
-            if (strong) release_global(w, address);
+            if (strong) release_global(w, address, op.flags & kRelease);
             if (a->defined) std::memset(a->defined + (address - a->base), 1, bytes);
         }
         std::memcpy(p, values.bytes[i], bytes);
@@ -278,8 +278,9 @@ u8 take_semantics(Form& f) {
     if (f.take("volatile")) flags |= kVolatile;
     if (!f.take_any({"relaxed", "mmio"}).empty()) flags |= kStrong;
     if (f.take("acquire")) flags |= kStrong | kAcquire;
-    if (f.take("release")) flags |= kStrong | kRelease;
-    f.take_any({"gpu", "sys", "cta", "cluster"});
+    bool releases = f.take("release");
+    if (releases) flags |= kStrong;
+    if (f.take_any({"gpu", "sys", "cta", "cluster"}) != "cta" && releases) flags |= kRelease;
     return flags;
 }
 

@@ -92,7 +92,8 @@ namespace {
 bool read_before(const Warp& w, const Allocation& a, u64 word) {
     u64 old = a.shadow[word].load(std::memory_order_relaxed);
     u64 unwritten = static_cast<u64>(w.cta->launch->epoch) << 52 | 15;
-    return old == (unwritten | static_cast<u64>(w.cta->index + 1) << 4) || old == (unwritten | static_cast<u64>(kMany) << 4);
+    return old == (unwritten | static_cast<u64>(w.cta->index + 1) << 4) ||
+           old == (unwritten | static_cast<u64>(kMany) << 4);
 }
 
 }  // namespace
@@ -110,8 +111,8 @@ void check_global_race(Warp& w, int lane, Allocation& a, u64 address, u32 bytes,
     }
 }
 
-void release_global(Warp& w, u64 address) {
-    if (!w.cta->fenced) return;
+void release_global(Warp& w, u64 address, bool releases) {
+    if (!releases && !w.cta->fenced) return;
     std::lock_guard<std::mutex> lock(sync_mutex);
     SyncWord& word = sync_words[{w.cta->launch->id, address}];
     word.released.insert(w.cta->index);

@@ -184,6 +184,10 @@ bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
 
 void SharedShadow::atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool defined) {
     atomic(w, lane, offset, bytes);
+    define(offset, bytes, defined);
+}
+
+void SharedShadow::define(u32 offset, u32 bytes, bool defined) {
     u32 flag = defined ? epoch::kDefined : 0;
     for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g)
         writes_[g] = (writes_[g] & ~epoch::kDefined) | flag;

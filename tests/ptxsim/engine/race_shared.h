@@ -39,6 +39,7 @@ class SharedShadow {
     bool read_row(Warp& w, u32 offset);
     // Atomics conflict with plain accesses but not with each other.
     bool atomic(Warp& w, int lane, u32 offset, u32 bytes);
+    void define(u32 offset, u32 bytes, bool defined);
     void atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool defined);
     // A cp.async destination: written from now on, undefined until complete() by the issuing thread.
     void begin_async(Warp& w, int lane, u32 offset, u32 bytes);

@@ -21,6 +21,14 @@ u32 uniform(Warp& w, Ref ref, const char* what) {
     return value;
 }
 
+// Lanes of a warp that will never come, once all others have come one by one: a warp counts as whole.
+u32 absent_lanes(const Warp& w, int id) {
+    u32 waiting = 0;
+    for (const Fragment& f : w.fragments)
+        if (f.state == FragmentState::AtBarrier && f.barrier == id && !w.program->code[f.pc].count) waiting |= f.mask;
+    return waiting && waiting == w.alive ? static_cast<u32>(kLanes - popcount(waiting)) : 0;
+}
+
 // "the barrier's expected arrival count": that of the instruction, or every thread of the CTA that has not exited.
 u32 live_threads(const Cta& cta) {
     u32 threads = 0;
@@ -77,14 +85,17 @@ void op_barrier(Warp& w, const Op& op) {
         return take_result(w, op, b);
     }
     if (op.count && !w.converge(kFull)) return;
+    bool waits = op.flags != kArrive;
+    u32 rest = f.mask & ~w.active;
+    if (waits && !op.count && rest) return w.diverge({{f.pc, w.active}, {w.next, rest}}, w.next);
     bool counted = op.flags2 != 0;
     check_count(w, b, id, counted, counted ? uniform(w, op.b, "the barrier's thread count") : 0);
     contribute(w, op, b);
-    b.arrived += op.count ? kLanes : static_cast<u32>(popcount(w.active));
+    bool whole = op.count || (!waits && w.active == w.alive);
+    b.arrived += whole ? kLanes : static_cast<u32>(popcount(w.active));
     merge_clock(b.clock, w.clock);
     w.clock[w.id] += 1;
     SharedShadow::update_limits(w);
-    bool waits = op.flags != kArrive;
     if (waits) {
         Fragment& here = w.fragment();
         here.barrier = id;
@@ -178,7 +189,9 @@ void Cta::join_clock(Warp& warp, const std::vector<u32>& clock) {
 void Cta::complete_if_full(int id) {
     Barrier& b = barriers[id];
     u32 expected = b.counted ? b.expected : live_threads(*this);
-    if (b.arrived < expected || b.arrived == 0) return;
+    u32 arrived = b.arrived;
+    for (const Warp& warp : warps) arrived += absent_lanes(warp, id);
+    if (arrived < expected || b.arrived == 0) return;
     for (Warp& warp : warps) {
         bool waited = false;
         for (Fragment& f : warp.fragments) {

@@ -28,7 +28,8 @@ void Warp::start(Cta& owner, int index, u32 lanes, u64 seed) {
     f.pc = program->functions[0].entry_pc;
 }
 
-// A call's registers follow its caller's; they start poisoned and undefined in the lanes that make the call.
+// A call's registers follow its caller's; they start undefined in the lanes that make the call, and poisoned unless
+// other lanes may be using the same cells in a call of their own.
 void Warp::push_frame(const FunctionLayout& callee, u32 return_pc) {
     Fragment& f = fragment();
     Frame frame;
@@ -45,7 +46,7 @@ void Warp::push_frame(const FunctionLayout& callee, u32 return_pc) {
     if (registers.size() < cells) registers.resize(cells, 0xffffffffu);
     if (register_defined.size() < cells / kLanes + 2) register_defined.resize(cells / kLanes + 2);
     if (predicate_bits.size() < count + 1) predicate_bits.resize(count + 1), predicate_defined_bits.resize(count + 1);
-    std::fill(registers.begin() + frame.cells, registers.begin() + cells, 0xffffffffu);
+    if (f.mask == alive) std::fill(registers.begin() + frame.cells, registers.begin() + cells, 0xffffffffu);
     for (u32 i = frame.cells / kLanes; i < cells / kLanes; ++i) register_defined[i] &= ~f.mask;
     for (u32 i = frame.predicates; i < count; ++i) predicate_defined_bits[i] &= ~f.mask;
     reserve_local(frame.local + callee.local_bytes);
