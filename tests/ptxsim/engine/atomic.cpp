@@ -146,12 +146,12 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
     u64 old = 0;
     {
         std::unique_lock<std::mutex> lock(atomic_mutex(address), std::defer_lock);
+        if (space == Space::Global) lock.lock();
+        std::memcpy(&old, p, bytes);
         if (space == Space::Global) {
-            lock.lock();
             acquire_global(w, address);
             release_global(w, address, op.flags2 & kReleases);
         }
-        std::memcpy(&old, p, bytes);
         Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
         u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
         std::memcpy(p, &next, bytes);

@@ -70,7 +70,6 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
         from.bytes[i] = global_pointer(w, i, addresses.at[i], bytes, false, a);
         if (!a) return;
         check_global_race(w, i, *a, addresses.at[i], bytes, access);
-        if (op.flags & kStrong) acquire_global(w, addresses.at[i]);
         if (!a->defined) return;
         const u8* known = a->defined + (addresses.at[i] - a->base);
         for (u32 b = 0; b < bytes; ++b)
@@ -78,6 +77,8 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     });
     count_sectors(w.cta->profile[w.current_pc()], addresses.at, mask, bytes);
     store_elements(w, op, from, mask);
+    // After the value was read: what it tells of had been released before it was written.
+    if (op.flags & kStrong) for_lanes(mask, [&](int i) { acquire_global(w, addresses.at[i]); });
 }
 
 void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask) {

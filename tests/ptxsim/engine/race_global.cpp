@@ -68,8 +68,11 @@ void update(Warp& w, int lane, Allocation& a, u64 word, u32 bytes_mask, GlobalAc
             if (e.writer != mine) e.written = 0;  // another CTA's bytes of this word are forgotten, never blamed on us
             e.writer = mine;
             e.written |= bytes_mask;
+            e.read &= ~bytes_mask;  // whoever is ordered after this write is ordered after those reads
+            if (!e.read) e.reader = 0;
         } else if (access != GlobalAccess::Atomic) {
-            e.reader = e.reader == 0 || e.reader == mine ? mine : kMany;
+            bool alone = e.reader == 0 || e.reader == mine || (e.reader != kMany && ordered(w, e.reader));
+            e.reader = alone ? mine : kMany;
             e.read |= bytes_mask;
         }
         u64 next = pack(e);
@@ -88,12 +91,16 @@ std::map<std::pair<u64, u64>, SyncWord> sync_words;  // (launch, address)
 
 namespace {
 
-// A word that nobody wrote and whose four bytes we, or many CTAs, have read: another read changes nothing.
-bool read_before(const Warp& w, const Allocation& a, u64 word) {
-    u64 old = a.shadow[word].load(std::memory_order_relaxed);
+// Words that nobody wrote and whose four bytes we, or many CTAs, have read: another read changes nothing.
+bool read_before(const Warp& w, const Allocation& a, u64 first, u64 last) {
     u64 unwritten = static_cast<u64>(w.cta->launch->epoch) << 52 | 15;
-    return old == (unwritten | static_cast<u64>(w.cta->index + 1) << 4) ||
-           old == (unwritten | static_cast<u64>(kMany) << 4);
+    u64 by_us = unwritten | static_cast<u64>(w.cta->index + 1) << 4, by_many = unwritten | static_cast<u64>(kMany) << 4;
+    bool all = true;
+    for (u64 word = first; word <= last; ++word) {
+        u64 old = a.shadow[word].load(std::memory_order_relaxed);
+        all &= (old == by_us) | (old == by_many);
+    }
+    return all;
 }
 
 }  // namespace
@@ -102,9 +109,9 @@ void check_global_race(Warp& w, int lane, Allocation& a, u64 address, u32 bytes,
     if (!w.cta->checks(kCheckRaceGlobal) || !a.shadow || w.cta->index + 2 >= kMany) return;
     u64 begin = address - a.base, end = begin + bytes;
     bool reads = access == GlobalAccess::Read || access == GlobalAccess::ReadNonCoherent;
+    if (reads && read_before(w, a, begin / 4, (end - 1) / 4)) return;
     for (u64 word = begin / 4; word * 4 < end; ++word) {
         u32 mask = 15;
-        if (reads && read_before(w, a, word)) continue;
         if (word * 4 < begin) mask &= 15u << (begin - word * 4);
         if (word * 4 + 4 > end) mask &= 15u >> (word * 4 + 4 - end);
         update(w, lane, a, word, mask & 15u, access);

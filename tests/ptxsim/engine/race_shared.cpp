@@ -48,7 +48,7 @@ void SharedShadow::update_limits(Warp& w) {
 void SharedShadow::report(Warp& w, int lane, u32 granule, const std::string& other) const {
     u32 offset = granule << shift_;
     SimError error(ErrorKind::Race, "Race on shared memory at offset " + hex(offset) + ": warp " +
-                                        std::to_string(w.id) + " lane " + std::to_string(lane) +
+                                        std::to_string(w.id) + (lane < 0 ? "" : " lane " + std::to_string(lane)) +
                                         " is not ordered after " + other + ".");
     error.at_lane(lane).at_address(offset);
     throw error;

@@ -13,8 +13,8 @@ HEAD = """.visible .entry k(.param .u64 out, .param .u64 in)
 """
 
 
-def run(body, functions=(), block=32, grid=1, seed=0, size=64, target="sm_80", source=None):
-    dev = ptxsim.Device(profile=target, seed=seed, threads=1)
+def run(body, functions=(), block=32, grid=1, seed=0, size=64, target="sm_80", source=None, threads=1):
+    dev = ptxsim.Device(profile=target, seed=seed, threads=threads)
     out = dev.empty((size,), np.int32, "out")
     given = dev.tensor(np.zeros(size, np.int32) if source is None else source, "in")
     kernel = ptxsim.load_ptx(module_text(target, [*functions, HEAD + body + "\n  ret;\n}\n"])).kernel("k")
@@ -70,6 +70,29 @@ def test_what_does_not_release_orders_nothing(release):
     with pytest.raises(ptxsim.Race):
         for seed in range(4):
             run(hand_over(release), block=1, grid=2, seed=seed)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_word_may_pass_through_many_hands(threads):
+    """Each CTA waits for the one before it, adds its number to a word, and lets the next one go: a serial reduction."""
+    body = ("WAIT: ld.global.acquire.gpu.u32 %v, [%in]; setp.ne.u32 %q, %v, %c; @%q bra WAIT; setp.eq.u32 %r, %c, 0; mov.u32 %w, 0;"
+            "@!%r ld.global.u32 %w, [%p]; add.u32 %w, %w, %c; st.global.u32 [%p], %w; fence.acq_rel.gpu;"
+            "red.relaxed.gpu.global.add.u32 [%in], 1;")
+    for seed in range(6):
+        assert run(body, block=1, grid=9, seed=seed, threads=threads)[0] == 36
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_error_is_reported_with_two_threads(seed):
+    """CTA 11 of 64 reads past the end at once, CTA 40 after a while: whichever is handed out first is reported."""
+    body = ("setp.eq.u32 %q, %c, 11; setp.eq.u32 %r, %c, 40; mov.u32 %n, 0; @%q bra BAD; @!%r bra END;\nLOOP: add.u32 %n, %n, 1;"
+            "setp.lt.u32 %z, %n, 60000; @%z bra LOOP;\nBAD: ld.global.u32 %v, [%in+1024];\nEND:")
+    places = set()
+    for threads in (1, 2, 2, 2):
+        with pytest.raises(ptxsim.OutOfBounds) as caught:
+            run(body, grid=64, seed=seed, threads=threads)
+        places.add((caught.value.cta, caught.value.lane, str(caught.value).split("Kernel")[1]))
+    assert len(places) == 1
 
 
 # Barriers.
