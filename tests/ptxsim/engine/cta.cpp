@@ -15,10 +15,10 @@ void Cta::start(const Launch& l, u32 linear_index) {
     warp_count = (thread_count + kLanes - 1) / kLanes;
     random.state = mix(l.seed ^ (static_cast<u64>(linear_index) * 0x9e3779b97f4a7c15ull));
     shared.assign(l.shared_bytes + 16, 0xff);
-    shadow.reset(l.shared_bytes, program->sub_word_shared ? 0 : 2, warp_count);
+    shadow.reset(l.shared_bytes, program->shared_granule_shift, warp_count);
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
-    issued = 0;
+    issued = polls = 0;
     fenced = false;
     synchronised.clear();
     last_allocation = nullptr;
@@ -32,7 +32,8 @@ void Cta::start(const Launch& l, u32 linear_index) {
 
 bool Cta::run(u64 budget) {
     u64 done = 0;
-    while (done < budget) {
+    polls = 0;
+    while (done < budget && !waits()) {
         if (std::all_of(warps.begin(), warps.end(), [](const Warp& w) { return w.finished(); })) return true;
         if (!step(budget, done)) report_deadlock();
     }

@@ -45,6 +45,7 @@ struct Barrier {
 };
 
 constexpr int kBarriers = 16;
+constexpr u32 kPolls = 512;  // strong loads in one turn after which a CTA counts as waiting for another
 
 // An mbarrier object (mbarrier.cpp); the 8 bytes in shared memory are opaque and hold only its phase.
 struct MemoryBarrier {
@@ -69,13 +70,15 @@ struct Cta {
     Counters* counters = nullptr;
     Random random;
     u64 issued = 0;
+    u32 polls = 0;               // strong loads of global memory in this turn
     bool fenced = false;         // some warp executed a gpu-scope fence
     std::set<u32> synchronised;  // CTAs whose earlier accesses happened before ours
     Allocation* last_allocation = nullptr;
 
     void start(const Launch& launch, u32 linear_index);
-    // Runs about `budget` warp instructions; true when the CTA has finished.
+    // Runs about `budget` warp instructions, or until it waits for other CTAs; true when the CTA has finished.
     bool run(u64 budget);
+    bool waits() const { return polls >= kPolls; }
     bool checks(u32 bit) const { return launch->checks & bit; }
     void on_lanes_exit();
     void locate(SimError& error, const Warp& warp) const;

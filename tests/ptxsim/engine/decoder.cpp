@@ -185,8 +185,10 @@ void Decoder::note_sub_word(const Inst& inst) {
     bool elsewhere = inst.has("global") || inst.has("local") || inst.has("param") || inst.has("const") ||
                      inst.has("param::entry") || inst.has("param::func");
     if (elsewhere) return;
-    for (const char* narrow : {"b8", "u8", "s8", "b16", "u16", "s16", "f16", "bf16"})
-        if (inst.has(narrow)) program_.sub_word_shared = true;
+    for (const char* byte : {"b8", "u8", "s8"})
+        if (inst.has(byte)) narrow_shared_granule(0);
+    for (const char* half : {"b16", "u16", "s16", "f16", "bf16"})
+        if (inst.has(half)) narrow_shared_granule(1);
 }
 
 Op& Decoder::emit(Handler fn, OpClass cls) {

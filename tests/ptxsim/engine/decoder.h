@@ -2,6 +2,7 @@
 // a modifier nobody consumed makes the instruction unsupported.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -71,6 +72,10 @@ class Decoder {
     // Branch targets are known once the function has been decoded.
     void branch_to(const std::string& label);
     void branch_table(const std::string& label);
+    // Shared memory is accessed in pieces of 2^shift bytes: the race shadow has to be as fine.
+    void narrow_shared_granule(int shift) {
+        program_.shared_granule_shift = std::min(program_.shared_granule_shift, shift);
+    }
     Program& program() { return program_; }
     const FunctionLayout& layout() const { return program_.functions[current_]; }
     u32 local_offset(const std::string& variable, bool& found) const;

@@ -165,7 +165,7 @@ void decode_stmatrix(Form& f) {
     std::vector<u32> refs;
     for (const Operand* x : items_of(f.at(1))) refs.push_back(f.decoder.source(*x, 4));
     Address address = f.decoder.address(f.at(0), Space::Shared);
-    f.decoder.program().sub_word_shared = true;
+    f.decoder.narrow_shared_granule(1);
     fill(f, f.decoder.emit(op_stmatrix, OpClass::StoreShared), m, address, refs);
 }
 

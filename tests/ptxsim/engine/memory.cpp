@@ -78,7 +78,9 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     count_sectors(w.cta->profile[w.current_pc()], addresses.at, mask, bytes);
     store_elements(w, op, from, mask);
     // After the value was read: what it tells of had been released before it was written.
-    if (op.flags & kStrong) for_lanes(mask, [&](int i) { acquire_global(w, addresses.at[i]); });
+    if (!(op.flags & kStrong)) return;
+    for_lanes(mask, [&](int i) { acquire_global(w, addresses.at[i]); });
+    ++w.cta->polls;
 }
 
 void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask) {

@@ -106,7 +106,7 @@ struct Program {
     u32 param_bytes = 0;
     u32 static_shared = 0;               // bytes, before the dynamic part
     u32 dynamic_begin = 0;               // address of the dynamic part
-    bool sub_word_shared = false;        // some access to shared memory is narrower than 4 bytes
+    int shared_granule_shift = 2;        // log2 of the bytes of the narrowest access to shared memory, at most 2
     int registers = 0, spill_bytes = 0;  // from ptxas; 0 if unknown
     u32 max_dynamic_shared = 0;          // cudaFuncSetAttribute; 0 = not set
     std::string text_at(u32 pc) const;

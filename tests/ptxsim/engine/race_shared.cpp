@@ -8,7 +8,7 @@ namespace ptxsim {
 
 namespace {
 
-// The four words of a 16-byte row, looked at together: rows are what cp.async writes and ldmatrix reads.
+// Four granules of a 16-byte row, looked at together: rows are what cp.async writes and ldmatrix reads.
 typedef u32 Row __attribute__((vector_size(16)));
 typedef s32 SignedRow __attribute__((vector_size(16)));
 
@@ -40,7 +40,7 @@ void SharedShadow::reset(u32 bytes, int granule_shift, u32 warps) {
 // last sync.
 void SharedShadow::update_limits(Warp& w) {
     for (size_t i = 0; i < w.clock.size(); ++i) w.read_limit[i] = w.clock[i];
-    w.read_limit[w.id] = w.clock[w.id] - 1;
+    if (w.cta->checks(kCheckRaceWarp)) w.read_limit[w.id] = w.clock[w.id] - 1;
     if (w.clock[w.id] >= epoch::kClockMask)
         w.fail(ErrorKind::Unsupported, "A warp synchronises more than 524286 times; race detection has no clock left.");
 }
@@ -118,33 +118,39 @@ bool SharedShadow::read(Warp& w, int lane, u32 offset, u32 bytes) {
 
 // A row is mostly written by one lane at one time, and read by nobody else of the warp since: one look suffices then.
 bool SharedShadow::read_row(Warp& w, u32 offset) {
-    if (shift_ != 2) return read(w, static_cast<int>(kWholeWarp), offset, 16);
-    u32 g = offset >> 2, clock = w.clock[w.id], first = writes_[g];
-    u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_ + g;
-    Row mine = splat(clock << 7 | kWholeWarp), old = load(marks);
-    Row differs = load(writes_.data() + g) ^ splat(first);
-    Row others = (Row)((old >> 7) == splat(clock)) & (Row)(old != mine);  // other readers since the last sync
-    bool plain = !any(differs | others) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
+    u32 begin = offset >> shift_, end = begin + row_granules(), clock = w.clock[w.id], first = writes_[begin];
+    u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_;
+    Row mine = splat(clock << 7 | kWholeWarp), unlike{};
+    for (u32 g = begin; g < end; g += 4) {
+        Row old = load(marks + g), others = (Row)((old >> 7) == splat(clock)) & (Row)(old != mine);
+        unlike |= (load(writes_.data() + g) ^ splat(first)) | others;  // others read since the last sync
+    }
+    bool plain = !any(unlike) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
                  epoch::clock(first) <= w.read_limit[epoch::warp(first)];
     if (!plain) return read(w, static_cast<int>(kWholeWarp), offset, 16);
-    store(marks, mine);
+    for (u32 g = begin; g < end; g += 4) store(marks + g, mine);
     return true;
 }
 
 // True if a write of the row by this warp conflicts with nothing; false if it takes a closer look.
-bool SharedShadow::row_is_free(const Warp& w, u32 g) const {
-    u32 first = writes_[g];
-    Row entries = load(writes_.data() + g), late = entries ^ splat(first);
+bool SharedShadow::row_is_free(const Warp& w, u32 begin) const {
+    u32 first = writes_[begin], end = begin + row_granules();
     if ((first & epoch::kAsync) || epoch::clock(first) > w.read_limit[epoch::warp(first)]) return false;
-    const u32* marks = reads_.data() + g;
-    for (u32 other = 0; other < warps_; ++other, marks += granules_)  // clocks are too short to be negative
-        late |= (Row)((SignedRow)(load(marks) >> 7) > (SignedRow)splat(w.read_limit[other]));
+    Row late{};
+    for (u32 g = begin; g < end; g += 4) late |= load(writes_.data() + g) ^ splat(first);
+    const u32* marks = reads_.data();
+    for (u32 other = 0; other < warps_; ++other, marks += granules_) {
+        SignedRow limit = (SignedRow)splat(w.read_limit[other]);  // clocks are too short to be negative
+        for (u32 g = begin; g < end; g += 4) late |= (Row)((SignedRow)(load(marks + g) >> 7) > limit);
+    }
     return !any(late);
 }
 
-void SharedShadow::set_row(const Warp& w, u32 g, u32 entry) {
-    store(writes_.data() + g, splat(entry));
-    store(writer_pc_.data() + g, splat(w.current_pc()));
+void SharedShadow::set_row(const Warp& w, u32 begin, u32 entry) {
+    for (u32 g = begin; g < begin + row_granules(); g += 4) {
+        store(writes_.data() + g, splat(entry));
+        store(writer_pc_.data() + g, splat(w.current_pc()));
+    }
 }
 
 bool SharedShadow::same_store(const Warp& w, u32 granule, u32 entry, u32 offset, u32 bytes, const u8* data) const {
@@ -158,7 +164,7 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     u32 mine = epoch::make(w.id, lane, w.clock[w.id], defined ? epoch::kDefined : 0);
     u32 pc = w.current_pc();
-    if (bytes == 16 && shift_ == 2 && row_is_free(w, first)) return set_row(w, first, mine);
+    if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) return set_row(w, first, mine);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data))
@@ -195,7 +201,7 @@ void SharedShadow::define(u32 offset, u32 bytes, bool defined) {
 
 void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_;
-    if (bytes == 16 && shift_ == 2 && row_is_free(w, first)) {
+    if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) {
         return set_row(w, first, epoch::make(w.id, lane, w.clock[w.id], epoch::kAsync));
     }
     write(w, lane, offset, bytes, false, nullptr);
@@ -203,8 +209,10 @@ void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
 }
 
 void SharedShadow::complete_async(Warp& w, int lane, u32 offset, u32 bytes, u32 defined_bytes) {
-    if (bytes == 16 && shift_ == 2 && (defined_bytes & 0xffff) == 0xffff) {
-        store(writes_.data() + (offset >> 2), splat(epoch::make(w.id, lane, w.clock[w.id], epoch::kDefined)));
+    if (bytes == 16 && offset % 16 == 0 && (defined_bytes & 0xffff) == 0xffff) {
+        Row entry = splat(epoch::make(w.id, lane, w.clock[w.id], epoch::kDefined));
+        u32 begin = offset >> shift_;
+        for (u32 g = begin; g < begin + row_granules(); g += 4) store(writes_.data() + g, entry);
         return;
     }
     u32 granule_bits = (1u << (1 << shift_)) - 1;

@@ -53,6 +53,7 @@ class SharedShadow {
     void check_reads(Warp& w, int lane, u32 first, u32 last);
     [[noreturn]] void report(Warp& w, int lane, u32 granule, const std::string& other) const;
     void mark_read(Warp& w, int lane, u32 granule);
+    u32 row_granules() const { return 16u >> shift_; }
     bool row_is_free(const Warp& w, u32 granule) const;
     void set_row(const Warp& w, u32 granule, u32 entry);
 

@@ -93,7 +93,8 @@ class Worker {
                 spare_.push_back(std::move(resident_[i].cta));
                 resident_.erase(resident_.begin() + static_cast<long>(i));
             }
-            bool impatient = !resident_.empty() && resident_.back().cta->issued > kPatience;
+            bool impatient =
+                !resident_.empty() && (resident_.back().cta->issued > kPatience || resident_.back().cta->waits());
             if (resident_.empty() || (impatient && resident_.size() < kMostResident)) admit();
         }
     }

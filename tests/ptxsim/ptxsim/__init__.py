@@ -20,6 +20,6 @@ from .module import Kernel, Module, compile_cu, find_nvcc, load_ptx, set_smem_li
 
 __all__ = [
     "CHECKS", "BadProgram", "Counters", "Deadlock", "Device", "Divergence", "Kernel", "LaunchLimit", "Library", "Misaligned", "Module",
-    "OutOfBounds", "Race", "Registration", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object", "errors",
-    "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit",
+    "OutOfBounds", "Race", "Registration", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object",
+    "errors", "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit",
 ]  # fmt: skip

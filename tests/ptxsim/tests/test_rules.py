@@ -13,8 +13,8 @@ HEAD = """.visible .entry k(.param .u64 out, .param .u64 in)
 """
 
 
-def run(body, functions=(), block=32, grid=1, seed=0, size=64, target="sm_80", source=None, threads=1):
-    dev = ptxsim.Device(profile=target, seed=seed, threads=threads)
+def run(body, functions=(), block=32, grid=1, seed=0, size=64, target="sm_80", source=None, threads=1, checks=None):
+    dev = ptxsim.Device(profile=target, seed=seed, threads=threads, checks=checks)
     out = dev.empty((size,), np.int32, "out")
     given = dev.tensor(np.zeros(size, np.int32) if source is None else source, "in")
     kernel = ptxsim.load_ptx(module_text(target, [*functions, HEAD + body + "\n  ret;\n}\n"])).kernel("k")
@@ -56,16 +56,30 @@ def hand_over(release):
             "ld.global.u32 %v, [%in+4]; st.global.u32 [%p], %v;\nEND:")
 
 
-@pytest.mark.parametrize("release", ["st.global.release.gpu.u32 [%in], 1;", "red.release.gpu.global.add.u32 [%in], 1;",
-                                     "atom.add.acq_rel.gpu.global.u32 %v, [%in], 1;", "fence.acq_rel.gpu; st.global.relaxed.gpu.u32 [%in], 1;",
-                                     "membar.gl; st.global.volatile.u32 [%in], 1;", "fence.sc.gpu; red.relaxed.gpu.global.add.u32 [%in], 1;"])
+RELEASES = [
+    "st.global.release.gpu.u32 [%in], 1;",
+    "red.release.gpu.global.add.u32 [%in], 1;",
+    "atom.add.acq_rel.gpu.global.u32 %v, [%in], 1;",
+    "fence.acq_rel.gpu; st.global.relaxed.gpu.u32 [%in], 1;",
+    "membar.gl; st.global.volatile.u32 [%in], 1;",
+    "fence.sc.gpu; red.relaxed.gpu.global.add.u32 [%in], 1;",
+]
+NO_RELEASES = [
+    "st.global.relaxed.gpu.u32 [%in], 1;",
+    "red.relaxed.gpu.global.add.u32 [%in], 1;",
+    "atom.add.acquire.gpu.global.u32 %v, [%in], 1;",
+    "fence.acq_rel.cta; st.global.relaxed.gpu.u32 [%in], 1;",
+    "st.global.release.cta.u32 [%in], 1;",
+]
+
+
+@pytest.mark.parametrize("release", RELEASES)
 def test_a_release_orders_what_came_before(release):
     for seed in range(4):
         assert run(hand_over(release), block=1, grid=2, seed=seed)[0] == 41
 
 
-@pytest.mark.parametrize("release", ["st.global.relaxed.gpu.u32 [%in], 1;", "red.relaxed.gpu.global.add.u32 [%in], 1;",
-                                     "atom.add.acquire.gpu.global.u32 %v, [%in], 1;", "fence.acq_rel.cta; st.global.relaxed.gpu.u32 [%in], 1;"])
+@pytest.mark.parametrize("release", NO_RELEASES)
 def test_what_does_not_release_orders_nothing(release):
     with pytest.raises(ptxsim.Race):
         for seed in range(4):
@@ -116,7 +130,8 @@ def test_a_barrier_does_not_wait_for_exited_lanes(barrier):
 
 @pytest.mark.parametrize("barrier", ["barrier.sync 0;", "barrier.sync 1, 64;"])
 def test_lanes_may_come_to_an_unaligned_barrier_one_by_one(barrier):
-    body = ("and.b32 %w, %t, 3; setp.eq.u32 %q, %w, 0; @%q bra A;" + barrier + "bra B;\nA: mov.u32 %w, 7;" + barrier + "\nB: st.global.u32 [%y], %w;")
+    body = ("and.b32 %w, %t, 3; setp.eq.u32 %q, %w, 0; @%q bra A;" + barrier + "bra B;\nA: mov.u32 %w, 7;" + barrier
+            + "\nB: st.global.u32 [%y], %w;")
     for seed in range(4):
         assert run(body, block=64, seed=seed).tolist() == [7, 1, 2, 3] * 16
 
@@ -143,7 +158,8 @@ def test_waiting_at_an_mbarrier_of_another_warp_takes_a_barrier():
     assert len(seen) == 8
 
 
-@pytest.mark.parametrize("instruction", ["mbarrier.test_wait.parity.shared.b64 %r, [%s], %w;", "mbarrier.test_wait.shared.b64 %r, [%s], %state;",
+@pytest.mark.parametrize("instruction", ["mbarrier.test_wait.parity.shared.b64 %r, [%s], %w;",
+                                         "mbarrier.test_wait.shared.b64 %r, [%s], %state;",
                                          "mbarrier.arrive.shared.b64 %state, [%s], %w;"])
 def test_an_mbarrier_takes_defined_operands(instruction):
     with pytest.raises(ptxsim.Undefined):
@@ -182,6 +198,18 @@ def test_the_source_of_an_empty_copy_need_not_be_defined():
     assert run(body.format(at="%x0", size=0).replace("%x0", "%z0").join(["{ .reg .b64 %z0; ", " }"]), block=1)[0] == 0
     with pytest.raises(ptxsim.Undefined):
         run("{ .reg .b64 %z0; " + body.format(at="%z0", size=16) + " }", block=1)
+
+
+def test_lanes_of_a_warp_are_ordered_by_a_warp_barrier_only():
+    """Or by taking a warp for one thread: race_warp off. Other warps still need a barrier then."""
+    body = (".shared .b32 room[64]; mov.u32 %s, room; xor.b32 %w, %t, {other}; shl.b32 %v, %t, 2; add.u32 %v, %s, %v; shl.b32 %n, %w, 2;"
+            "add.u32 %n, %s, %n; st.shared.u32 [%v], %t; {sync} ld.shared.u32 %w, [%n]; st.global.u32 [%y], %w;")
+    assert (run(body.format(other=1, sync="bar.warp.sync -1;"), block=64) == np.arange(64) ^ 1).all()
+    assert (run(body.format(other=1, sync=""), block=64, checks={"race_warp": False}) == np.arange(64) ^ 1).all()
+    with pytest.raises(ptxsim.Race):
+        run(body.format(other=1, sync=""), block=64)
+    with pytest.raises((ptxsim.Race, ptxsim.Undefined)):
+        run(body.format(other=32, sync=""), block=64, checks={"race_warp": False})
 
 
 # Addresses.
