@@ -14,7 +14,8 @@ u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
 
 void* map_pages(u64 bytes, int protection) {
     void* p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) throw SimError(ErrorKind::LaunchLimit, "Cannot map " + std::to_string(bytes) + " bytes of device memory.");
+    if (p == MAP_FAILED)
+        throw SimError(ErrorKind::LaunchLimit, "Cannot map " + std::to_string(bytes) + " bytes of device memory.");
     return p;
 }
 }  // namespace
@@ -33,13 +34,16 @@ u64 Allocation::undefined_bytes() const {
     return count;
 }
 
-void Allocation::allow(u64 offset, const std::vector<u64>& shape, const std::vector<u64>& strides, u64 item, bool is_defined) {
+void Allocation::allow(u64 offset, const std::vector<u64>& shape, const std::vector<u64>& strides, u64 item,
+                       bool is_defined) {
     u64 last = offset + item, elements = 1;
     for (size_t d = 0; d < shape.size(); ++d) {
         elements *= shape[d];
         if (shape[d]) last += (shape[d] - 1) * strides[d];
     }
-    if (elements && last > size) throw SimError(ErrorKind::BadProgram, "A view of " + name + " ends at byte " + std::to_string(last) + ", the memory has " + std::to_string(size) + ".");
+    if (elements && last > size)
+        throw SimError(ErrorKind::BadProgram, "A view of " + name + " ends at byte " + std::to_string(last) +
+                                                  ", the memory has " + std::to_string(size) + ".");
     if (!allowed) allowed = static_cast<u8*>(map_pages(round_up(size + 16, kPage), PROT_READ | PROT_WRITE));
     if (!is_defined && !defined) {
         defined = static_cast<u8*>(map_pages(round_up(size + 16, kPage), PROT_READ | PROT_WRITE));
@@ -79,7 +83,8 @@ AllocationPtr MemoryMap::create(u64 bytes, const std::string& name, bool poison,
         if (!sparse) std::memset(reinterpret_cast<void*>(allocation->base), 0xff, bytes);
         allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
     }
-    allocation->shadow = static_cast<std::atomic<u64>*>(map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    allocation->shadow = static_cast<std::atomic<u64>*>(
+        map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
     insert(allocation);
     return allocation;
 }
@@ -89,8 +94,10 @@ void MemoryMap::refuse_overlap(u64 address, u64 bytes, const std::string& name) 
     std::shared_ptr<const AllocationTable> all = table();
     for (const AllocationPtr& a : *all) {
         if (a->base == address || a->base + a->size <= address || address + bytes <= a->base) continue;
-        throw SimError(ErrorKind::BadProgram, "The memory of " + name + " [" + hex(address) + ", " + hex(address + bytes) + ") overlaps that of " + a->name + " [" + hex(a->base) +
-                                                  ", " + hex(a->base + a->size) + "): register the whole of it once, and allow() its views.");
+        throw SimError(ErrorKind::BadProgram, "The memory of " + name + " [" + hex(address) + ", " +
+                                                  hex(address + bytes) + ") overlaps that of " + a->name + " [" +
+                                                  hex(a->base) + ", " + hex(a->base + a->size) +
+                                                  "): register the whole of it once, and allow() its views.");
     }
 }
 
@@ -105,7 +112,8 @@ AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, 
         std::memset(reinterpret_cast<void*>(address), 0xff, bytes);
         allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
     }
-    allocation->shadow = static_cast<std::atomic<u64>*>(map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    allocation->shadow = static_cast<std::atomic<u64>*>(
+        map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
     insert(allocation);
     return allocation;
 }
@@ -113,7 +121,8 @@ AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, 
 void MemoryMap::insert(AllocationPtr allocation) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto next = std::make_shared<AllocationTable>(*table_);
-    auto at = std::lower_bound(next->begin(), next->end(), allocation->base, [](const AllocationPtr& a, u64 b) { return a->base < b; });
+    auto at = std::lower_bound(next->begin(), next->end(), allocation->base,
+                               [](const AllocationPtr& a, u64 b) { return a->base < b; });
     if (at != next->end() && (*at)->base == allocation->base) {
         *at = std::move(allocation);  // memory registered anew
     } else {
@@ -125,7 +134,8 @@ void MemoryMap::insert(AllocationPtr allocation) {
 void MemoryMap::remove(u64 base) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto next = std::make_shared<AllocationTable>(*table_);
-    next->erase(std::remove_if(next->begin(), next->end(), [&](const AllocationPtr& a) { return a->base == base; }), next->end());
+    next->erase(std::remove_if(next->begin(), next->end(), [&](const AllocationPtr& a) { return a->base == base; }),
+                next->end());
     table_ = next;
 }
 
@@ -140,7 +150,8 @@ void MemoryMap::clear_shadows() {
 }
 
 Allocation* find_allocation(const AllocationTable& table, u64 address) {
-    auto at = std::upper_bound(table.begin(), table.end(), address, [](u64 b, const AllocationPtr& a) { return b < a->base; });
+    auto at = std::upper_bound(table.begin(), table.end(), address,
+                               [](u64 b, const AllocationPtr& a) { return b < a->base; });
     return at == table.begin() ? nullptr : std::prev(at)->get();
 }
 

@@ -23,10 +23,13 @@ struct Allocation {
     int pins = 0;
 
     ~Allocation();
-    bool contains(u64 address, u64 bytes) const { return address >= base && bytes <= size && address - base <= size - bytes; }
+    bool contains(u64 address, u64 bytes) const {
+        return address >= base && bytes <= size && address - base <= size - bytes;
+    }
     bool undefined(u64 byte) const { return defined && !defined[byte] && (!allowed || allowed[byte]); }
     u64 undefined_bytes() const;
-    // Opens the bytes of a strided view; once there is one, all other bytes are gaps. Undefined bytes become NaN poison.
+    // Opens the bytes of a strided view; once there is one, all other bytes are gaps. Undefined bytes become NaN
+    // poison.
     void allow(u64 offset, const std::vector<u64>& shape, const std::vector<u64>& strides, u64 item, bool is_defined);
 };
 

@@ -12,7 +12,10 @@ from .errors import BadProgram
 from .module import Kernel, probe_resources
 
 # "undefined_branch" is the part of "undefined" that concerns predicates: with it off, such a branch goes the seed's way.
-CHECKS = ("bounds", "align", "undefined", "undefined_branch", "race", "race_global", "divergence", "deadlock", "limits", "async")
+# "race_warp" is the part of "race" between lanes of one warp: kernels older than Volta take a warp for one thread.
+CHECKS = (
+    "bounds", "align", "undefined", "undefined_branch", "race", "race_warp", "race_global", "divergence", "deadlock", "limits", "async",
+)  # fmt: skip
 
 
 class Counters(dict):
@@ -78,9 +81,7 @@ class Registration:
     def __init__(self, allocation: Any) -> None:
         self._allocation = allocation
 
-    def allow(
-        self, offset: int, shape: Sequence[int], strides: Sequence[int], itemsize: int, defined: bool = True
-    ) -> Registration:
+    def allow(self, offset: int, shape: Sequence[int], strides: Sequence[int], itemsize: int, defined: bool = True) -> Registration:
         """Opens the bytes of a strided view (offset and strides in bytes). After the first view all bytes outside the
         views are gaps, which no kernel may touch. A view that is not defined is fresh output: NaN poison, undefined."""
         self._allocation.allow(offset, list(shape), list(strides), itemsize, defined)
@@ -168,9 +169,7 @@ class Device:
         """Zeros that take memory only where touched: strides beyond 2**32 for kilobytes."""
         return Tensor(native.allocate(nbytes, name, False, True), (nbytes,), np.dtype(np.uint8))
 
-    def register(
-        self, address: int, nbytes: int, name: str = "host", writable: bool = True, defined: bool = True
-    ) -> Registration:
+    def register(self, address: int, nbytes: int, name: str = "host", writable: bool = True, defined: bool = True) -> Registration:
         """Lets kernels touch host memory owned by others. Memory that is not defined is fresh output: it is filled with
         NaN poison, and undefined until a kernel writes it."""
         return Registration(native.register(address, nbytes, name, writable, defined))
