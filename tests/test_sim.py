@@ -1,4 +1,4 @@
-"""What only a simulated GPU can show: every device, many seeds, huge strides, memory nobody gave."""
+"""What only a simulated GPU can show: every device, many seeds, wrong offsets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from support.checks import check_answer, check_forward, check_saved
 from support.data import Problem, flat, make_problem
 from support.impls import Impl
 from support.refusal import refuses
-from support.sim_build import ptxsim
 from support.simulator import PROFILES, Simulator
 from test_errors import PACKED, packed_arguments
 from torch import Tensor
@@ -42,9 +41,7 @@ def test_every_device(impl: Impl, sim: Simulator, profile: str, shape: tuple[int
 
 
 @SHAPE
-def test_any_seed_gives_the_same_result(
-    impl: Impl, sim: Simulator, shape: tuple[int, int]
-) -> None:
+def test_any_seed_gives_the_same_result(impl: Impl, sim: Simulator, shape: tuple[int, int]) -> None:
     """Nothing but ex2's last bits may follow from what the hardware leaves open."""
     p = make_problem(core(shape, sq=70, sk=90))
     for seed in range(20):
@@ -73,7 +70,7 @@ def test_what_backward_will_need(
 
 def test_more_than_65535_blocks(impl: Impl) -> None:
     """Grids are linear: y and z end at 65535. Sequences without queries cost a simulator little."""
-    batch, kept = 70_000, [0, 1, 40_000, 69_999]
+    batch, kept = 65_540, [0, 1, 40_000, 65_539]
     lengths = torch.zeros(batch, dtype=torch.int32)
     lengths[kept] = 3
     cu = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()

@@ -94,7 +94,10 @@ def check_saved(saved: dict[str, Tensor], problem: Problem) -> None:
     o = exact_forward(plain)[0]
     # O = O1 - lambda O2 is linear in lambda.
     o2 = exact_forward(plain.but(lam=0.0))[0] - exact_forward(plain.but(lam=1.0))[0]
-    for name, exact, emulated in (("o", o, [run.out for run in runs]), ("o2", o2, [run.out2 for run in runs])):
+    for name, exact, emulated in (
+        ("o", o, [run.out for run in runs]),
+        ("o2", o2, [run.out2 for run in runs]),
+    ):
         if name in saved:
             squares = emulated_squares(exact, [run.transpose(1, 2) for run in emulated], (0, 2))
             enforce(judge(name, saved[name], exact, squares, exact.norm(dim=-1), FORWARD))

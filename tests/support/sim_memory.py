@@ -94,9 +94,8 @@ def _owned(memory: Memory, p: Any) -> Iterator[Memory]:
     ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(p.varlen.cu_seqlens_q))
     total = p.varlen.total_q
     owned = np.zeros(total + 2, np.int8)
-    for first, last in zip(ends[:-1], ends[1:], strict=True):
-        last = min(last, first + p.shape.seqlen_q)
-        owned[1 + np.clip(first, 0, total) : 1 + np.clip(last, 0, total)] = 1
+    for first, last in zip(ends[:-1].clip(0, total), ends[1:].clip(0, total), strict=True):
+        owned[1 + first : 1 + min(last, first + p.shape.seqlen_q)] = 1
     for first, last in np.flatnonzero(np.diff(owned)).reshape(-1, 2).tolist():
         _, *others = memory.sizes[1:]
         address = memory.address + first * memory.strides[1] * memory.itemsize
