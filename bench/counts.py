@@ -24,9 +24,9 @@ from tabulate import tabulate
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import build_cuda  # noqa: E402
 from support import simulator  # noqa: E402
 
+import build_cuda  # noqa: E402
 from diffattn_cuda import diff_flash_attn_func  # noqa: E402
 
 SHAPES = [(32, 64), (64, 128), (96, 192), (128, 256), (32, 32), (64, 64), (96, 96), (128, 128)]
@@ -104,7 +104,9 @@ def tiled_pairs(seqlen: int, rows: int, keys: int, causal: bool) -> int:
 
 def count(d: int, dv: int, seqlen: int, causal: bool) -> Counts:
     rows, keys = (128 if d <= 64 else 64), 32  # FwdTraits
-    loops = {demangled(name): loop for path in _objects() for name, loop in main_loops(path).items()}
+    loops = {
+        demangled(name): loop for path in _objects() for name, loop in main_loops(path).items()
+    }
     loop, c = loops["bf16", d, dv], simulated(d, dv, seqlen, causal)
     registers, spilled = ptxas_report(d, dv)
     pairs = tiled_pairs(seqlen, rows, keys, causal)
@@ -138,8 +140,8 @@ def _objects() -> list[Path]:
 
 
 def show(counts: list[Counts]) -> None:
-    header = ["kernel", "S", "regs", "spills", "HMMA", "other/HMMA", "mark", "flop ÷ formula", "mark",
-              "wavefronts/mma", "mark", "÷ conflict-free", "bytes ÷ once"]  # fmt: skip
+    header = ["kernel", "S", "regs", "spills", "HMMA", "other/HMMA", "mark", "flop ÷ formula",
+              "mark", "wavefronts/mma", "mark", "÷ conflict-free", "bytes ÷ once"]  # fmt: skip
     lines = []
     for c in counts:
         mark = MARKS.get((c.kernel, c.headdim, c.headdim_v))

@@ -1,5 +1,7 @@
-"""What the kernels are measured against: rates of the devices, the neighbours' published speeds and
-the marks taken from their own compiled kernels (FlashAttention-2 and flex_head_fa, nvcc 13.0, sm_80).
+"""What the kernels are measured against.
+
+Rates of the devices, the neighbours' published speeds, and marks that come from the neighbours' own
+compiled kernels (FlashAttention-2, flex_head_fa; nvcc 13.0, sm_80).
 """
 
 from __future__ import annotations
@@ -19,20 +21,19 @@ class Device:
     fp32: float  # fp32 and integer instructions, by thread
     shared_bytes: float
     hbm_bytes: float
-    backward_penalty: float  # of the time model
 
     @property
     def peak_tflops(self) -> float:
         return self.sms * self.ghz * self.tensor_flop / 1e3
 
 
-A100 = Device("A100", 108, 1.41, 2048, 16, 64, 128, 13.4, 1.05)
+A100 = Device("A100", 108, 1.41, 2048, 16, 64, 128, 13.4)
 # mma.sync reaches about 62 % of what wgmma does there.
-H100 = Device("H100", 132, 1.83, 4096 * 0.62, 16, 128, 128, 13.9, 1.15)
+H100 = Device("H100", 132, 1.83, 4096 * 0.62, 16, 128, 128, 13.9)
 DEVICES = (A100, H100)
 
 # FlashAttention-2 on an A100, TFLOP/s, causal or not: its README's plots (d = 64, 128).
-FA2_A100 = {("fwd", 64): 192.0, ("fwd", 128): 223.0, ("bwd", 64): 170.0, ("bwd", 128): 196.0}
+FA2_A100 = {("fwd", 64): 192.0, ("fwd", 128): 223.0}
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,7 @@ class Mark:
 MARKS = {
     ("fwd", 64, 128): Mark(2.5, 1.2, 1.02),
     ("fwd", 128, 256): Mark(2.2, 1.7, 1.02),
-    ("bwd", 64, 128): Mark(2.5, 2.3, 1.03),
-    ("bwd", 128, 256): Mark(2.0, 2.4, 1.03),
 }
 
 # Forward FLOP a visible pair in units of d, V twice as wide as Q: ours and the peers' recipes.
 FORWARD_FLOP = {"ours": 12, "two calls, V = 2d": 12, "four calls, V = d": 16}
-BACKWARD_FLOP = {"ours": 20, "two calls, V = 2d": 28, "four calls, V = d": 40}
