@@ -7,8 +7,8 @@
 namespace diffattn::cpu {
 namespace {
 
-// Lanes of a panel: the most query rows a block has. Whole tiles for every compute type.
-constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48;
+// Query rows of a block, the lanes of its panels: whole tiles for every compute type.
+constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48, kMostRows = 96;
 
 template <class C>
 inline void clear_padding(C* row, int64_t n) {
@@ -19,8 +19,8 @@ constexpr int64_t kKeys = 96;  // keys of a block: a panel block and a strip of 
 
 // What a block of rows sees.
 struct Sight {
-  Range visible[kRows];  // of each row; empty for lanes beyond the rows
-  Range keys;            // from the start of the first block of keys in sight to the last such key
+  Range visible[kMostRows];  // of each row; empty for lanes beyond the rows
+  Range keys;  // from the start of the first block of keys in sight to the last such key
 
   Sight(const Sequence& s, const Window& window, Range rows, int64_t lanes) : keys{s.sk, 0} {
     for (int64_t r = 0; r < lanes; ++r) {
@@ -105,14 +105,16 @@ struct Scale {
                        : s) {}
 };
 
-// panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR]
+// panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR], except where none of NR lanes sees
+// any of MR keys: lanes r .. r + NR see keys of seen[r / NR] only.
 template <class C>
 void product_to_panel(int64_t n_keys, int64_t d, Operand<C> a, const C* b, int64_t lanes,
-                      C* panel) {
+                      const Range* seen, C* panel) {
   by_tiles(n_keys, [&](int64_t j, int count) {
     for (int64_t r = 0; r < lanes; r += NR<C>)
-      tile<C, Into::overwrite>(count, d, {a.data + j * a.row, a.row, a.k}, {b + r * d, 0, NR<C>},
-                               panel + j * lanes + r, lanes);
+      if (meet(seen[r / NR<C>], {j, j + count}).size())
+        tile<C, Into::overwrite>(count, d, {a.data + j * a.row, a.row, a.k}, {b + r * d, 0, NR<C>},
+                                 panel + j * lanes + r, lanes);
   });
 }
 
