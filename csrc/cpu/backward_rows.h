@@ -135,21 +135,27 @@ class GradRows {
       x_.limits.mask(dp, lanes(), C(0));
     }
     const V factor = S::set(scale_.score * kLog2e<C>);
-    for (int64_t r = 0; r < lanes(); r += S::W) {
-      const V lse1 = S::load(x_.lse[0] + r), lse2 = S::load(x_.lse[1] + r);
-      V d1 = S::load(x_.dsum[0] + r), d2 = S::load(x_.dsum[1] + r);
-      const Range keys = x_.limits.seen[r / NR<C>];
-      for (int64_t i = keys.begin * lanes() + r; i < keys.end * lanes(); i += lanes()) {
-        const V e1 = exp2<C>(S::load(s1 + i) * factor - lse1);
-        const V e2 = exp2<C>(S::load(s2 + i) * factor - lse2);
-        const V g = S::load(dp + i);
-        S::store(p1 + i, e1);
-        S::store(p2 + i, e2);
-        d1 += e1 * g;
-        d2 += e2 * g;
+    for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>) {
+      const Range keys = x_.limits.seen[r0 / NR<C>];
+      V d1[NV] = {}, d2[NV] = {};
+      for (int64_t i = keys.begin * lanes() + r0; i < keys.end * lanes(); i += lanes()) {
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) {
+          const int64_t at = i + v * S::W, r = r0 + v * S::W;
+          const V e1 = exp2<C>(S::load(s1 + at) * factor - S::load(x_.lse[0] + r));
+          const V e2 = exp2<C>(S::load(s2 + at) * factor - S::load(x_.lse[1] + r));
+          const V g = S::load(dp + at);
+          S::store(p1 + at, e1);
+          S::store(p2 + at, e2);
+          d1[v] += e1 * g;
+          d2[v] += e2 * g;
+        }
       }
-      S::store(x_.dsum[0] + r, d1);
-      S::store(x_.dsum[1] + r, d2);
+      for (int v = 0; v < NV; ++v) {
+        const int64_t r = r0 + v * S::W;
+        S::store(x_.dsum[0] + r, S::load(x_.dsum[0] + r) + d1[v]);
+        S::store(x_.dsum[1] + r, S::load(x_.dsum[1] + r) + d2[v]);
+      }
     }
   }
 
@@ -172,16 +178,19 @@ class GradRows {
     const C *p1 = panels[0], *p2 = panels[1], *dp = panels[2];
     C *ds1 = to[0], *ds2 = to[1], *a = to[2];
     const C scale = C(p_.softmax_scale);
-    for (int64_t r = 0; r < lanes(); r += S::W) {
-      const V lam = S::load(x_.lam + r);
-      const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
-      for (int64_t i = r; i < n * lanes(); i += lanes()) {
-        const V e1 = S::load(p1 + i), e2 = S::load(p2 + i), g = S::load(dp + i);
-        S::store(ds1 + i, scale * e1 * (g + sum1));
-        S::store(ds2 + i, scale * e2 * (sum2 - lam * g));
-        S::store(a + i, e1 - lam * e2);
+    for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>)
+      for (int64_t i = r0; i < n * lanes(); i += lanes()) {
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) {
+          const int64_t at = i + v * S::W, r = r0 + v * S::W;
+          const V lam = S::load(x_.lam + r);
+          const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
+          const V e1 = S::load(p1 + at), e2 = S::load(p2 + at), g = S::load(dp + at);
+          S::store(ds1 + at, scale * e1 * (g + sum1));
+          S::store(ds2 + at, scale * e2 * (sum2 - lam * g));
+          S::store(a + at, e1 - lam * e2);
+        }
       }
-    }
   }
 
   void accumulate_dq(int64_t j, const KeyPanels<C>& panels) {

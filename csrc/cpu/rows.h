@@ -49,10 +49,19 @@ inline int64_t panel_size(int64_t seqlen_k, int64_t lanes) {
 
 inline Range block_of(Range keys, int64_t j) { return meet({j, j + kKeys}, keys); }
 
+// Rows of one head lie apart, where the hardware does not look ahead, so kAhead rows ahead each row is
+// asked for.
+constexpr int64_t kAhead = 8;
+inline void fetch_row(DType t, const void* p, int64_t at, int64_t n) {
+  const char* row = static_cast<const char*>(element(t, p, at));
+  for (int64_t i = 0; i < n * size_of(t); i += kLine) __builtin_prefetch(row + i);
+}
+
 // dst [keys.size()][leading(n)] = those keys, or values, of n numbers.
 template <class C>
 void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
   for (int64_t j = keys.begin; j < keys.end; ++j, dst += leading<C>(n)) {
+    if (j + kAhead < keys.end) fetch_row(t, rows.view.data, rows.offset(j + kAhead), n);
     load_row<C>(t, rows.view.data, rows.offset(j), n, dst);
     clear_padding(dst, n);
   }
@@ -63,6 +72,7 @@ template <class C>
 void load_queries(DType t, const View& v, const Sequence& s, int64_t h, int64_t comp, Range rows,
                   int64_t n, C* dst) {
   for (int64_t i = rows.begin; i < rows.end; ++i, dst += leading<C>(n)) {
+    if (i + kAhead < rows.end) fetch_row(t, v.data, offset(v, s, i + kAhead, h, comp), n);
     load_row<C>(t, v.data, offset(v, s, i, h, comp), n, dst);
     clear_padding(dst, n);
   }
