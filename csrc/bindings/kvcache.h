@@ -46,8 +46,10 @@ struct KvCache {
     c.batch_idx = int32_data(batch_idx);
     c.leftpad = int32_data(leftpad);
     c.seqlen_new = seqlen_new();
+    c.blocks = k_cache.size(0);
     if (block_table) c.paging = {int32_data(block_table), block_table->stride(0), page_size()};
-    if (cos) c.rotary = {cos->data_ptr(), sin->data_ptr(), rotary_dim(), interleaved};
+    if (cos)
+      c.rotary = {cos->data_ptr(), sin->data_ptr(), cos->size(0), rotary_dim(), interleaved};
     return c;
   }
 
