@@ -19,21 +19,22 @@ struct DecodeTraits {
   static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
   static constexpr int kRows = 8 * kRowWarps;  // packed
 
-  using QTile = Tile<16, kHeadDim, panel_of<kHeadDim>()>;  // eight rows of q1, the same of q2
-  using KTile = Tile<kBlockKeys, kHeadDim, panel_of<kHeadDim>()>;  // one component
-  using VTile = Tile<kBlockKeys, kHeadDimV, panel_of<kHeadDimV>()>;
+  using QTile = Tile<16, kHeadDim>;  // eight rows of q1, the same of q2
+  using VTile = Tile<kBlockKeys, kHeadDimV>;
 
-  // What fits the 99 KB of the smaller parts. A slot has a block's keys or its values.
-  static constexpr int kSlotsThatFit = (96 << 10) / (kGroups * 2 * KTile::kBytes);
+  // K2 lies to the right of K1, if there is one; the pitch is that of a Tile of what there is.
+  __host__ __device__ static int k_pitch(const Shape& shape) {
+    return int(shape.k_components) * kHeadDim * 2 + 16;
+  }
+  // A slot has a block's keys or its values.
+  __host__ __device__ static int slot_bytes(const Shape& shape) {
+    const int k = k_pitch(shape), v = VTile::kPitch;
+    return kBlockKeys * (k > v ? k : v);
+  }
+  static constexpr int kSlotsThatFit = (99 << 10) / (kGroups * kBlockKeys * (kHeadDim * 4 + 16));
   static constexpr int kSlots = kSlotsThatFit < 6 ? kSlotsThatFit : 6;
-  static_assert(kSlots >= 3 && VTile::kBytes <= 2 * KTile::kBytes);
+  static_assert(kSlots >= 3 && kHeadDimV <= 2 * kHeadDim);
 };
-
-template <class T>
-__host__ __device__ int slot_bytes_of(const Shape& shape) {
-  const int k_bytes = int(shape.k_components) * T::KTile::kBytes;
-  return k_bytes > T::VTile::kBytes ? k_bytes : T::VTile::kBytes;
-}
 
 // Q of all row warps, rotated, into the slot that is filled last. The sign of a negative scale goes
 // into Q, so that the largest product stays the largest logit.
@@ -62,16 +63,17 @@ __device__ void load_queries(char* tiles, const DecodeParams& p, const CachedSeq
   }
 }
 
-// Q of both components times one component's keys.
+// Q of both components times one component's keys. k and v, here and below, are where this lane's row
+// of the fragments begins.
 template <class T>
 __device__ void multiply_qk(float (&s)[1][2][4], const uint32_t (&q)[T::kHeadDim / 16][4],
-                            const char* k, const LaneOffset<typename T::KTile>& lane_k) {
+                            const char* k) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) s[0][0][i] = s[0][1][i] = 0;
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDim / 16; ++depth) {
     uint32_t b[4];  // [key tile, half of the depth]
-    load_matrices(b, k + lane_k(0, depth));
+    load_matrices(b, k + depth * 32);
     mma<typename T::Element>(s[0][0], q[depth], b[0], b[1]);
     mma<typename T::Element>(s[0][1], q[depth], b[2], b[3]);
   }
@@ -80,11 +82,11 @@ __device__ void multiply_qk(float (&s)[1][2][4], const uint32_t (&q)[T::kHeadDim
 // O += P·V, both components.
 template <class T>
 __device__ void multiply_pv(float (&o)[1][T::kHeadDimV / 8][4], const uint32_t (&p)[1][1][4],
-                            const char* v, const LaneOffset<typename T::VTile>& lane_v) {
+                            const char* v) {
 #pragma unroll
   for (int col = 0; col < T::kHeadDimV / 16; ++col) {
     uint32_t b[4];  // [column tile, half of the keys]
-    load_matrices_transposed(b, v + lane_v(0, col));
+    load_matrices_transposed(b, v + col * 32);
     mma<typename T::Element>(o[0][2 * col], p[0][0], b[0], b[1]);
     mma<typename T::Element>(o[0][2 * col + 1], p[0][0], b[2], b[3]);
   }
@@ -94,12 +96,11 @@ __device__ void multiply_pv(float (&o)[1][T::kHeadDimV / 8][4], const uint32_t (
 // product with K1 has logits of q2 too, which nobody asked for, and that with K2 of q1.
 template <class T>
 __device__ void block_logits(float (&s)[1][2][4], const uint32_t (&q)[T::kHeadDim / 16][4],
-                             const char* k, const LaneOffset<typename T::KTile>& lane_k,
-                             bool shared_k) {
-  multiply_qk<T>(s, q, k, lane_k);
+                             const char* k, bool shared_k) {
+  multiply_qk<T>(s, q, k);
   if (shared_k) return;
   float s2[1][2][4];
-  multiply_qk<T>(s2, q, k + T::KTile::kBytes, lane_k);
+  multiply_qk<T>(s2, q, k + T::kHeadDim * 2);
 #pragma unroll
   for (int n = 0; n < 2; ++n) s[0][n][2] = s2[0][n][2], s[0][n][3] = s2[0][n][3];
 }
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                            plan.splits * row_blocks, threadIdx.x, T::kThreads);
   if (plan.splits > 1 && blocks.begin >= blocks.end) return;
 
-  const int slot_bytes = slot_bytes_of<T>(shape);
+  const int slot_bytes = T::slot_bytes(shape);
   KeyStream<T> stream(params, sequence, pages, head_k, {blocks.begin + group, blocks.end},
                       splits.keys(), !plan.append_first, smem + group * slot_bytes, slot_bytes,
                       group_thread);
@@ -155,10 +156,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   load_queries<T>(q_tiles, params, sequence, head_k, rows);
   __syncthreads();  // Q is there
   uint32_t q[T::kHeadDim / 16][4];
-  const auto lane_q = LaneOffset<typename T::QTile>::rows_first(lane);
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDim / 16; ++depth)
-    load_matrices(q[depth], q_tiles + row_warp * T::QTile::kBytes + lane_q(0, depth));
+    load_matrices(q[depth], q_tiles + row_warp * T::QTile::kBytes +
+                                rows_first<typename T::QTile>(lane) + depth * 32);
   __syncthreads();  // all have Q in registers; its slot can be filled
 
   // The keys this lane's row sees, and the blocks that all rows see.
@@ -168,11 +169,11 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Range full{sight.begin(rows.row_of(rows.end - 1)), sight.end(rows.row_of(rows.begin))};
   const bool idle = first_row >= rows.end;  // this warp only copies
 
-  Softmax<1> softmax(fmaxf(fabsf(float(params.softmax_scale)) * float(M_LOG2E), 1e-30f));
+  Softmax<1> softmax(params.softmax_scale);
   float o[1][T::kHeadDimV / 8][4] =
       {};  // [.., column tile, (row g of O1, row g of O2) x 2 columns]
-  const auto lane_k = LaneOffset<typename T::KTile>::chunks_first(lane);
-  const auto lane_v = LaneOffset<typename T::VTile>::rows_first(lane);
+  const int lane_k = (lane % 8 + lane / 16 * 8) * T::k_pitch(shape) + lane / 8 % 2 * 16;
+  const int lane_v = rows_first<typename T::VTile>(lane);
   // The next slot, refilling the one before it.
   const auto next = [&](bool values) {
     stream.wait();
@@ -187,22 +188,23 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     float s[1][2][4];
     uint32_t p[1][1][4];
     if (!idle) {
-      block_logits<T>(s, q, k, lane_k, shape.k_components == 1);
+      block_logits<T>(s, q, k + lane_k, shape.k_components == 1);
       const int key = block * kBlockKeys;
       const bool found = stream.found(block);
       if (key < full.begin || key + kBlockKeys > full.end || !found)
         mask_block(s, found ? Range{seen.begin - key, seen.end - key} : Range{0, 0}, lane);
-      float greatest[1][2];
-      softmax.lane_max(s, greatest);
-      if (softmax.outgrown(greatest)) {
+      float exact[1][2];
+      softmax.template exponentiate<Element>(s, p, exact);
+      if (softmax.outgrown(exact)) {
         float factor[1][2];
-        softmax.raise(greatest, factor);
+        softmax.template raise<Element>(s, factor);
+        softmax.template exponentiate<Element>(s, p, exact);
         scale_rows(o, factor);
       }
-      softmax.template exponentiate<Element>(s, p);
+      softmax.template add<Element>(exact, p);
     }
     const char* const v = next(kOdd);
-    if (!idle) multiply_pv<T>(o, p, v, lane_v);
+    if (!idle) multiply_pv<T>(o, p, v + lane_v);
   }
   cute::cp_async_wait<0>();
   __syncthreads();  // all slots have been read, and no copy is under way: their place is free
@@ -220,7 +222,7 @@ void launch_rows(const DecodeParams& params, const DecodePlan& plan, cudaStream_
   const int64_t ctas =
       (q_rows + T::kRows - 1) / T::kRows * shape.nheads_k * plan.splits * shape.batch;
   check_size("decode: blocks of rows x heads x splits x batch", ctas, kMaxCtas);
-  const int slots = T::kGroups * slot_bytes_of<T>(shape), q_bytes = T::kRowWarps * T::QTile::kBytes;
+  const int slots = T::kGroups * T::slot_bytes(shape), q_bytes = T::kRowWarps * T::QTile::kBytes;
   const int ring = (T::kSlots - 1) * slots + (slots > q_bytes ? slots : q_bytes);
   const int bytes = ring > GroupMerge<T>::kBytes ? ring : GroupMerge<T>::kBytes;
   const auto kernel = decode_kernel<T>;

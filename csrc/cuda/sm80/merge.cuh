@@ -19,37 +19,42 @@ class GroupMerge {
 
  public:
   static constexpr int kBytes =
-      kStatistics * 8 + (T::kGroups - 1) * T::kRowWarps * kColTiles * 32 * 16;
+      kStatistics * 16 + (T::kGroups - 1) * T::kRowWarps * kColTiles * 32 * 16;
 
   __device__ GroupMerge(char* smem, int group, int row_warp, int lane)
-      : max_(reinterpret_cast<float*>(smem) + row_warp * 16 + lane / 4),
-        sum_(max_ + kStatistics),
-        o_(reinterpret_cast<float4*>(smem + kStatistics * 8) + row_warp * kColTiles * 32 + lane),
+      : rows_(reinterpret_cast<float*>(smem) + row_warp * 16 + lane / 4),
+        o_(reinterpret_cast<float4*>(smem + kStatistics * 16) + row_warp * kColTiles * 32 + lane),
         group_(group),
         writes_(lane % 4 == 0) {}
 
-  // On return the first group has the maxima, sums and O of all.
+  // On return the first group has the references, sums of whole rows, and O of all.
   __device__ void run(Softmax<1>& softmax, O& o) const {
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
       const float sum = quad_sum(softmax.sum[0][comp]);
+      const float rounded_sum = quad_sum(softmax.rounded_sum[0][comp]);
       if (!writes_) continue;
-      max_[statistic(group_, comp)] = softmax.max[0][comp];
-      sum_[statistic(group_, comp)] = sum;
+      *reference(group_, comp) = softmax.reference[0][comp];
+      *(reference(group_, comp) + kStatistics) = sum;
+      *(reference(group_, comp) + 2 * kStatistics) = rounded_sum;
     }
-    __syncthreads();  // maxima and sums of all groups are there
+    __syncthreads();  // references and sums of all groups are there
     float factor[1][2];
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      float max = softmax.max[0][comp], sum = 0;
+      float highest = softmax.reference[0][comp], sum = 0, rounded_sum = 0;
 #pragma unroll
-      for (int g = 0; g < T::kGroups; ++g) max = fmaxf(max, max_[statistic(g, comp)]);
+      for (int g = 0; g < T::kGroups; ++g) highest = fmaxf(highest, *reference(g, comp));
 #pragma unroll
-      for (int g = 0; g < T::kGroups; ++g)
-        sum = fmaf(exp2f(max_[statistic(g, comp)] - max), sum_[statistic(g, comp)], sum);
-      factor[0][comp] = exp2f(softmax.max[0][comp] - max);
-      softmax.max[0][comp] = max;
+      for (int g = 0; g < T::kGroups; ++g) {
+        const float weight = exp2f(*reference(g, comp) - highest);
+        sum = fmaf(weight, *(reference(g, comp) + kStatistics), sum);
+        rounded_sum = fmaf(weight, *(reference(g, comp) + 2 * kStatistics), rounded_sum);
+      }
+      factor[0][comp] = exp2f(softmax.reference[0][comp] - highest);
+      softmax.reference[0][comp] = highest;
       softmax.sum[0][comp] = sum;
+      softmax.rounded_sum[0][comp] = rounded_sum;
     }
     scale_rows(o, factor);
     if (group_ > 0)
@@ -68,15 +73,15 @@ class GroupMerge {
   }
 
  private:
-  __device__ static int statistic(int group, int comp) {
-    return group * T::kRowWarps * 16 + comp * 8;
+  __device__ float* reference(int group, int comp) const {
+    return rows_ + group * T::kRowWarps * 16 + comp * 8;
   }
   __device__ float4* part(int group, int n) const {
     return o_ + ((group - 1) * T::kRowWarps * kColTiles + n) * 32;
   }
 
-  float *max_, *sum_;  // [group, row warp, comp, row]
-  float4* o_;          // [group - 1, row warp, column tile, lane]
+  float* rows_;  // [reference, sum, rounded sum, group, row warp, comp, row]
+  float4* o_;    // [group - 1, row warp, column tile, lane]
   int group_;
   bool writes_;  // one lane of each quad
 };
@@ -100,14 +105,14 @@ class DecodeEpilogue {
         split_(split),
         lane_(lane) {}
 
-  // Sums are those of whole rows.
+  // The sums are those of whole rows.
   __device__ void run(const Softmax<1>& softmax, O& o) const {
     float lse[2], inverse[1][2];  // lse in log2 units
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
       const float sum = softmax.sum[0][comp];
-      inverse[0][comp] = sum == 0 ? 0.f : 1 / sum;
-      lse[comp] = sum == 0 ? -INFINITY : softmax.max[0][comp] + log2f(sum);
+      inverse[0][comp] = sum == 0 ? 0.f : 1 / softmax.rounded_sum[0][comp];
+      lse[comp] = sum == 0 ? -INFINITY : softmax.reference[0][comp] + log2f(sum);
     }
     scale_rows(o, inverse);
     plan_.splits > 1 ? store_partial(o, lse) : store_output(o, lse);

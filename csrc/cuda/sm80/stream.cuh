@@ -6,70 +6,67 @@
 
 namespace diffattn::cuda::sm80 {
 
-// One thread's share of filling a tile with a block of keys.
-template <class Tile, int kThreads>
+// One thread's share of filling kCols columns of kBlockKeys rows in shared memory. Their pitch is an
+// odd number of 16-byte chunks, as in a Tile.
+template <int kCols, int kThreads>
 class BlockFill {
-  static constexpr int kPanelChunks = Tile::kRows * Tile::kChunks;
-  static constexpr int kPanelsAtOnce = kPanelChunks < kThreads ? kThreads / kPanelChunks : 1;
-  static constexpr int kRowsAtOnce = kThreads / kPanelsAtOnce / Tile::kChunks;
-  static_assert(Tile::kRows % kRowsAtOnce == 0);
+  // A quarter warp writes 128 bytes at a time: eight chunks of a row, or four of rows r and r + 4,
+  // which an odd pitch puts 64 bytes apart.
+  static constexpr int kWidth = kCols % 64 == 0 ? 8 : 4;
+  static constexpr int kBlocks = kCols / kChunk / kWidth;  // of kWidth chunks, in a row
+  static constexpr int kLines = kThreads / kWidth;
+  static constexpr int kRowsAtOnce = kLines < kBlockKeys ? kLines : kBlockKeys;
+  static constexpr int kBlocksAtOnce = kLines / kRowsAtOnce;
+  static_assert(kCols % 32 == 0 && kBlockKeys % kRowsAtOnce == 0);
+  static_assert(kWidth == 8 || kRowsAtOnce % 8 == 0);
 
  public:
-  __device__ BlockFill(int cols, int thread)
-      : row_(thread % (kThreads / kPanelsAtOnce) / Tile::kChunks),
-        panel_(thread / (kThreads / kPanelsAtOnce)),
-        cols_(cols) {
-    const int chunk = thread % Tile::kChunks;
-    col_ = panel_ * Tile::kPanel + chunk * kChunk;
-    target_ = panel_ * Tile::kPanelBytes + Tile::offset(row_, chunk);
+  // cols is how many there are, pitch the bytes from a row to the next in shared memory.
+  __device__ BlockFill(int cols, int pitch, int thread)
+      : block_(thread / kWidth / kRowsAtOnce), cols_(cols), pitch_(pitch) {
+    const int line = thread / kWidth % kRowsAtOnce;
+    row_ = kWidth == 8 ? line : line / 8 * 8 + line % 2 * 4 + line % 8 / 2;
+    col_ = (block_ * kWidth + thread % kWidth) * kChunk;
   }
 
   // Starts the copies of the rows in `valid`; the others, and columns that do not exist, become
   // zeros, and nothing of them is read. The rows in `fresh` are left to copy().
   template <class Element>
-  __device__ void start(char* tile, const Element* rows, int64_t stride, Range valid,
+  __device__ void start(char* to, const Element* rows, int64_t stride, Range valid,
                         Range fresh) const {
-    for_chunks([&](int row, int col, int target) {
-      using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
-      if (row < fresh.begin || row >= fresh.end)
-        Copy::copy(*reinterpret_cast<const cute::uint128_t*>(rows + row * stride + col),
-                   *reinterpret_cast<cute::uint128_t*>(tile + target),
-                   row >= valid.begin && row < valid.end && col < cols_);
-    });
+#pragma unroll
+    for (int r = 0; r < kBlockKeys; r += kRowsAtOnce) {
+      const int row = row_ + r;
+      const Element* const source = rows + row * stride + col_;
+      char* const target = to + row * pitch_ + col_ * 2;
+      const bool exists = row >= valid.begin && row < valid.end;
+      if (row >= fresh.begin && row < fresh.end) continue;
+#pragma unroll
+      for (int block = 0; block < kBlocks; block += kBlocksAtOnce) {
+        const int col = block * kWidth * kChunk;
+        if (kBlocks % kBlocksAtOnce && block + block_ >= kBlocks) continue;
+        using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
+        Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + col),
+                   *reinterpret_cast<cute::uint128_t*>(target + col * 2),
+                   exists && col_ + col < cols_);
+      }
+    }
   }
 
   // Writes load(row, col) to the chunks of some rows.
   template <class Load>
-  __device__ void copy(char* tile, Range rows, int thread, const Load& load) const {
-    constexpr int kChunks = Tile::kCols / kChunk;
+  __device__ void copy(char* to, Range rows, int thread, const Load& load) const {
+    constexpr int kChunks = kCols / kChunk;
 #pragma unroll 1
     for (int i = thread; i < (rows.end - rows.begin) * kChunks; i += kThreads) {
-      const int row = rows.begin + i / kChunks, chunk = i % kChunks;
-      const int target =
-          chunk / Tile::kChunks * Tile::kPanelBytes + Tile::offset(row, chunk % Tile::kChunks);
-      *reinterpret_cast<uint4*>(tile + target) =
-          chunk * kChunk < cols_ ? load(row, chunk * kChunk) : uint4{};
+      const int row = rows.begin + i / kChunks, col = i % kChunks * kChunk;
+      *reinterpret_cast<uint4*>(to + row * pitch_ + col * 2) =
+          col < cols_ ? load(row, col) : uint4{};
     }
   }
 
  private:
-  // f(row, column, bytes from the tile's start) for this thread's chunks. The rows of one thread
-  // differ in other bits of their number than those of different threads do, so that the
-  // permutation of a chunk is that of the first row and that of the step, combined.
-  template <class F>
-  __device__ void for_chunks(const F& f) const {
-#pragma unroll
-    for (int p = 0; p < Tile::kPanels; p += kPanelsAtOnce) {
-      if (Tile::kPanels % kPanelsAtOnce != 0 && p + panel_ >= Tile::kPanels) continue;
-#pragma unroll
-      for (int r = 0; r < Tile::kRows; r += kRowsAtOnce)
-        f(row_ + r, col_ + p * Tile::kPanel,
-          (target_ ^ Tile::offset(r, 0) % Tile::kRowBytes) + r * Tile::kRowBytes +
-              p * Tile::kPanelBytes);
-    }
-  }
-
-  int row_, panel_, col_, target_, cols_;
+  int block_, row_, col_, cols_, pitch_;
 };
 
 // A ring of slots in shared memory through which blocks pass: the keys of a block in one slot, its
@@ -86,8 +83,8 @@ class KeyStream {
       : p_(params),
         s_(sequence),
         pages_(pages),
-        fill_k_(int(params.shape.headdim), thread),
-        fill_v_(int(params.shape.headdim_v), thread),
+        fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), thread),
+        fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, thread),
         head_k_(head_k),
         thread_(thread),
         block_(blocks.begin),
@@ -131,26 +128,26 @@ class KeyStream {
   }
 
   template <class Fill>
-  __device__ void fill(const Fill& f, char* tile, const View& cache, const View& fresh, int comp,
+  __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh, int comp,
                        bool rotated) const {
     const int key = block_ * kBlockKeys, first = first_fresh_ - key;
     const Range valid = visible();
     const Element* old = row_of<const Element>(
         cache, pages_.offset(cache, page_, key) + head_k_ * cache.head + comp * cache.comp);
     const Range fresh_rows{max(first, valid.begin), valid.end};
-    f.start(tile, old, cache.row, valid, fresh_rows);
+    f.start(to, old, cache.row, valid, fresh_rows);
     if (fresh_rows.begin >= fresh_rows.end) return;
     const int64_t stride = fresh.row;
     const Element* young = row_of<const Element>(
         fresh, s_.batch * fresh.batch + head_k_ * fresh.head + comp * fresh.comp - first * stride);
     const Rotator<Element> rotator(rotated ? p_.cache.rotary : Rotary{});
-    f.copy(tile, fresh_rows, thread_,
+    f.copy(to, fresh_rows, thread_,
            [&](int row, int col) { return rotator.load(young + row * stride, col, key + row); });
   }
 
   __device__ void issue_keys(char* slot) {
     for (int comp = 0; comp < int(p_.shape.k_components); ++comp)
-      fill(fill_k_, slot + comp * T::KTile::kBytes, p_.k_cache, p_.k_new, comp, true);
+      fill(fill_k_, slot + comp * T::kHeadDim * 2, p_.k_cache, p_.k_new, comp, true);
     const uint32_t bit = 1u << block_ / T::kGroups % kLater;
     found_ = pages_.exists(page_) ? found_ | bit : found_ & ~bit;
   }
@@ -165,8 +162,8 @@ class KeyStream {
   const DecodeParams& p_;
   const CachedSequence& s_;
   const Pages& pages_;
-  const BlockFill<typename T::KTile, T::kGroupThreads> fill_k_;
-  const BlockFill<typename T::VTile, T::kGroupThreads> fill_v_;
+  const BlockFill<T::kHeadDim, T::kGroupThreads> fill_k_;
+  const BlockFill<T::kHeadDimV, T::kGroupThreads> fill_v_;
   const int head_k_, thread_;
   int block_, end_;
   const Range keys_;  // that some row of the CTA sees
