@@ -114,7 +114,8 @@ class Epilogue {
     Rows inverse;
     for_rows([&](int m, int half, int row) {
       const float sum = quad_sum(softmax.sum[m][half]);
-      inverse[m][half] = sum == 0 ? 0.f : 1 / sum;
+      const float rounded_sum = quad_sum(softmax.rounded_sum[m][half]);
+      inverse[m][half] = sum == 0 ? 0.f : 1 / rounded_sum;
       const float log2_sum = sum == 0 ? -INFINITY : softmax.reference[m][half] + log2f(sum);
       store_statistic(lse, row, log2_sum * float(M_LN2));
     });

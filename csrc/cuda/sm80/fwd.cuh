@@ -73,18 +73,19 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     if (!steps.is_full(step)) mask(s, sight, first_row, step * T::kKeys, sign, lane);
 
     uint32_t p_own[kRowTiles][kKeyTiles / 2][4], p_other[kRowTiles][kKeyTiles / 2][4];
+    float exact[kRowTiles][2];
     handover.put_growth(false);
-    softmax.template exponentiate<Element>(s, p_own);
-    if (softmax.outgrown(p_own)) {
+    softmax.template exponentiate<Element>(s, p_own, exact);
+    if (softmax.outgrown(exact)) {
       float factor[kRowTiles][2];
       softmax.template raise<Element>(s, factor);
-      softmax.template exponentiate<Element>(s, p_own);
+      softmax.template exponentiate<Element>(s, p_own, exact);
       scale_rows(o_own, factor);
       handover.rows.put(factor);
       handover.put_growth(true);
     }
     handover.put(p_own);
-    softmax.template add<Element>(p_own);
+    softmax.template add<Element>(exact, p_own);
     handover.wait();  // both have written P and the factors
     handover.get(p_other);
     if (*handover.grew_theirs) {

@@ -21,14 +21,15 @@ struct FwdTraits {
   using VTile = Tile<kKeys, kHeadDimV>;
   using OTile = Tile<kRowTiles * 16, kHalfV>;  // one warp's
 
-  // Shared memory: two stages of keys and values, whose place outputs take in the end; then Q, whose
-  // place what pairs hand over takes as soon as Q is in registers.
+  // Shared memory: two stages of keys and values, then Q. What pairs hand over takes Q's place as soon
+  // as Q is in registers: P, and behind it row statistics. Outputs take the place of all that lies
+  // before the statistics.
   static constexpr int kStageBytes = KTile::kBytes + VTile::kBytes;
   static constexpr int kPBytes = kRowTiles * (kKeys / 16) * 32 * 16;  // one warp's
   static constexpr int kStatistics = 2 * kPairs * kPBytes;            // offset from Q's place
   static constexpr int kGrown = kStatistics + 2 * kPairs * kRowTiles * 16 * 4;
   static constexpr int kSmemBytes = 2 * kStageBytes + QTile::kBytes;
-  static_assert(2 * kPairs * OTile::kBytes <= 2 * kStageBytes);
+  static_assert(2 * kPairs * OTile::kBytes <= 2 * kStageBytes + kStatistics);
   static_assert(kGrown + 2 * kPairs * 4 <= QTile::kBytes);
   static_assert(kSmemBytes <= 99 * 1024, "what every device from sm_80 on has");
 

@@ -25,7 +25,9 @@ template <int kRowTiles>
 struct Softmax {
   float scale;
   float reference[kRowTiles][2];  // [row tile, row g or g + 8]   log2, the same in the quad
-  float sum[kRowTiles][2];        // of P in this lane's columns
+  // Of P in this lane's columns: before rounding, for the LSE; and of what the product with V takes,
+  // for the normaliser, so that a rounded row still sums to one.
+  float sum[kRowTiles][2], rounded_sum[kRowTiles][2];
 
   // A negative scale is the logits' business; zero would make 0·inf of a hidden pair.
   __device__ explicit Softmax(double softmax_scale)
@@ -33,36 +35,40 @@ struct Softmax {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) reference[m][half] = -FLT_MAX, sum[m][half] = 0;
+      for (int half = 0; half < 2; ++half) {
+        reference[m][half] = -FLT_MAX;
+        sum[m][half] = rounded_sum[m][half] = 0;
+      }
   }
 
-  // P = exp2(scale·S - reference), rounded, as operands A of the product with V.
+  // P = exp2(scale·S - reference), rounded, as operands A of the product with V, and the sums over
+  // this lane's columns before rounding.
   template <class Element, int kKeyTiles>
   __device__ void exponentiate(const float (&s)[kRowTiles][kKeyTiles][4],
-                               uint32_t (&p)[kRowTiles][kKeyTiles / 2][4]) const {
+                               uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
+                               float (&exact)[kRowTiles][2]) const {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n)
+      for (int half = 0; half < 2; ++half) {
+        exact[m][half] = 0;
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
-          p[m][n / 2][n % 2 * 2 + half] =
-              Half<Element>::pack(exp2f(fmaf(s[m][n][2 * half], scale, -reference[m][half])),
-                                  exp2f(fmaf(s[m][n][2 * half + 1], scale, -reference[m][half])));
+        for (int n = 0; n < kKeyTiles; ++n) {
+          const float low = exp2f(fmaf(s[m][n][2 * half], scale, -reference[m][half]));
+          const float high = exp2f(fmaf(s[m][n][2 * half + 1], scale, -reference[m][half]));
+          exact[m][half] += low;
+          exact[m][half] += high;
+          p[m][n / 2][n % 2 * 2 + half] = Half<Element>::pack(low, high);
+        }
+      }
   }
 
-  // Whether some P of this warp reached 2, as only then the topmost bit of its exponent is set. P
-  // has no sign, so the bits of all can be thrown together.
-  template <int kKeyBlocks>
-  __device__ static bool outgrown(const uint32_t (&p)[kRowTiles][kKeyBlocks][4]) {
-    uint32_t bits = 0;
+  // Whether some P of this warp may have reached 2.
+  __device__ static bool outgrown(const float (&exact)[kRowTiles][2]) {
+    float greatest = 0;
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int n = 0; n < kKeyBlocks; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) bits |= p[m][n][i];
-    return __any_sync(0xffffffffu, bits & 0x40004000u);
+    for (int m = 0; m < kRowTiles; ++m) greatest = fmaxf(greatest, fmaxf(exact[m][0], exact[m][1]));
+    return __any_sync(0xffffffffu, greatest >= 2);
   }
 
   // Sets the references of rows that grew by S; factor is what O has to be multiplied by.
@@ -81,22 +87,26 @@ struct Softmax {
         factor[m][half] = exp2f(reference[m][half] - raised);
         reference[m][half] = raised;
         sum[m][half] *= factor[m][half];
+        rounded_sum[m][half] *= factor[m][half];
       }
   }
 
-  // The normaliser sums what was rounded, so that the rounded row still sums to one.
   template <class Element, int kKeyBlocks>
-  __device__ void add(const uint32_t (&p)[kRowTiles][kKeyBlocks][4]) {
+  __device__ void add(const float (&exact)[kRowTiles][2],
+                      const uint32_t (&p)[kRowTiles][kKeyBlocks][4]) {
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) sum[m][half] += exact[m][half];
 #pragma unroll
       for (int n = 0; n < kKeyBlocks; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float2 pair = Half<Element>::unpack(p[m][n][i]);
-          sum[m][i % 2] += pair.x;
-          sum[m][i % 2] += pair.y;
+          rounded_sum[m][i % 2] += pair.x;
+          rounded_sum[m][i % 2] += pair.y;
         }
+    }
   }
 };
 
