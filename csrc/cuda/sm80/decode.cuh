@@ -56,10 +56,8 @@ __device__ void load_queries(char* tiles, const DecodeParams& p, const CachedSeq
           p.q, s.batch * p.q.batch + q_row * p.q.row + head * p.q.head + row / 8 * p.q.comp);
       x = rotator.load(from, chunk * kChunk, s.cached + (ordered ? q_row : 0));
     }
-    const int offset = chunk / T::QTile::kChunks * T::QTile::kPanelBytes +
-                       T::QTile::offset(row, chunk % T::QTile::kChunks);
-    *reinterpret_cast<uint4*>(tiles + tile * T::QTile::kBytes + offset) = {x.x ^ sign, x.y ^ sign,
-                                                                           x.z ^ sign, x.w ^ sign};
+    char* const to = tiles + tile * T::QTile::kBytes + T::QTile::offset(row, chunk * kChunk);
+    *reinterpret_cast<uint4*>(to) = {x.x ^ sign, x.y ^ sign, x.z ^ sign, x.w ^ sign};
   }
 }
 
