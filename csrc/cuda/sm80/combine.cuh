@@ -59,7 +59,8 @@ class CombinedRow {
     }
   }
 
-  __device__ float lse(int comp) const { return lse_[comp]; }
+  __device__ float lse1() const { return lse_[0]; }
+  __device__ float lse2() const { return lse_[1]; }
 
   // Y = (O1 - lambda·O2)·rstd·weight·scale
   template <class Element>
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   const auto offset = [&](const View& v) { return batch * v.batch + row * v.row + head * v.head; };
   if (lane < 2)
     static_cast<float*>(params.lse.data)[offset(params.lse) + lane * params.lse.comp] =
-        combined.lse(lane);
+        lane == 0 ? combined.lse1() : combined.lse2();
   combined.store(static_cast<const float*>(params.lam.data)[offset(params.lam)], params.norm,
                  static_cast<Element*>(params.out.data) + offset(params.out));
 }
