@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       handover.put_growth(true);
     }
     handover.put(p_own);
-    softmax.template add<Element>(exact, p_own);
+    softmax.template add<Element>(exact, p_own, lane);
     handover.wait();  // both have written P and the factors
     handover.get(p_other);
     if (*handover.grew_theirs) {

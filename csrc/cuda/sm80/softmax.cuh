@@ -25,9 +25,13 @@ template <int kRowTiles>
 struct Softmax {
   float scale;
   float reference[kRowTiles][2];  // [row tile, row g or g + 8]   log2, the same in the quad
-  // Of P in this lane's columns: before rounding, for the LSE; and of what the product with V takes,
-  // for the normaliser, so that a rounded row still sums to one.
-  float sum[kRowTiles][2], rounded_sum[kRowTiles][2];
+  // An accumulator. Even columns: the sum of P as the product with V takes it, which normalises, so
+  // that a rounded row still sums to one. Odd columns: the sum of P before rounding, this lane's
+  // keys only, for the LSE.
+  float sums[kRowTiles][4];
+
+  __device__ float rounded_sum(int m, int half) const { return sums[m][2 * half]; }
+  __device__ float exact_sum(int m, int half) const { return quad_sum(sums[m][2 * half + 1]); }
 
   // A negative scale is the logits' business; zero would make 0·inf of a hidden pair.
   __device__ explicit Softmax(double softmax_scale)
@@ -37,7 +41,7 @@ struct Softmax {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         reference[m][half] = -FLT_MAX;
-        sum[m][half] = rounded_sum[m][half] = 0;
+        sums[m][2 * half] = sums[m][2 * half + 1] = 0;
       }
   }
 
@@ -86,26 +90,23 @@ struct Softmax {
             fmaxf(reference[m][half], quad_max(greatest) * scale + Half<Element>::kHeadroom);
         factor[m][half] = exp2f(reference[m][half] - raised);
         reference[m][half] = raised;
-        sum[m][half] *= factor[m][half];
-        rounded_sum[m][half] *= factor[m][half];
+        sums[m][2 * half] *= factor[m][half];
+        sums[m][2 * half + 1] *= factor[m][half];
       }
   }
 
+  // The tensor core sums rounded rows, as a product with a matrix whose even columns are ones; its
+  // odd columns are zeros and leave the exact sums alone.
   template <class Element, int kKeyBlocks>
   __device__ void add(const float (&exact)[kRowTiles][2],
-                      const uint32_t (&p)[kRowTiles][kKeyBlocks][4]) {
+                      const uint32_t (&p)[kRowTiles][kKeyBlocks][4], int lane) {
+    const uint32_t ones = lane / 4 % 2 == 0 ? Half<Element>::pack(1.f, 1.f) : 0;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) sum[m][half] += exact[m][half];
+      for (int n = 0; n < kKeyBlocks; ++n) mma<Element>(sums[m], p[m][n], ones, ones);
 #pragma unroll
-      for (int n = 0; n < kKeyBlocks; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 pair = Half<Element>::unpack(p[m][n][i]);
-          rounded_sum[m][i % 2] += pair.x;
-          rounded_sum[m][i % 2] += pair.y;
-        }
+      for (int half = 0; half < 2; ++half) sums[m][2 * half + 1] += exact[m][half];
     }
   }
 };

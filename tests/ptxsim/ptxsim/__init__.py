@@ -1,7 +1,7 @@
 """A strict GPU on the CPU: runs the PTX that nvcc made, and stops at the first broken rule."""
 
 from . import errors
-from .device import CHECKS, Counters, Device, Tensor, raise_pending
+from .device import CHECKS, Counters, Device, Registration, Tensor, raise_pending
 from .errors import (
     BadProgram,
     Deadlock,
@@ -20,6 +20,6 @@ from .module import Kernel, Module, compile_cu, find_nvcc, load_ptx, set_smem_li
 
 __all__ = [
     "CHECKS", "BadProgram", "Counters", "Deadlock", "Device", "Divergence", "Kernel", "LaunchLimit", "Library", "Misaligned", "Module",
-    "OutOfBounds", "Race", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object", "errors",
-    "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit",
+    "OutOfBounds", "Race", "Registration", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object",
+    "errors", "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit",
 ]  # fmt: skip

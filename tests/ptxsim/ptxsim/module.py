@@ -132,7 +132,10 @@ def run_tool(command: Sequence[str]) -> str:
 
 def preprocessed(nvcc: str, source: Path, flags: Sequence[str]) -> bytes:
     """What the compiler will see, headers included: the cache key of a compilation."""
-    return subprocess.run([nvcc, "-E", *flags, str(source)], capture_output=True, check=True).stdout
+    result = subprocess.run([nvcc, "-E", *flags, str(source)], capture_output=True)
+    if result.returncode:
+        raise RuntimeError(f"{source} does not compile:\n{result.stderr.decode()}")
+    return result.stdout
 
 
 def source_file(path_or_source: str | os.PathLike[str]) -> Path:
