@@ -32,7 +32,9 @@ struct DecodeTraits {
     return kBlockKeys * (k > v ? k : v);
   }
   static constexpr int kSlotsThatFit = (99 << 10) / (kGroups * kBlockKeys * (kHeadDim * 4 + 16));
-  static constexpr int kSlots = kSlotsThatFit < 6 ? kSlotsThatFit : 6;
+  // Two CTAs of a few rows share a processor, where the head dim lets them; many rows fill it.
+  static constexpr int kMostSlots = kRowWarps == 1 ? 4 : 6;
+  static constexpr int kSlots = kSlotsThatFit < kMostSlots ? kSlotsThatFit : kMostSlots;
   static_assert(kSlots >= 3 && kHeadDimV <= 2 * kHeadDim);
 };
 
@@ -199,7 +201,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
         softmax.template exponentiate<Element>(s, p, exact);
         scale_rows(o, factor);
       }
-      softmax.template add<Element>(exact, p);
+      softmax.template add<Element>(exact, p, lane);
     }
     const char* const v = next(kOdd);
     if (!idle) multiply_pv<T>(o, p, v + lane_v);
@@ -207,10 +209,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   cute::cp_async_wait<0>();
   __syncthreads();  // all slots have been read, and no copy is under way: their place is free
 
-  GroupMerge<T>(smem, group, row_warp, lane).run(softmax, o);
+  const RowTotals totals = GroupMerge<T>(smem, group, row_warp, lane).run(softmax, o);
   if (group == 0)
     DecodeEpilogue<T>(params, plan, sequence.batch, head_k, rows, first_row, split, lane)
-        .run(softmax, o);
+        .run(totals, o);
 }
 
 template <class T>

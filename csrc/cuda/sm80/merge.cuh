@@ -8,8 +8,13 @@
 
 namespace diffattn::cuda::sm80 {
 
+// What the softmax knows of a lane's row of each component, [comp], for whole rows.
+struct RowTotals {
+  float reference[2], sum[2], rounded_sum[2];
+};
+
 // Merges the groups of warps, which saw different keys of the same rows, into the first group.
-// Uses kMergeBytes of shared memory that nobody uses any more.
+// Uses kBytes of shared memory that nobody uses any more.
 template <class T>
 class GroupMerge {
   static constexpr int kColTiles = T::kHeadDimV / 8;
@@ -27,34 +32,35 @@ class GroupMerge {
         group_(group),
         writes_(lane % 4 == 0) {}
 
-  // On return the first group has the references, sums of whole rows, and O of all.
-  __device__ void run(Softmax<1>& softmax, O& o) const {
+  // Returns the totals of all groups; o of the first group becomes O of all.
+  __device__ RowTotals run(const Softmax<1>& softmax, O& o) const {
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      const float sum = quad_sum(softmax.sum[0][comp]);
-      const float rounded_sum = quad_sum(softmax.rounded_sum[0][comp]);
+      const float sum = softmax.exact_sum(0, comp);
       if (!writes_) continue;
-      *reference(group_, comp) = softmax.reference[0][comp];
-      *(reference(group_, comp) + kStatistics) = sum;
-      *(reference(group_, comp) + 2 * kStatistics) = rounded_sum;
+      float* const mine = row(group_, comp);
+      mine[0] = softmax.reference[0][comp];
+      mine[kStatistics] = sum;
+      mine[2 * kStatistics] = softmax.rounded_sum(0, comp);
     }
     __syncthreads();  // references and sums of all groups are there
+    RowTotals all;
     float factor[1][2];
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      float highest = softmax.reference[0][comp], sum = 0, rounded_sum = 0;
+      float highest = softmax.reference[0][comp];
 #pragma unroll
-      for (int g = 0; g < T::kGroups; ++g) highest = fmaxf(highest, *reference(g, comp));
+      for (int g = 0; g < T::kGroups; ++g) highest = fmaxf(highest, *row(g, comp));
+      all.reference[comp] = highest;
+      all.sum[comp] = all.rounded_sum[comp] = 0;
 #pragma unroll
       for (int g = 0; g < T::kGroups; ++g) {
-        const float weight = exp2f(*reference(g, comp) - highest);
-        sum = fmaf(weight, *(reference(g, comp) + kStatistics), sum);
-        rounded_sum = fmaf(weight, *(reference(g, comp) + 2 * kStatistics), rounded_sum);
+        const float* const theirs = row(g, comp);
+        const float weight = exp2f(theirs[0] - highest);
+        all.sum[comp] = fmaf(weight, theirs[kStatistics], all.sum[comp]);
+        all.rounded_sum[comp] = fmaf(weight, theirs[2 * kStatistics], all.rounded_sum[comp]);
       }
       factor[0][comp] = exp2f(softmax.reference[0][comp] - highest);
-      softmax.reference[0][comp] = highest;
-      softmax.sum[0][comp] = sum;
-      softmax.rounded_sum[0][comp] = rounded_sum;
     }
     scale_rows(o, factor);
     if (group_ > 0)
@@ -70,10 +76,11 @@ class GroupMerge {
           o[0][n][0] += theirs.x, o[0][n][1] += theirs.y;
           o[0][n][2] += theirs.z, o[0][n][3] += theirs.w;
         }
+    return all;
   }
 
  private:
-  __device__ float* reference(int group, int comp) const {
+  __device__ float* row(int group, int comp) const {
     return rows_ + group * T::kRowWarps * 16 + comp * 8;
   }
   __device__ float4* part(int group, int n) const {
@@ -105,14 +112,13 @@ class DecodeEpilogue {
         split_(split),
         lane_(lane) {}
 
-  // The sums are those of whole rows.
-  __device__ void run(const Softmax<1>& softmax, O& o) const {
+  __device__ void run(const RowTotals& totals, O& o) const {
     float lse[2], inverse[1][2];  // lse in log2 units
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      const float sum = softmax.sum[0][comp];
-      inverse[0][comp] = sum == 0 ? 0.f : 1 / softmax.rounded_sum[0][comp];
-      lse[comp] = sum == 0 ? -INFINITY : softmax.reference[0][comp] + log2f(sum);
+      const float sum = totals.sum[comp];
+      inverse[0][comp] = sum == 0 ? 0.f : 1 / totals.rounded_sum[comp];
+      lse[comp] = sum == 0 ? -INFINITY : totals.reference[comp] + log2f(sum);
     }
     scale_rows(o, inverse);
     plan_.splits > 1 ? store_partial(o, lse) : store_output(o, lse);

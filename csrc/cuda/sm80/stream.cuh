@@ -30,10 +30,11 @@ class BlockFill {
   }
 
   // Starts the copies of the rows in `valid`; the others, and columns that do not exist, become
-  // zeros, and nothing of them is read. The rows in `fresh` are left to copy().
-  template <class Element>
-  __device__ void start(char* to, const Element* rows, int64_t stride, Range valid,
-                        Range fresh) const {
+  // zeros, and nothing of them is read. The rows in `fresh` are left to copy(). Components lie
+  // comp_stride apart, and side by side in shared memory.
+  template <int kMostComps, class Element>
+  __device__ void start(char* to, const Element* rows, int64_t stride, int comps,
+                        int64_t comp_stride, Range valid, Range fresh) const {
 #pragma unroll
     for (int r = 0; r < kBlockKeys; r += kRowsAtOnce) {
       const int row = row_ + r;
@@ -45,10 +46,14 @@ class BlockFill {
       for (int block = 0; block < kBlocks; block += kBlocksAtOnce) {
         const int col = block * kWidth * kChunk;
         if (kBlocks % kBlocksAtOnce && block + block_ >= kBlocks) continue;
-        using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
-        Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + col),
-                   *reinterpret_cast<cute::uint128_t*>(target + col * 2),
-                   exists && col_ + col < cols_);
+#pragma unroll
+        for (int comp = 0; comp < kMostComps; ++comp) {
+          using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
+          if (comp < comps)
+            Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + comp * comp_stride + col),
+                       *reinterpret_cast<cute::uint128_t*>(target + comp * kCols * 2 + col * 2),
+                       exists && col_ + col < cols_);
+        }
       }
     }
   }
@@ -127,33 +132,33 @@ class KeyStream {
     return {max(keys_.begin - key, 0), min(keys_.end - key, kBlockKeys)};
   }
 
-  template <class Fill>
-  __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh, int comp,
-                       bool rotated) const {
+  template <int kMostComps, class Fill>
+  __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh,
+                       int comps) const {
     const int key = block_ * kBlockKeys, first = first_fresh_ - key;
     const Range valid = visible();
-    const Element* old = row_of<const Element>(
-        cache, pages_.offset(cache, page_, key) + head_k_ * cache.head + comp * cache.comp);
     const Range fresh_rows{max(first, valid.begin), valid.end};
-    f.start(to, old, cache.row, valid, fresh_rows);
+    const Element* old =
+        row_of<const Element>(cache, pages_.offset(cache, page_, key) + head_k_ * cache.head);
+    f.template start<kMostComps>(to, old, cache.row, comps, cache.comp, valid, fresh_rows);
     if (fresh_rows.begin >= fresh_rows.end) return;
-    const int64_t stride = fresh.row;
     const Element* young = row_of<const Element>(
-        fresh, s_.batch * fresh.batch + head_k_ * fresh.head + comp * fresh.comp - first * stride);
-    const Rotator<Element> rotator(rotated ? p_.cache.rotary : Rotary{});
-    f.copy(to, fresh_rows, thread_,
-           [&](int row, int col) { return rotator.load(young + row * stride, col, key + row); });
+        fresh, s_.batch * fresh.batch + head_k_ * fresh.head - first * fresh.row);
+    const Rotator<Element> rotator(kMostComps == 2 ? p_.cache.rotary : Rotary{});  // keys only
+    for (int comp = 0; comp < comps; ++comp)
+      f.copy(to + comp * T::kHeadDim * 2, fresh_rows, thread_, [&](int row, int col) {
+        return rotator.load(young + row * fresh.row + comp * fresh.comp, col, key + row);
+      });
   }
 
   __device__ void issue_keys(char* slot) {
-    for (int comp = 0; comp < int(p_.shape.k_components); ++comp)
-      fill(fill_k_, slot + comp * T::kHeadDim * 2, p_.k_cache, p_.k_new, comp, true);
+    fill<2>(fill_k_, slot, p_.k_cache, p_.k_new, int(p_.shape.k_components));
     const uint32_t bit = 1u << block_ / T::kGroups % kLater;
     found_ = pages_.exists(page_) ? found_ | bit : found_ & ~bit;
   }
 
   __device__ void issue_values(char* slot) {
-    fill(fill_v_, slot, p_.v_cache, p_.v_new, 0, false);
+    fill<1>(fill_v_, slot, p_.v_cache, p_.v_new, 1);
     block_ += T::kGroups;
     page_ = next_page_;
     next_page_ = page_of(block_ + T::kGroups);
