@@ -65,7 +65,7 @@ def machine_code(data: bytes) -> Iterator[bytes]:
     """The ELF images of kernels that lie, uncompressed, in a host object."""
     at = data.find(b"\x7fELF", 1)
     while at != -1:
-        machine, = struct.unpack_from("<H", data, at + 18)
+        (machine,) = struct.unpack_from("<H", data, at + 18)
         if machine == MACHINE_CODE:
             program, section = struct.unpack_from("<QQ", data, at + 32)
             entry, programs, entry_s, sections = struct.unpack_from("<HHHH", data, at + 54)
