@@ -14,7 +14,7 @@ import pytest
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
-NO_KERNELS_YET = {"has_backward": False, "has_decode": False}  # for CUDA
+NO_KERNELS_YET = {"has_backward": False}  # for CUDA
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -31,7 +31,6 @@ class Impl:
     has_ops: bool  # registered with torch.library: compiles, autocasts, has fake kernels
     checks_values: bool  # reads index tensors and raises (CUDA clamps instead: no host sync)
     has_backward: bool = True
-    has_decode: bool = True
     traces: bool = True  # its fake kernels are those of the device its tensors are on
     contains_nan: bool = True  # a NaN reaches only the rows that see it
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give

@@ -5,6 +5,7 @@
 // or V serves a whole group of heads, and one product with V serves both components. Warps form
 // groups; each group takes blocks of 16 keys of its own, which its row warps share.
 #pragma once
+#include "barrier.cuh"
 #include "decode.h"
 #include "merge.cuh"
 #include "stream.cuh"
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const auto next = [&](bool values) {
     stream.wait();
     // All copies of the group into the next slot are there, and all have read the slot before it.
-    T::kRowWarps == 1 ? __syncwarp() : __barrier_sync_count(1 + group, T::kGroupThreads);
+    T::kRowWarps == 1 ? __syncwarp() : named_barrier(1 + group, T::kGroupThreads);
     stream.issue(values);
     return stream.take();
   };
