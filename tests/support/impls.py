@@ -35,6 +35,10 @@ class Impl:
     contains_nan: bool = True  # a NaN reaches only the rows that see it
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
+    @property
+    def clamps_values(self) -> bool:
+        return self.has_ops and not self.checks_values
+
     def supports(self, needs: str) -> bool:
         return bool(getattr(self, needs))
 

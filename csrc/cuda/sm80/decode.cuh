@@ -32,10 +32,14 @@ struct DecodeTraits {
     const int k = k_pitch(shape), v = VTile::kPitch;
     return kBlockKeys * (k > v ? k : v);
   }
-  static constexpr int kSlotsThatFit = (99 << 10) / (kGroups * kBlockKeys * (kHeadDim * 4 + 16));
-  // Two CTAs of a few rows share a processor, where the head dim lets them; many rows fill it.
-  static constexpr int kMostSlots = kRowWarps == 1 ? 4 : 6;
-  static constexpr int kSlots = kSlotsThatFit < kMostSlots ? kSlotsThatFit : kMostSlots;
+  // At most what fits 99 KB, which every device has. Q takes the place of the last slot of all groups,
+  // and may want more. Two CTAs of a few rows share a processor, where the head dim lets them; many
+  // rows fill it.
+  static constexpr int kSmem = 99 << 10, kMostSlots = kRowWarps == 1 ? 4 : 6;
+  static constexpr int kWidestSlots = kGroups * kBlockKeys * (kHeadDim * 4 + 16);
+  static constexpr int kFit = (kSmem - kRowWarps * QTile::kBytes) / kWidestSlots + 1;
+  static constexpr int kFitAll = kSmem / kWidestSlots < kFit ? kSmem / kWidestSlots : kFit;
+  static constexpr int kSlots = kFitAll < kMostSlots ? kFitAll : kMostSlots;
   static_assert(kSlots >= 3 && kHeadDimV <= 2 * kHeadDim);
 };
 
