@@ -30,7 +30,7 @@ def call(impl: Impl, cache: Cache, new: int = 0, **extra: Any) -> tuple[Tensor, 
         arguments |= {
             "k": torch.stack([flat(p.k)[i, n : n + new] for i, n in enumerate(cache.lengths)]),
             "v": torch.stack([p.v[i, n : n + new] for i, n in enumerate(cache.lengths)]),
-        } | extra
+        }
     return impl.kvcache(flat(p.q), cache.k, cache.v, p.lam, **arguments, return_lse=True)
 
 
@@ -77,7 +77,7 @@ def test_tokens_without_a_slot_are_dropped(
     expected_k, expected_v = cache.k.clone(), cache.v.clone()
     slots = cache.slots(0, 250, 256)
     expected_k[slots], expected_v[slots] = k[0, :6], v[0, :6]
-    out, lse = call(impl, cache, new, k=k, v=v)
+    out, lse = call(impl, cache, k=k, v=v)
     assert same_bits((cache.k, cache.v), (expected_k, expected_v))
     for i in range(2):
         check_answer(out[i : i + 1], lse[:, i : i + 1], cache.visible(i, fits[i]))
