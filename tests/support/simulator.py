@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import diffattn_cuda  # noqa: F401  its ops are what is taken over
+
 from . import sim_build
 from .sim_memory import described, registered
 
