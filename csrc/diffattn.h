@@ -80,6 +80,7 @@ struct BwdParams {
 struct Rotary {
   const void* cos = nullptr;  // [seqlen_ro, dim / 2] in the tensors' dtype; absent: no rotation
   const void* sin = nullptr;
+  int64_t seqlen = 0;  // positions that the tables have
   int64_t dim = 0;
   bool interleaved = true;
 };
@@ -96,6 +97,7 @@ struct Cache {
   const int32_t* batch_idx = nullptr;  // [batch]
   const int32_t* leftpad = nullptr;    // [batch]
   int64_t seqlen_new = 0;              // keys appended to every sequence
+  int64_t blocks = 0;                  // sequences, or pages, that the cache has room for
   Paging paging;
   Rotary rotary;
 };
@@ -136,6 +138,10 @@ namespace cuda {
 // stream is a cudaStream_t. Base and strides of q, k, v and norm.weight are multiples of 16 bytes.
 // Throws std::runtime_error where the device or a size is not supported.
 void fwd(const FwdParams&, void* stream);
+
+// The bytes of device memory that decode needs besides its tensors; from shapes alone.
+int64_t decode_workspace(const DecodeParams&);
+void decode(const DecodeParams&, void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace diffattn

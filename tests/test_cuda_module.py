@@ -52,15 +52,25 @@ def test_the_checks_are_those_of_the_cpu() -> None:
         forward(torch.bfloat16, headdim=12)
 
 
-@pytest.mark.parametrize("op", ["bwd", "decode"])
-def test_ops_without_kernels_say_so(op: str) -> None:
+def test_ops_without_kernels_say_so() -> None:
     why = "without CUDA" if torch.version.cuda is None else "build" if MODULE is None else "yet"
-    q, k = torch.zeros(1, 1, 2, 2, 8), torch.zeros(1, 1, 2, 8)
-    heads = {"bwd": (q, None, *[q] * 4, None, *[q] * 4, None, None, 0, 0), "decode": (q, q, k, k)}
-    tails = {"bwd": (1.0, -1, -1, None, 1.0, False),
-             "decode": (*[None] * 9, 1.0, -1, -1, True, None, 1.0, 0)}  # fmt: skip
-    with refuses(op, "CUDA", why):
-        call(op, *heads[op], *tails[op])
+    q = torch.zeros(1, 1, 2, 2, 8)
+    saved = (q, None, *[q] * 4, None, *[q] * 4, None, None, 0, 0)
+    with refuses("bwd", "CUDA", why):
+        call("bwd", *saved, 1.0, -1, -1, None, 1.0, False)
+
+
+@built
+def test_decode_checks_what_the_cpu_need_not() -> None:
+    """Caches are written in place: one whose rows are not aligned cannot be copied."""
+    q, cache = torch.zeros(1, 1, 1, 2, 8, dtype=torch.bfloat16), torch.zeros(300).bfloat16()
+    lam = torch.zeros(1, 1, 1)
+    k, v = cache[1:257].view(1, 16, 1, 2, 8), torch.zeros(1, 16, 1, 16).bfloat16()
+    tail = (*[None] * 9, 1.0, -1, -1, True, None, 1.0, 0)
+    with refuses("k_cache", "16 bytes"):
+        call("decode", q, k, v, lam, *tail)
+    with refuses("q has dtype", "fp16", "bf16", "CPU"):
+        call("decode", q.float(), k.float(), v.float(), lam, *tail)
 
 
 @built

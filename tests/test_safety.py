@@ -185,7 +185,6 @@ def test_five_runs_and_any_threads_give_the_same_bits(
                         assert torch.equal(gradient, backward[name]), name
 
 
-@pytest.mark.needs("has_decode")
 @DTYPE
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_gives_the_same_bits_for_any_threads(

@@ -20,7 +20,8 @@ class Memory:
     itemsize: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
-    written: bool = False
+    written: bool = False  # every element, of which none was defined before
+    changed: bool = False  # some elements perhaps, of which all were defined before
 
     @property
     def end(self) -> int:
@@ -49,7 +50,48 @@ FOLLOWED = 1 << 28
 
 
 def described(p: Any) -> list[Memory]:
-    """Every tensor of FwdParams, as csrc/diffattn.h has it; of outputs the rows with an owner."""
+    """Every tensor of a launch, as csrc/diffattn.h has it."""
+    return _of_forward(p) if hasattr(p, "varlen") else _of_decode(p)
+
+
+def _of_decode(p: Any) -> list[Memory]:
+    s, cache, paging, rotary = p.shape, p.cache, p.cache.paging, p.cache.rotary
+    slots = paging.page_size if paging.block_table else s.seqlen_k
+
+    def rows(name: str, v: Any, *sizes: int) -> Memory:
+        return Memory(name, v.data, 2, sizes, (v.batch, v.row, v.head, v.comp, 1))
+
+    def numbers(name: str, v: Any, comps: int) -> Memory:
+        sizes, strides = (s.batch, s.seqlen_q, s.nheads, comps), (v.batch, v.row, v.head, v.comp)
+        return Memory(name, v.data, 4, sizes, strides)
+
+    def vector(name: str, address: int, size: int, itemsize: int = 4) -> Memory:
+        return Memory(name, address, itemsize, (size,), (1,))
+
+    old, new = (cache.blocks, slots, s.nheads_k), (s.batch, cache.seqlen_new, s.nheads_k)
+    table = (s.batch, s.seqlen_k // slots if slots else 0)
+    found = [
+        rows("q", p.q, s.batch, s.seqlen_q, s.nheads, 2, s.headdim),
+        rows("k_new", p.k_new, *new, s.k_components, s.headdim),
+        rows("v_new", p.v_new, *new, 1, s.headdim_v),
+        replace(rows("k_cache", p.k_cache, *old, s.k_components, s.headdim), changed=True),
+        replace(rows("v_cache", p.v_cache, *old, 1, s.headdim_v), changed=True),
+        numbers("lam", p.lam, 1),
+        vector("norm_weight", p.norm.weight, s.headdim_v),
+        vector("cache_seqlens", cache.seqlens, s.batch),
+        vector("cache_batch_idx", cache.batch_idx, s.batch),
+        vector("cache_leftpad", cache.leftpad, s.batch),
+        Memory("block_table", paging.block_table, 4, table, (paging.stride, 1)),
+        vector("rotary_cos", rotary.cos, rotary.seqlen * rotary.dim // 2, 2),
+        vector("rotary_sin", rotary.sin, rotary.seqlen * rotary.dim // 2, 2),
+        replace(rows("out", p.out, s.batch, s.seqlen_q, s.nheads, 1, s.headdim_v), written=True),
+        replace(numbers("lse", p.lse, 2), written=True),
+    ]
+    return [memory for memory in found if memory.exists()]
+
+
+def _of_forward(p: Any) -> list[Memory]:
+    """Of outputs the rows with an owner."""
     s, packed = p.shape, p.varlen.cu_seqlens_q != 0
     batch = 1 if packed else s.batch
     total_q = p.varlen.total_q if packed else s.seqlen_q
@@ -132,7 +174,7 @@ def _overlapping(memories: list[Memory]) -> list[list[Memory]]:
 def _register(device: Any, group: list[Memory]) -> Any:
     first, end = group[0].address, max(memory.end for memory in group)
     name = "+".join(dict.fromkeys(memory.name for memory in group))
-    writable = any(memory.written for memory in group)
+    writable = any(memory.written or memory.changed for memory in group)
     region = device.register(first, end - first, name, writable=writable)
     for memory in group:
         sizes, strides, piece = memory.blocks()

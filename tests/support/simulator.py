@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import sim_build
@@ -31,6 +32,7 @@ class Simulator:
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
         self._take_over("fwd")
+        self._take_over("decode")
         self.binding.set_launcher(self._launch)
 
     @contextmanager
@@ -46,7 +48,7 @@ class Simulator:
         """The entry point of the waist; raises what the simulator found."""
         with self.device:
             try:
-                self.binding.fwd(params)
+                self._call(params)
             except RuntimeError:
                 ptxsim.raise_pending()
                 raise
@@ -54,6 +56,13 @@ class Simulator:
     def launch_described(self, params: Any) -> None:
         with registered(self.device, described(params)):
             self.launch(params)
+
+    def _call(self, params: Any) -> None:
+        if isinstance(params, self.binding.FwdParams):
+            return self.binding.fwd(params)
+        nbytes = self.binding.decode_workspace(params)
+        workspace = self.device.empty(nbytes, np.uint8, "workspace")
+        self.binding.decode(params, workspace.ptr)
 
     def _launch(self, params: Any) -> None:
         try:
