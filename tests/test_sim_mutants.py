@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "mutants.py"
 
 @pytest.mark.parametrize(
     "draw",
-    [["--kinds", "barrier", "wait", "--least", "0.9"], ["--limit", "16", "--least", "0.8"]],
+    [["--kinds", "barrier", "wait", "--least", "0.85"], ["--limit", "16", "--least", "0.8"]],
     ids=["synchronisation", "sample"],
 )
 def test_mutants_are_killed(impl: Impl, sim: Simulator, draw: list[str]) -> None:
