@@ -145,8 +145,8 @@ SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
         ["rotary_cos", "rotary_sin"]),
     "cos of another dtype": (
         "plain",
-        lambda _: {f"rotary_{n}": torch.ones(64, 8, dtype=torch.bfloat16) for n in ("cos", "sin")},
-        ["rotary_cos", "bfloat16"]),
+        lambda _: {f"rotary_{n}": torch.ones(64, 8, dtype=torch.float16) for n in ("cos", "sin")},
+        ["rotary_cos", "half"]),
     "rotary_dim 24": (
         "plain",
         lambda a: {n: torch.ones(64, 12).to(a["q"]) for n in ("rotary_cos", "rotary_sin")},

@@ -45,6 +45,10 @@ class Memory:
         return sizes, strides, piece
 
 
+# Whether each byte has been written is not followed in tensors that are only sparsely there.
+FOLLOWED = 1 << 28
+
+
 def described(p: Any) -> list[Memory]:
     """Every tensor of a launch, as csrc/diffattn.h has it."""
     return _of_forward(p) if hasattr(p, "varlen") else _of_decode(p)
@@ -132,9 +136,8 @@ def _owned(memory: Memory, p: Any) -> Iterator[Memory]:
     ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(p.varlen.cu_seqlens_q))
     total = p.varlen.total_q
     owned = np.zeros(total + 2, np.int8)
-    for first, last in zip(ends[:-1], ends[1:], strict=True):
-        last = min(last, first + p.shape.seqlen_q)
-        owned[1 + np.clip(first, 0, total) : 1 + np.clip(last, 0, total)] = 1
+    for first, last in zip(ends[:-1].clip(0, total), ends[1:].clip(0, total), strict=True):
+        owned[1 + first : 1 + min(last, first + p.shape.seqlen_q)] = 1
     for first, last in np.flatnonzero(np.diff(owned)).reshape(-1, 2).tolist():
         _, *others = memory.sizes[1:]
         address = memory.address + first * memory.strides[1] * memory.itemsize
@@ -148,7 +151,7 @@ def registered(device: Any, memories: list[Memory]) -> Iterator[None]:
     try:
         yield
         for group, region in regions:
-            if region.undefined_bytes:
+            if any(memory.written for memory in group) and region.undefined_bytes:
                 raise AssertionError(_unwritten(group, region))
     finally:
         for _, region in regions:
@@ -175,7 +178,8 @@ def _register(device: Any, group: list[Memory]) -> Any:
     region = device.register(first, end - first, name, writable=writable)
     for memory in group:
         sizes, strides, piece = memory.blocks()
-        region.allow(memory.address - first, sizes, strides, piece, defined=not memory.written)
+        fresh = memory.written and end - first <= FOLLOWED
+        region.allow(memory.address - first, sizes, strides, piece, defined=not fresh)
     return region
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+import diffattn_cuda  # noqa: F401  its ops are what is taken over
+
 from . import sim_build
 from .sim_memory import described, registered
 
@@ -27,6 +29,7 @@ class Simulator:
     def __init__(self, profile: str = "sm_80", seed: int = 0) -> None:
         self.device = ptxsim.Device(profile, seed)
         self.binding = sim_build.load_binding()
+        self.serve = self.launch_described  # what a launch does; tests put faults here
         self._error: Exception | None = None
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
@@ -35,9 +38,9 @@ class Simulator:
         self.binding.set_launcher(self._launch)
 
     @contextmanager
-    def on(self, profile: str, seed: int = 0) -> Iterator[None]:
+    def on(self, profile: str, seed: int = 0, **checks: bool) -> Iterator[None]:
         """Another device, for a while."""
-        before, self.device = self.device, ptxsim.Device(profile, seed)
+        before, self.device = self.device, ptxsim.Device(profile, seed, checks=checks)
         try:
             yield
         finally:
@@ -52,6 +55,10 @@ class Simulator:
                 ptxsim.raise_pending()
                 raise
 
+    def launch_described(self, params: Any) -> None:
+        with registered(self.device, described(params)):
+            self.launch(params)
+
     def _call(self, params: Any) -> None:
         if isinstance(params, self.binding.FwdParams):
             return self.binding.fwd(params)
@@ -61,8 +68,7 @@ class Simulator:
 
     def _launch(self, params: Any) -> None:
         try:
-            with registered(self.device, described(params)):
-                self.launch(params)
+            self.serve(params)
         except Exception as error:
             self._error = error  # C++ knows only what it says
             raise
