@@ -211,8 +211,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     const char* const v = next(kOdd);
     if (!idle) multiply_pv<T>(o, p, v + lane_v);
   }
-  cute::cp_async_wait<0>();
-  __syncthreads();  // all slots have been read, and no copy is under way: their place is free
+  __syncthreads();  // all have read their last slot, for whose copies they waited: the ring is free
 
   const RowTotals totals = GroupMerge<T>(smem, group, row_warp, lane).run(softmax, o);
   if (group == 0)
