@@ -74,6 +74,8 @@ struct BwdParams {
   Window window;
   Norm norm;
   Varlen varlen;
+  bool deterministic;  // bitwise the same from run to run; the CPU backend always is
+  void* workspace;     // cuda::bwd_workspace_bytes of these params; the CPU backend has its own
 };
 
 struct Rotary {
@@ -134,6 +136,10 @@ namespace cuda {
 
 // stream is a cudaStream_t. Throws std::runtime_error where the device or a size is not supported.
 void fwd(const FwdParams&, void* stream);
+
+// The workspace need not be initialised, and holds nothing that outlives the call.
+int64_t bwd_workspace_bytes(const BwdParams&);
+void bwd(const BwdParams&, void* stream);
 
 }  // namespace cuda
 }  // namespace diffattn

@@ -55,14 +55,16 @@ class TileFill {
     cols_ = cols - col;
   }
 
-  // Starts the copies; they have landed after the cp.async wait that follows.
-  __device__ void start(char* tile, int rows_left) const {
+  // Starts the copies, from `offset` bytes behind where the rows were said to begin; they have
+  // landed after the cp.async wait that follows.
+  __device__ void start(char* tile, int rows_left, int64_t offset = 0) const {
+    const char* const source = source_ + offset;
 #pragma unroll
     for (int p = 0; p < Tile::kPanels; p += kPanelsAtOnce) {
       if (Tile::kPanels % kPanelsAtOnce != 0 && p + panel_ >= Tile::kPanels) continue;
 #pragma unroll
       for (int r = 0; r < Tile::kRows; r += kRowsAtOnce) {
-        const char* from = source_ + r * row_stride_ + p * Tile::kRowBytes;
+        const char* from = source + r * row_stride_ + p * Tile::kRowBytes;
         char* to = tile + target_ + r * Tile::kRowBytes + p * Tile::kPanelBytes;
         using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
         Copy::copy(*reinterpret_cast<const cute::uint128_t*>(from),

@@ -1,0 +1,340 @@
+// The backward kernel: a CTA has a block of keys of one KV head and goes over the query rows that
+// see them, of every query head of the group.
+//
+// Per step of 32 rows, eight warps form S1, S2 and dP, 16 keys each, with V in registers; leave
+// A = P1 - lambda·P2, dS1 and dS2 in shared memory; and multiply: dV += Aᵀ·u, dK_c += dS_cᵀ·Q_c,
+// where a warp has 64 columns of [dV, dK1, dK2], and dQ_c += dS_c·K_c, which leaves by atomics.
+#pragma once
+#include "bwd.h"
+#include "bwd_dq.cuh"
+#include "bwd_prepare.cuh"
+#include "bwd_step.cuh"
+#include "epilogue.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+// Starts the copies of a step's rows.
+template <class T>
+class StepLoader {
+  using Element = typename T::Element;
+
+ public:
+  __device__ StepLoader(const BwdParams& params, const BwdWorkspace& work,
+                        const Sequence& sequence, char* smem)
+      : q_(params.q),
+        work_(work),
+        smem_(smem),
+        seqlen_q_(sequence.seqlen_q),
+        fill_q_(static_cast<const Element*>(q_.data) + sequence.q_offset(q_), q_.row,
+                int(params.shape.headdim), threadIdx.x),
+        fill_u_(work.u, params.shape.headdim_v, int(params.shape.headdim_v), threadIdx.x),
+        u_bytes_(params.shape.headdim_v * kRowBlock * 2) {}
+
+  __device__ void start_q(int stage, int head, int row, int64_t block) const {
+    char* const to = smem_ + T::kQ + stage * T::kQBytes;
+    const int64_t offset = head * q_.head + row * q_.row;
+    fill_q_.start(to, seqlen_q_ - row, offset * 2);
+    fill_q_.start(to + T::QTile::kBytes, seqlen_q_ - row, (offset + q_.comp) * 2);
+    if (threadIdx.x < sizeof(RowConstants) / 16) {
+      auto* const constants =
+          reinterpret_cast<cute::uint128_t*>(smem_ + T::kConstants) + stage * kConstantChunks;
+      using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
+      Copy::copy(reinterpret_cast<const cute::uint128_t*>(work_.rows + block)[threadIdx.x],
+                 constants[threadIdx.x]);
+    }
+  }
+
+  // All rows of the workspace's block are there, zero behind the last row.
+  __device__ void start_u(int stage, int64_t block) const {
+    fill_u_.start(smem_ + T::kU + stage % T::kStagesU * T::UTile::kBytes, T::kRows,
+                  block * u_bytes_);
+  }
+
+ private:
+  static constexpr int kConstantChunks = sizeof(RowConstants) / 16;
+  const View& q_;
+  const BwdWorkspace& work_;
+  char* smem_;
+  int seqlen_q_;
+  TileFill<typename T::QTile, T::kThreads> fill_q_;
+  TileFill<typename T::UTile, T::kThreads> fill_u_;
+  int64_t u_bytes_;
+};
+
+// Brings K to shared memory for good, and V through it into registers.
+template <class T>
+__device__ void load_keys(const BwdParams& params, const Sequence& sequence, int head_k,
+                          int first_key, int warp_key, int lane, char* smem, VFragment<T>& v) {
+  using Element = typename T::Element;
+  const auto rows = [&](const View& view, int comp) {
+    return static_cast<const Element*>(view.data) + sequence.k_offset(view) + head_k * view.head +
+           first_key * view.row + comp * view.comp;
+  };
+  const int keys_left = sequence.seqlen_k - first_key;
+#pragma unroll
+  for (int comp = 0; comp < T::kComponentsK; ++comp)
+    TileFill<typename T::KTile, T::kThreads>(rows(params.k, comp), params.k.row,
+                                             int(params.shape.headdim), threadIdx.x)
+        .start(smem + comp * T::KTile::kBytes, keys_left);
+  TileFill<typename T::VTile, T::kThreads>(rows(params.v, 0), params.v.row,
+                                           int(params.shape.headdim_v), threadIdx.x)
+      .start(smem + T::kQ, keys_left);
+  cute::cp_async_fence();
+  cute::cp_async_wait<0>();
+  __syncthreads();  // K and V, which all threads copied, are there
+  const auto lane_v = LaneOffset<typename T::VTile>::chunks_first(lane);
+#pragma unroll
+  for (int depth = 0; depth < T::kHeadDimV / 16; ++depth)
+    load_matrices(v[depth], smem + T::kQ + lane_v(0, depth) + warp_key * T::VTile::kRowBytes);
+  __syncthreads();  // V has been read; Q and u may take its place
+}
+
+// Which block of keys a CTA has. In a fixed order of additions to dQ a CTA waits for those of the
+// blocks behind its own, so these must have been taken before it: a ticket orders them.
+struct KeyBlock {
+  int64_t batch;
+  int head_k, index;
+
+  // ticket: a place in shared memory.
+  __device__ KeyBlock(const BwdParams& params, int* tickets, int key_blocks, int* ticket) {
+    int64_t n = blockIdx.x;
+    if (params.deterministic) {
+      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1);
+      __syncthreads();  // the ticket has been drawn
+      n = *ticket;
+    }
+    index = int(n % key_blocks);
+    if (params.deterministic) index = key_blocks - 1 - index;
+    head_k = int(n / key_blocks % params.shape.nheads_k);
+    batch = n / key_blocks / params.shape.nheads_k;
+  }
+};
+
+// Rounds and writes a warp's part of dV and dK.
+template <class T>
+class GradWriter {
+  using Element = typename T::Element;
+  static constexpr int kFragments = T::kGradKeyTiles * T::kGradColTiles * 4;
+  using Acc = float[T::kGradKeyTiles][T::kGradColTiles][4];
+
+ public:
+  __device__ GradWriter(const BwdParams& params, const Sequence& sequence, int head_k,
+                        int first_key, const GradPart<T>& part, int warp, int lane, char* smem)
+      : p_(params),
+        sequence_(sequence),
+        head_k_(head_k),
+        first_key_(first_key + part.first_key),
+        part_(part),
+        warp_(warp),
+        lane_(lane),
+        smem_(smem) {}
+
+  __device__ void run(GradFragment<T>& grad) const {
+    if (T::kJointK) {
+      store(grad[0], p_.dv, 0, int(p_.shape.headdim_v));
+      scale(grad[T::kJointK]);
+      store(grad[T::kJointK], p_.dk, 0, int(p_.shape.headdim));
+      return;
+    }
+    if (p_.shape.k_components == 1) add_components(grad[0]);
+    if (part_.which == 0) {
+      store(grad[0], p_.dv, 0, int(p_.shape.headdim_v));
+    } else if (part_.which <= p_.shape.k_components) {
+      scale(grad[0]);
+      store(grad[0], p_.dk, part_.which - 1, int(p_.shape.headdim));
+    }
+  }
+
+ private:
+  __device__ void scale(Acc& grad) const {
+    const float factor = float(p_.softmax_scale);
+#pragma unroll
+    for (int m = 0; m < T::kGradKeyTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < T::kGradColTiles; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) grad[m][n][i] *= factor;
+  }
+
+  // Where V is twice as wide as a K that both components share, dK is the sum of two warps' parts.
+  __device__ void add_components(Acc& grad) const {
+    const int part = warp_ / T::kGradColGroups * T::kQuarter + warp_ % T::kQuarter;
+    float* const sums = reinterpret_cast<float*>(smem_) + part * kFragments * 32 + lane_;
+    float* const mine = &grad[0][0][0];
+    if (part_.which == 2)
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) sums[i * 32] = mine[i];
+    __syncthreads();  // the second component's part is there
+    if (part_.which == 1)
+#pragma unroll
+      for (int i = 0; i < kFragments; ++i) mine[i] += sums[i * 32];
+    __syncthreads();  // it has been read, and its place can be used again
+  }
+
+  __device__ void store(const Acc& grad, const View& to, int comp, int end_col) const {
+    const int64_t offset =
+        sequence_.k_offset(to) + head_k_ * to.head + comp * to.comp;
+    store_rows<Element, typename T::OutTile>(grad, smem_ + warp_ * T::OutTile::kBytes, to, offset,
+                                             first_key_, sequence_.seqlen_k, part_.first_col,
+                                             end_col, lane_);
+  }
+
+  const BwdParams& p_;
+  const Sequence& sequence_;
+  int head_k_, first_key_;
+  const GradPart<T>& part_;
+  int warp_, lane_;
+  char* smem_;
+};
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    bwd_kernel(const __grid_constant__ BwdParams params,
+               const __grid_constant__ BwdWorkspace work) {
+  extern __shared__ __align__(1024) char smem[];
+  const Shape& shape = params.shape;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // The ticket lies where the row constants come after K and V, and so after a barrier.
+  const KeyBlock tile(params, work.tickets, int(ceil_div(shape.seqlen_k, T::kKeys)),
+                      reinterpret_cast<int*>(smem + T::kConstants));
+  const Sequence sequence(shape, params.varlen, tile.batch);
+  const int first_key = tile.index * T::kKeys;
+  if (first_key >= sequence.seqlen_k) return;
+
+  // S1, S2, dP: this warp's rows of a step and its keys.
+  const int first_row_tile = warp % T::kRowGroups * T::kRowTiles;
+  const int warp_key = warp / T::kRowGroups * 16;
+  uint32_t v[T::kHeadDimV / 16][4];  // [depth][key tile, half of the depth]
+  load_keys<T>(params, sequence, tile.head_k, first_key, warp_key, lane, smem, v);
+  const auto lane_q = LaneOffset<typename T::QTile>::rows_first(lane);
+  const auto lane_u = LaneOffset<typename T::UTile>::rows_first(lane);
+  const auto lane_k = LaneOffset<typename T::KTile>::chunks_first(lane);
+  const MapWriter<T> maps(smem + T::kMaps, first_row_tile * 16, warp_key, lane,
+                          float(params.softmax_scale) * float(M_LOG2E));
+
+  // dV, dK: its keys and columns. Q and u are cut into the same panels.
+  const GradPart<T> part(warp);
+  const auto lane_map = LaneOffset<typename T::MapTile>::chunks_first(lane).from(part.first_key / 16);
+  const auto lane_rows =
+      LaneOffset<typename T::UTile>::rows_first(lane).from(part.first_col / 16);
+  const int rows_at = part.which == 0 ? T::kU : T::kQ + (part.which - 1) * T::QTile::kBytes;
+  const int rows_stride =
+      part.which != 0 ? T::kQBytes : T::kStagesU == 2 ? T::UTile::kBytes : 0;
+  GradFragment<T> grad = {};
+
+  // dQ: its rows and columns.
+  const int dq_group = warp % T::kDqColGroups, dq_comp = dq_group / (T::kDqColGroups / 2);
+  const int dq_row_tile = warp / T::kDqColGroups * T::kDqRowTiles;
+  const auto lane_ds = LaneOffset<typename T::MapTile>::rows_first(lane);
+  const auto lane_dq_k = LaneOffset<typename T::KTile>::rows_first(lane).from(
+      dq_group % (T::kDqColGroups / 2) * T::kDqCols / 16);
+  float* const dq = work.dq + lane +
+                    DqLayout<T::kHeadDim>::tile(dq_row_tile, dq_group * T::kDqCols / 8);
+  const Turn turn(work.turns, params.deterministic);
+
+  const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
+  const RowSteps steps(sight, first_key, T::kKeys, sequence.seqlen_k, T::kRows);
+  const StepLoader<T> loader(params, work, sequence, smem);
+  const int64_t first_block =
+      BwdWorkspace::first_block(shape, params.varlen, tile.batch, sequence.q_begin);
+  const auto block_of = [&](int head, int step) {
+    return (first_block + step) * shape.nheads + head;
+  };
+  const int group = int(shape.nheads / shape.nheads_k);
+  int head = tile.head_k * group, step = steps.begin;
+  const int end_head = steps.begin < steps.end ? head + group : head;
+  if (head < end_head) {
+    loader.start_q(0, head, step * T::kRows, block_of(head, step));
+    loader.start_u(0, block_of(head, step));
+    cute::cp_async_fence();
+  }
+
+  for (int stage = 0; head < end_head; stage ^= 1) {
+    const bool turns_head = step + 1 == steps.end;
+    const int next_head = head + turns_head, next_step = turns_head ? steps.begin : step + 1;
+    const int64_t block = block_of(head, step), next_block = block_of(next_head, next_step);
+    cute::cp_async_wait<0>();
+    // All threads' copies of this step are there. The maps and the other stage have been read.
+    __syncthreads();
+    if (next_head < end_head) {
+      loader.start_q(stage ^ 1, next_head, next_step * T::kRows, next_block);
+      if (T::kStagesU == 2) loader.start_u(stage ^ 1, next_block);
+      cute::cp_async_fence();
+    }
+
+    const char* const q = smem + T::kQ + stage * T::kQBytes;
+    const char* const u = smem + T::kU + stage % T::kStagesU * T::UTile::kBytes;
+    {
+      ScoreFragment<T> s[2] = {}, dp = {};
+      multiply_scores<T>(s, q, lane_q, first_row_tile, smem + warp_key * T::KTile::kRowBytes,
+                         lane_k);
+      multiply_dp<T>(dp, u, lane_u, first_row_tile, v);
+      const auto& constants = reinterpret_cast<const RowConstants*>(smem + T::kConstants)[stage];
+      if (steps.is_full(step))
+        maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
+      else
+        maps.template run<true>(s, dp, constants, sight, step * T::kRows, first_key);
+    }
+    __syncthreads();  // the maps of all warps are there
+
+    const char* const map = smem + T::kMaps;
+    if constexpr (T::kJointK) {
+      accumulate_keys<T>(grad[0], map, lane_map, u, lane_rows);
+      accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, lane_map, q, lane_rows);
+      accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes, lane_map, q + T::QTile::kBytes,
+                         lane_rows);
+    } else {
+      accumulate_keys<T>(grad[0], map + part.which * T::MapTile::kBytes, lane_map,
+                         smem + rows_at + stage * rows_stride, lane_rows);
+    }
+    if (T::kStagesU == 1) {
+      __syncthreads();  // u has been read by all
+      if (next_head < end_head) {
+        loader.start_u(0, next_block);
+        cute::cp_async_fence();
+      }
+    }
+    const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
+    accumulate_dq<T>(map + (1 + dq_comp) * T::MapTile::kBytes, lane_ds, dq_row_tile,
+                     smem + dq_comp % T::kComponentsK * T::KTile::kBytes, lane_dq_k,
+                     dq + block * DqLayout<T::kHeadDim>::kFloats, turn, block,
+                     int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
+    head = next_head, step = next_step;
+  }
+  __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
+  GradWriter<T>(params, sequence, tile.head_k, first_key, part, warp, lane, smem).run(grad);
+}
+
+template <class T>
+void launch_tiles(const BwdParams& params, const BwdWorkspace& work, cudaStream_t stream) {
+  const Shape& shape = params.shape;
+  const int64_t row_ctas = ceil_div(shape.seqlen_q, kRowBlock) * shape.nheads * shape.batch;
+  const int64_t key_ctas = ceil_div(shape.seqlen_k, T::kKeys) * shape.nheads_k * shape.batch;
+  check_size("backward: blocks of rows x heads x batch", row_ctas, kMaxCtas);
+  check_size("backward: blocks of keys x heads x batch", key_ctas, kMaxCtas);
+  if (row_ctas) prepare_kernel<T><<<unsigned(row_ctas), kPrepareThreads, 0, stream>>>(params, work);
+  check(cudaGetLastError(), "backward: launch of the preparation");
+  const auto kernel = bwd_kernel<T>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSmemBytes),
+        "backward: shared memory");
+  if (key_ctas) kernel<<<unsigned(key_ctas), T::kThreads, T::kSmemBytes, stream>>>(params, work);
+  check(cudaGetLastError(), "backward: launch");
+  if (row_ctas) round_dq_kernel<T><<<unsigned(row_ctas), 128, 0, stream>>>(params, work);
+  check(cudaGetLastError(), "backward: launch of the rounding of dq");
+}
+
+// Head dims up to kHeadDim. The narrow kernel is for a V as wide as Q and a shared K (DIFF V2); all
+// else is served by the wide one, which pads what is missing.
+template <int kHeadDim>
+void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t stream) {
+  const Shape& shape = params.shape;
+  const bool narrow = shape.headdim_v == shape.headdim && shape.k_components == 1;
+  const auto launch = [&](auto element) {
+    using Element = decltype(element);
+    narrow ? launch_tiles<BwdTraits<Element, kHeadDim, kHeadDim>>(params, work, stream)
+           : launch_tiles<BwdTraits<Element, kHeadDim, 2 * kHeadDim>>(params, work, stream);
+  };
+  params.dtype == DType::bf16 ? launch(__nv_bfloat16()) : launch(__half());
+}
+
+}  // namespace diffattn::cuda::sm80
