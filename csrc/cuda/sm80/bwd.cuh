@@ -13,6 +13,45 @@
 
 namespace diffattn::cuda::sm80 {
 
+// Where a CTA is on its way through the query heads of a group and their blocks of rows. Offsets
+// are carried along, for to multiply them out costs the loop dearly.
+struct RowWalk {
+  int left;        // steps from this one on
+  int step;        // of the sequence's blocks of rows
+  unsigned block;  // [block, head] of the workspace
+  int64_t q;       // bytes from Q's first row of the sequence and head 0
+
+  __device__ RowWalk(const BwdParams& params, const RowSteps& steps, int64_t first_block,
+                     int head_k)
+      : begin_(steps.begin), end_(steps.end), nheads_(unsigned(params.shape.nheads)) {
+    const Shape& shape = params.shape;
+    const int group = int(shape.nheads / shape.nheads_k), head = head_k * group;
+    left = (end_ - begin_) * group;
+    step = begin_;
+    block = unsigned((first_block + step) * shape.nheads + head);
+    q = (head * params.q.head + step * kRowBlock * params.q.row) * 2;
+    q_step_ = kRowBlock * params.q.row * 2;
+    q_head_ = params.q.head * 2;
+  }
+
+  __device__ void advance() {
+    --left;
+    ++step;
+    block += nheads_;
+    q += q_step_;
+    if (__builtin_expect(step == end_, false)) {  // the next head
+      step = begin_;
+      block += 1 - (end_ - begin_) * nheads_;
+      q += q_head_ - (end_ - begin_) * q_step_;
+    }
+  }
+
+ private:
+  int begin_, end_;
+  unsigned nheads_;
+  int64_t q_step_, q_head_;
+};
+
 // Starts the copies of a step's rows.
 template <class T>
 class StepLoader {
@@ -21,44 +60,41 @@ class StepLoader {
  public:
   __device__ StepLoader(const BwdParams& params, const BwdWorkspace& work,
                         const Sequence& sequence, char* smem)
-      : q_(params.q),
-        work_(work),
-        smem_(smem),
+      : smem_(smem),
         seqlen_q_(sequence.seqlen_q),
-        fill_q_(static_cast<const Element*>(q_.data) + sequence.q_offset(q_), q_.row,
-                int(params.shape.headdim), threadIdx.x),
+        fill_q_(static_cast<const Element*>(params.q.data) + sequence.q_offset(params.q),
+                params.q.row, int(params.shape.headdim), threadIdx.x),
         fill_u_(work.u, params.shape.headdim_v, int(params.shape.headdim_v), threadIdx.x),
-        u_bytes_(params.shape.headdim_v * kRowBlock * 2) {}
+        constants_(reinterpret_cast<const char*>(work.rows) + threadIdx.x * 16),
+        q_comp_bytes_(params.q.comp * 2),
+        u_bytes_(unsigned(params.shape.headdim_v) * kRowBlock * 2) {}
 
-  __device__ void start_q(int stage, int head, int row, int64_t block) const {
-    char* const to = smem_ + T::kQ + stage * T::kQBytes;
-    const int64_t offset = head * q_.head + row * q_.row;
-    fill_q_.start(to, seqlen_q_ - row, offset * 2);
-    fill_q_.start(to + T::QTile::kBytes, seqlen_q_ - row, (offset + q_.comp) * 2);
+  __device__ void start_q(int stage, const RowWalk& at) const {
+    char* const to = smem_ + T::kQ + stage;
+    const int rows_left = seqlen_q_ - at.step * T::kRows;
+    fill_q_.start(to, rows_left, at.q);
+    fill_q_.start(to + T::QTile::kBytes, rows_left, at.q + q_comp_bytes_);
     if (threadIdx.x < sizeof(RowConstants) / 16) {
-      auto* const constants =
-          reinterpret_cast<cute::uint128_t*>(smem_ + T::kConstants) + stage * kConstantChunks;
+      const char* const from = constants_ + uint64_t(at.block) * sizeof(RowConstants);
       using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
-      Copy::copy(reinterpret_cast<const cute::uint128_t*>(work_.rows + block)[threadIdx.x],
-                 constants[threadIdx.x]);
+      Copy::copy(*reinterpret_cast<const cute::uint128_t*>(from),
+                 *reinterpret_cast<cute::uint128_t*>(smem_ + T::kStages + threadIdx.x * 16 + stage));
     }
   }
 
   // All rows of the workspace's block are there, zero behind the last row.
-  __device__ void start_u(int stage, int64_t block) const {
-    fill_u_.start(smem_ + T::kU + stage % T::kStagesU * T::UTile::kBytes, T::kRows,
-                  block * u_bytes_);
+  __device__ void start_u(int stage, const RowWalk& at) const {
+    fill_u_.start(smem_ + T::kU + stage, T::kRows, uint64_t(at.block) * u_bytes_);
   }
 
  private:
-  static constexpr int kConstantChunks = sizeof(RowConstants) / 16;
-  const View& q_;
-  const BwdWorkspace& work_;
   char* smem_;
   int seqlen_q_;
   TileFill<typename T::QTile, T::kThreads> fill_q_;
   TileFill<typename T::UTile, T::kThreads> fill_u_;
-  int64_t u_bytes_;
+  const char* constants_;
+  int64_t q_comp_bytes_;
+  unsigned u_bytes_;
 };
 
 // Brings K to shared memory for good, and V through it into registers.
@@ -78,14 +114,14 @@ __device__ void load_keys(const BwdParams& params, const Sequence& sequence, int
         .start(smem + comp * T::KTile::kBytes, keys_left);
   TileFill<typename T::VTile, T::kThreads>(rows(params.v, 0), params.v.row,
                                            int(params.shape.headdim_v), threadIdx.x)
-      .start(smem + T::kQ, keys_left);
+      .start(smem + T::kStages, keys_left);
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
   __syncthreads();  // K and V, which all threads copied, are there
   const auto lane_v = LaneOffset<typename T::VTile>::chunks_first(lane);
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth)
-    load_matrices(v[depth], smem + T::kQ + lane_v(0, depth) + warp_key * T::VTile::kRowBytes);
+    load_matrices(v[depth], smem + T::kStages + lane_v(warp_key / 16, depth));
   __syncthreads();  // V has been read; Q and u may take its place
 }
 
@@ -193,83 +229,84 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                const __grid_constant__ BwdWorkspace work) {
   extern __shared__ __align__(1024) char smem[];
   const Shape& shape = params.shape;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // The ticket lies where the row constants come after K and V, and so after a barrier.
+  // The shuffle tells the compiler that a warp's number, and all that follows from it, is uniform.
+  const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  // The ticket lies where nothing else comes before the first barrier.
   const KeyBlock tile(params, work.tickets, int(ceil_div(shape.seqlen_k, T::kKeys)),
-                      reinterpret_cast<int*>(smem + T::kConstants));
+                      reinterpret_cast<int*>(smem + T::kMaps));
   const Sequence sequence(shape, params.varlen, tile.batch);
   const int first_key = tile.index * T::kKeys;
   if (first_key >= sequence.seqlen_k) return;
+
+  // Where a lane's row of the first block of an operand lies, if that block is a tile's first.
+  const int rows_first = LaneOffset<typename T::MapTile>::rows_first(lane)(0, 0);
+  const int chunks_first = LaneOffset<typename T::MapTile>::chunks_first(lane)(0, 0);
 
   // S1, S2, dP: this warp's rows of a step and its keys.
   const int first_row_tile = warp % T::kRowGroups * T::kRowTiles;
   const int warp_key = warp / T::kRowGroups * 16;
   uint32_t v[T::kHeadDimV / 16][4];  // [depth][key tile, half of the depth]
   load_keys<T>(params, sequence, tile.head_k, first_key, warp_key, lane, smem, v);
-  const auto lane_q = LaneOffset<typename T::QTile>::rows_first(lane);
-  const auto lane_u = LaneOffset<typename T::UTile>::rows_first(lane);
-  const auto lane_k = LaneOffset<typename T::KTile>::chunks_first(lane);
+  const char* const lane_rows = smem + keep(rows_first + T::UTile::blocks(first_row_tile, 0));
+  const char* const lane_keys = smem + keep(chunks_first + T::KTile::blocks(warp_key / 16, 0));
   const MapWriter<T> maps(smem + T::kMaps, first_row_tile * 16, warp_key, lane,
                           float(params.softmax_scale) * float(M_LOG2E));
 
-  // dV, dK: its keys and columns. Q and u are cut into the same panels.
+  // dV, dK: its keys and columns.
   const GradPart<T> part(warp);
-  const auto lane_map = LaneOffset<typename T::MapTile>::chunks_first(lane).from(part.first_key / 16);
-  const auto lane_rows =
-      LaneOffset<typename T::UTile>::rows_first(lane).from(part.first_col / 16);
-  const int rows_at = part.which == 0 ? T::kU : T::kQ + (part.which - 1) * T::QTile::kBytes;
-  const int rows_stride =
-      part.which != 0 ? T::kQBytes : T::kStagesU == 2 ? T::UTile::kBytes : 0;
+  const int grad_rows = part.which == 0 ? T::kU : T::kQ + (part.which - 1) * T::QTile::kBytes;
+  const char* const lane_grad_map =
+      smem + keep(T::kMaps + part.which * T::MapTile::kBytes + chunks_first +
+                  T::MapTile::blocks(0, part.first_key / 16));
+  const char* const lane_grad_rows =
+      smem + keep((T::kJointK ? 0 : grad_rows) + rows_first +
+                  T::UTile::blocks(0, part.first_col / 16));
+  const bool grad_rows_are_staged = T::kTwoStagesU || part.which != 0;
   GradFragment<T> grad = {};
 
   // dQ: its rows and columns.
   const int dq_group = warp % T::kDqColGroups, dq_comp = dq_group / (T::kDqColGroups / 2);
   const int dq_row_tile = warp / T::kDqColGroups * T::kDqRowTiles;
-  const auto lane_ds = LaneOffset<typename T::MapTile>::rows_first(lane);
-  const auto lane_dq_k = LaneOffset<typename T::KTile>::rows_first(lane).from(
-      dq_group % (T::kDqColGroups / 2) * T::kDqCols / 16);
-  float* const dq = work.dq + lane +
-                    DqLayout<T::kHeadDim>::tile(dq_row_tile, dq_group * T::kDqCols / 8);
+  const int dq_block = dq_group % (T::kDqColGroups / 2) * T::kDqCols / 16;
+  const char* const lane_ds =
+      smem + keep(T::kMaps + (1 + dq_comp) * T::MapTile::kBytes + rows_first +
+                  T::MapTile::blocks(dq_row_tile, 0));
+  const char* const lane_dq_keys = smem + keep(dq_comp % T::kComponentsK * T::KTile::kBytes +
+                                               rows_first + T::KTile::blocks(0, dq_block));
+  const unsigned lane_dq =
+      keep(lane + DqLayout<T::kHeadDim>::tile(dq_row_tile, dq_group * T::kDqCols / 8));
   const Turn turn(work.turns, params.deterministic);
 
   const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
   const RowSteps steps(sight, first_key, T::kKeys, sequence.seqlen_k, T::kRows);
   const StepLoader<T> loader(params, work, sequence, smem);
-  const int64_t first_block =
-      BwdWorkspace::first_block(shape, params.varlen, tile.batch, sequence.q_begin);
-  const auto block_of = [&](int head, int step) {
-    return (first_block + step) * shape.nheads + head;
-  };
-  const int group = int(shape.nheads / shape.nheads_k);
-  int head = tile.head_k * group, step = steps.begin;
-  const int end_head = steps.begin < steps.end ? head + group : head;
-  if (head < end_head) {
-    loader.start_q(0, head, step * T::kRows, block_of(head, step));
-    loader.start_u(0, block_of(head, step));
+  RowWalk next(params, steps,
+               BwdWorkspace::first_block(shape, params.varlen, tile.batch, sequence.q_begin),
+               tile.head_k);
+  if (next.left > 0) {
+    loader.start_q(0, next);
+    loader.start_u(0, next);
     cute::cp_async_fence();
   }
 
-  for (int stage = 0; head < end_head; stage ^= 1) {
-    const bool turns_head = step + 1 == steps.end;
-    const int next_head = head + turns_head, next_step = turns_head ? steps.begin : step + 1;
-    const int64_t block = block_of(head, step), next_block = block_of(next_head, next_step);
+  for (int stage = 0; next.left > 0; stage = T::kStageBytes - stage) {
+    const int step = next.step, other_stage = T::kStageBytes - stage;
+    const unsigned block = next.block;
+    next.advance();
     cute::cp_async_wait<0>();
     // All threads' copies of this step are there. The maps and the other stage have been read.
     __syncthreads();
-    if (next_head < end_head) {
-      loader.start_q(stage ^ 1, next_head, next_step * T::kRows, next_block);
-      if (T::kStagesU == 2) loader.start_u(stage ^ 1, next_block);
+    if (next.left > 0) {
+      loader.start_q(other_stage, next);
+      if (T::kTwoStagesU) loader.start_u(other_stage, next);
       cute::cp_async_fence();
     }
 
-    const char* const q = smem + T::kQ + stage * T::kQBytes;
-    const char* const u = smem + T::kU + stage % T::kStagesU * T::UTile::kBytes;
     {
       ScoreFragment<T> s[2] = {}, dp = {};
-      multiply_scores<T>(s, q, lane_q, first_row_tile, smem + warp_key * T::KTile::kRowBytes,
-                         lane_k);
-      multiply_dp<T>(dp, u, lane_u, first_row_tile, v);
-      const auto& constants = reinterpret_cast<const RowConstants*>(smem + T::kConstants)[stage];
+      multiply_scores<T>(s, lane_rows + T::kQ + stage, lane_keys);
+      multiply_dp<T>(dp, lane_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
+      const auto& constants = *reinterpret_cast<const RowConstants*>(smem + T::kStages + stage);
       if (steps.is_full(step))
         maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
       else
@@ -277,29 +314,28 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     }
     __syncthreads();  // the maps of all warps are there
 
-    const char* const map = smem + T::kMaps;
     if constexpr (T::kJointK) {
-      accumulate_keys<T>(grad[0], map, lane_map, u, lane_rows);
-      accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, lane_map, q, lane_rows);
-      accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes, lane_map, q + T::QTile::kBytes,
-                         lane_rows);
+      const char* const rows = lane_grad_rows + T::kQ + stage;
+      accumulate_keys<T>(grad[0], lane_grad_map,
+                         lane_grad_rows + T::kU + (T::kTwoStagesU ? stage : 0));
+      accumulate_keys<T>(grad[1], lane_grad_map + T::MapTile::kBytes, rows);
+      accumulate_keys<T>(grad[1], lane_grad_map + 2 * T::MapTile::kBytes,
+                         rows + T::QTile::kBytes);
     } else {
-      accumulate_keys<T>(grad[0], map + part.which * T::MapTile::kBytes, lane_map,
-                         smem + rows_at + stage * rows_stride, lane_rows);
+      accumulate_keys<T>(grad[0], lane_grad_map,
+                         lane_grad_rows + (grad_rows_are_staged ? stage : 0));
     }
-    if (T::kStagesU == 1) {
+    if (!T::kTwoStagesU) {
       __syncthreads();  // u has been read by all
-      if (next_head < end_head) {
-        loader.start_u(0, next_block);
+      if (next.left > 0) {
+        loader.start_u(0, next);
         cute::cp_async_fence();
       }
     }
     const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
-    accumulate_dq<T>(map + (1 + dq_comp) * T::MapTile::kBytes, lane_ds, dq_row_tile,
-                     smem + dq_comp % T::kComponentsK * T::KTile::kBytes, lane_dq_k,
-                     dq + block * DqLayout<T::kHeadDim>::kFloats, turn, block,
-                     int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
-    head = next_head, step = next_step;
+    accumulate_dq<T>(lane_ds, lane_dq_keys,
+                     work.dq + (uint64_t(block) * DqLayout<T::kHeadDim>::kFloats + lane_dq), turn,
+                     block, int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
   GradWriter<T>(params, sequence, tile.head_k, first_key, part, warp, lane, smem).run(grad);

@@ -24,7 +24,7 @@ class Turn {
   __device__ Turn(int* turns, bool ordered) : turns_(turns), ordered_(ordered) {}
 
   // For block `block` of all, where `before` key blocks come first.
-  __device__ void wait(int64_t block, int before) const {
+  __device__ void wait(unsigned block, int before) const {
     if (!ordered_) return;
     if (threadIdx.x == 0)
       while (__nv_atomic_load_n(turns_ + block, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) !=
@@ -33,7 +33,7 @@ class Turn {
     __syncthreads();  // those before have added their part
   }
 
-  __device__ void pass_on(int64_t block) const {
+  __device__ void pass_on(unsigned block) const {
     if (!ordered_) return;
     __threadfence();
     __syncthreads();  // all of this CTA's part has been added
@@ -48,23 +48,21 @@ class Turn {
   bool ordered_;
 };
 
-// dq += this warp's rows and columns of dS·K.
+// dq += this warp's rows and columns of dS·K. ds and k: this lane's row of the first block.
 template <class T>
-__device__ void accumulate_dq(const char* ds, const LaneOffset<typename T::MapTile>& lane_ds,
-                              int first_row_tile, const char* k,
-                              const LaneOffset<typename T::KTile>& lane_k, float* dq,
-                              const Turn& turn, int64_t block, int before) {
+__device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Turn& turn,
+                              unsigned block, int before) {
   float acc[T::kDqRowTiles][T::kDqCols / 8][4] = {};  // rows g, g + 8 x columns 2t, 2t + 1
 #pragma unroll
   for (int depth = 0; depth < T::kKeys / 16; ++depth) {
     uint32_t a[T::kDqRowTiles][4];  // 16 rows x 16 keys
 #pragma unroll
     for (int m = 0; m < T::kDqRowTiles; ++m)
-      load_matrices(a[m], ds + lane_ds(first_row_tile + m, depth));
+      load_matrices(a[m], ds + T::MapTile::blocks(m, depth));
 #pragma unroll
     for (int col = 0; col < T::kDqCols / 16; ++col) {
       uint32_t b[4];  // [column tile, half of the keys]
-      load_matrices_transposed(b, k + lane_k(depth, col));
+      load_matrices_transposed(b, k + T::KTile::blocks(depth, col));
 #pragma unroll
       for (int m = 0; m < T::kDqRowTiles; ++m) {
         mma<typename T::Element>(acc[m][2 * col], a[m], b[0], b[1]);

@@ -5,6 +5,9 @@
 
 namespace diffattn::cuda::sm80 {
 
+// Hides from the compiler how x was made; to save a register it would make it anew in every step.
+__device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
+
 // V of a warp's 16 keys, as operand B of dP = u·Vᵀ.
 template <class T>
 using VFragment = uint32_t[T::kHeadDimV / 16][4];
@@ -27,37 +30,33 @@ __device__ void multiply_keys(ScoreFragment<T>& c, const uint32_t (&a)[T::kRowTi
   }
 }
 
+// S1 and S2. q and k: this lane's row of the first block of the warp's rows and keys.
 template <class T>
-__device__ void multiply_scores(ScoreFragment<T> (&s)[2], const char* q,
-                                const LaneOffset<typename T::QTile>& lane_q, int first_row_tile,
-                                const char* k, const LaneOffset<typename T::KTile>& lane_k) {
+__device__ void multiply_scores(ScoreFragment<T> (&s)[2], const char* q, const char* k) {
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDim / 16; ++depth) {
     uint32_t b[T::kComponentsK][4];  // [component][key tile, half of the depth]
 #pragma unroll
     for (int comp = 0; comp < T::kComponentsK; ++comp)
-      load_matrices(b[comp], k + comp * T::KTile::kBytes + lane_k(0, depth));
+      load_matrices(b[comp], k + comp * T::KTile::kBytes + T::KTile::blocks(0, depth));
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
       uint32_t a[T::kRowTiles][4];  // 16 rows x 16 of the depth
 #pragma unroll
       for (int m = 0; m < T::kRowTiles; ++m)
-        load_matrices(a[m], q + comp * T::QTile::kBytes + lane_q(first_row_tile + m, depth));
+        load_matrices(a[m], q + comp * T::QTile::kBytes + T::QTile::blocks(m, depth));
       multiply_keys<T>(s[comp], a, b[comp % T::kComponentsK]);
     }
   }
 }
 
 template <class T>
-__device__ void multiply_dp(ScoreFragment<T>& dp, const char* u,
-                            const LaneOffset<typename T::UTile>& lane_u, int first_row_tile,
-                            const VFragment<T>& v) {
+__device__ void multiply_dp(ScoreFragment<T>& dp, const char* u, const VFragment<T>& v) {
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth) {
     uint32_t a[T::kRowTiles][4];  // 16 rows x 16 of the depth
 #pragma unroll
-    for (int m = 0; m < T::kRowTiles; ++m)
-      load_matrices(a[m], u + lane_u(first_row_tile + m, depth));
+    for (int m = 0; m < T::kRowTiles; ++m) load_matrices(a[m], u + T::UTile::blocks(m, depth));
     multiply_keys<T>(dp, a, v[depth]);
   }
 }
@@ -70,12 +69,15 @@ class MapWriter {
 
  public:
   __device__ MapWriter(char* maps, int first_row, int first_key, int lane, float log2_scale)
-      : first_row_(first_row), first_key_(first_key), lane_(lane), log2_scale_(log2_scale) {
-    const int row = first_row + lane / 4;
-    char* const panel = maps + first_key / MapTile::kPanel * MapTile::kPanelBytes + lane % 4 * 4;
+      : maps_(maps),
+        first_row_(first_row),
+        first_key_(first_key),
+        lane_(lane),
+        log2_scale_(log2_scale) {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      targets_[n] = panel + MapTile::offset(row, first_key % MapTile::kPanel / 8 + n);
+      targets_[n] = keep(MapTile::blocks(first_row / 16, first_key / 16) +
+                         MapTile::offset(lane / 4, n) + lane % 4 * 4);
   }
 
   // Keys are counted from key 0 of the sequence where there is a mask.
@@ -114,30 +116,30 @@ class MapWriter {
 
  private:
   __device__ void store(int map, int r, int n, const float (&x)[2]) const {
-    char* const to = targets_[n] + map * MapTile::kBytes + r * MapTile::kRowBytes;
+    char* const to = maps_ + targets_[n] + map * MapTile::kBytes + r * MapTile::kRowBytes;
     *reinterpret_cast<uint32_t*>(to) = Half<Element>::pack(x[0], x[1]);
   }
 
-  char* targets_[2];  // [key tile]   this lane's word of the first row
+  char* maps_;
+  int targets_[2];  // [key tile]   this lane's word of the first row
   int first_row_, first_key_, lane_;
   float log2_scale_;
 };
 
-// grad += mapᵀ·rows: this warp's keys of a map, and its columns of u or of Q.
-template <class T, class Acc, class Rows>
-__device__ void accumulate_keys(Acc& grad, const char* map,
-                                const LaneOffset<typename T::MapTile>& lane_map, const char* rows,
-                                const LaneOffset<Rows>& lane_rows) {
+// grad += mapᵀ·rows: this warp's keys of a map, and its columns of u or of Q. Both pointers: this
+// lane's row of the first block.
+template <class T, class Acc>
+__device__ void accumulate_keys(Acc& grad, const char* map, const char* rows) {
 #pragma unroll
   for (int depth = 0; depth < T::kRows / 16; ++depth) {
     uint32_t a[T::kGradKeyTiles][4];  // 16 keys x 16 rows
 #pragma unroll
     for (int m = 0; m < T::kGradKeyTiles; ++m)
-      load_matrices_transposed(a[m], map + lane_map(depth, m));
+      load_matrices_transposed(a[m], map + T::MapTile::blocks(depth, m));
 #pragma unroll
     for (int col = 0; col < T::kGradColTiles / 2; ++col) {
       uint32_t b[4];  // [column tile, half of the rows]
-      load_matrices_transposed(b, rows + lane_rows(depth, col));
+      load_matrices_transposed(b, rows + T::UTile::blocks(depth, col));
 #pragma unroll
       for (int m = 0; m < T::kGradKeyTiles; ++m) {
         mma<typename T::Element>(grad[m][2 * col], a[m], b[0], b[1]);

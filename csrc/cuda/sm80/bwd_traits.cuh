@@ -37,28 +37,31 @@ struct BwdTraits {
   static constexpr int kRowLanes =
       kHeadDimV > 128 ? 32 : kHeadDimV > 64 ? 16 : kHeadDimV > 32 ? 8 : 4;
 
-  static constexpr int kPanelK = kDqCols == 48 ? 16 : panel_of<kHeadDim>();
-  using QTile = Tile<kRows, kHeadDim, panel_of<kGradCols>()>;   // one component
-  using UTile = Tile<kRows, kHeadDimV, panel_of<kGradCols>()>;
-  using KTile = Tile<kKeys, kHeadDim, kPanelK>;                 // one component
-  using VTile = Tile<kKeys, kHeadDimV, panel_of<kHeadDimV>()>;  // only until V is in registers
-  using MapTile = Tile<kRows, kKeys, 64>;                       // A, dS1 or dS2
+  // In panels of 16 columns every address is a base and a constant: no exclusive or in the loop.
+  // All tiles of a step's rows have the same panels.
+  using QTile = Tile<kRows, kHeadDim, 16>;  // one component
+  using UTile = Tile<kRows, kHeadDimV, 16>;
+  using KTile = Tile<kKeys, kHeadDim, 16>;   // one component
+  using VTile = Tile<kKeys, kHeadDimV, 16>;  // only until V is in registers
+  using MapTile = Tile<kRows, kKeys, 16>;    // A, dS1 or dS2
   using OutTile = Tile<kGradKeys, kGradCols, panel_of<kGradCols>()>;  // one warp's
 
-  // K, two stages of Q1 and Q2, one or two of u, the maps, two stages of the row constants.
-  static constexpr int kQBytes = 2 * QTile::kBytes;
-  static constexpr int kBytesBesidesU =
-      kComponentsK * KTile::kBytes + 2 * kQBytes + 3 * MapTile::kBytes + 2 * sizeof(RowConstants);
+  // K, two stages of (row constants, Q1, Q2, u), the maps. Where that is too much there is one u,
+  // between the stages and the maps.
   static constexpr int kMostBytes = 99 << 10;  // what every device from 8.0 on has
-  static constexpr int kStagesU = kBytesBesidesU + 2 * UTile::kBytes <= kMostBytes ? 2 : 1;
-  static constexpr int kQ = kComponentsK * KTile::kBytes;
-  static constexpr int kU = kQ + 2 * kQBytes;
-  static constexpr int kMaps = kU + kStagesU * UTile::kBytes;
-  static constexpr int kConstants = kMaps + 3 * MapTile::kBytes;
-  static constexpr int kSmemBytes = kConstants + 2 * sizeof(RowConstants);
+  static constexpr int kBytesBesidesU = kComponentsK * KTile::kBytes + 3 * MapTile::kBytes +
+                                        2 * (sizeof(RowConstants) + 2 * QTile::kBytes);
+  static constexpr bool kTwoStagesU = kBytesBesidesU + 2 * UTile::kBytes <= kMostBytes;
+  static constexpr int kStages = kComponentsK * KTile::kBytes;
+  static constexpr int kQ = kStages + sizeof(RowConstants);
+  static constexpr int kStageBytes =
+      sizeof(RowConstants) + 2 * QTile::kBytes + (kTwoStagesU ? UTile::kBytes : 0);
+  static constexpr int kU = kTwoStagesU ? kQ + 2 * QTile::kBytes : kStages + 2 * kStageBytes;
+  static constexpr int kMaps = kStages + 2 * kStageBytes + (kTwoStagesU ? 0 : UTile::kBytes);
+  static constexpr int kSmemBytes = kMaps + 3 * MapTile::kBytes;
   static_assert(kSmemBytes <= kMostBytes);
-  // V comes through the place of Q, u and the maps, the outputs leave through all.
-  static_assert(VTile::kBytes <= kConstants - kQ);
+  // V comes through the place of the stages, the outputs leave through all.
+  static_assert(kStages + VTile::kBytes <= kMaps);
   static_assert(kWarps * OutTile::kBytes <= kSmemBytes);
   static_assert(kWarps / 4 * kGradKeys * kGradCols * 4 <= kSmemBytes);
 };

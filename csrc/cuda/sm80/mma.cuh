@@ -82,14 +82,6 @@ class LaneOffset {
            row_block * 16 * Tile::kRowBytes;
   }
 
-  // The same, counted from column block `first` on. Within a panel `first` must be a multiple of
-  // the number of column blocks that are then asked for.
-  __device__ LaneOffset from(int first) const {
-    LaneOffset moved = *this;
-    moved.offset_ = (*this)(0, first);
-    return moved;
-  }
-
  private:
   __device__ LaneOffset(int row, int chunk) : offset_(Tile::offset(row, chunk)) {}
   int offset_;

@@ -26,6 +26,13 @@ struct Tile {
     const int permutation = row / (8 / kChunks) % kChunks;
     return row * kRowBytes + (chunk ^ permutation) * 16;
   }
+
+  // Bytes from a block of 16 x 16 to the one so many blocks below and to the right, for any row
+  // of it. In a panel that is wider the permutation would stand in the way.
+  __device__ static constexpr int blocks(int below, int right) {
+    static_assert(kPanel == 16);
+    return right * kPanelBytes + below * 16 * kRowBytes;
+  }
 };
 
 // The widest panel that divides kCols.
@@ -35,19 +42,23 @@ constexpr int panel_of() {
 }
 
 // One thread's share of filling a tile from rows of global memory. Rows from rows_left on and
-// columns from cols on become zeros; nothing of them is read.
+// columns from cols on become zeros; nothing of them is read. Eight neighbouring threads fill one
+// or more rows of a panel, that is different banks, and the next eight the same rows of the next
+// panel, so that a row's 128 bytes are read together.
 template <class Tile, int kThreads>
 class TileFill {
   static constexpr int kPanelChunks = Tile::kRows * Tile::kChunks;
-  static constexpr int kPanelsAtOnce = kPanelChunks < kThreads ? kThreads / kPanelChunks : 1;
+  static constexpr int kGroupRows = 8 / Tile::kChunks;
+  static constexpr int kPanelsAtOnce =
+      kPanelChunks * kGroupRows < kThreads ? kThreads / kPanelChunks : kGroupRows;
   static constexpr int kRowsAtOnce = kThreads / kPanelsAtOnce / Tile::kChunks;
   static_assert(kThreads % Tile::kChunks == 0 && Tile::kRows % kRowsAtOnce == 0);
 
  public:
   __device__ TileFill(const void* rows, int64_t row_stride, int cols, int thread)
       : row_stride_(row_stride * 2) {
-    panel_ = thread / (kThreads / kPanelsAtOnce);
-    row_ = thread % (kThreads / kPanelsAtOnce) / Tile::kChunks;
+    panel_ = thread / 8 % kPanelsAtOnce;
+    row_ = thread / (8 * kPanelsAtOnce) * kGroupRows + thread / Tile::kChunks % kGroupRows;
     const int chunk = thread % Tile::kChunks;
     const int col = panel_ * Tile::kPanel + chunk * kChunk;
     source_ = static_cast<const char*>(rows) + row_ * row_stride_ + col * 2;
