@@ -9,14 +9,11 @@ class Carver {
  public:
   explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
 
-  void* take(int64_t bytes) {
-    char* const part = base_ + used_;
-    used_ += ceil_div(bytes, kAlignment) * kAlignment;
-    return part;
-  }
   template <class Part>
   Part* take(int64_t count) {
-    return static_cast<Part*>(take(count * int64_t(sizeof(Part))));
+    char* const part = base_ + used_;
+    used_ += ceil_div(count * int64_t(sizeof(Part)), kAlignment) * kAlignment;
+    return reinterpret_cast<Part*>(part);
   }
   int64_t used() const { return used_; }
 
@@ -26,7 +23,6 @@ class Carver {
   int64_t used_ = 0;
 };
 
-int64_t padded_headdim(int64_t headdim) { return headdim <= 32 ? 32 : ceil_div(headdim, 32) * 32; }
 
 // What has to be zero at first lies in front: `zeros` bytes.
 BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
@@ -41,9 +37,10 @@ BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
   work.turns = carver.take<int>(params.deterministic ? blocks : 0);
   work.weight_parts = carver.take<float>(params.dnorm_weight ? blocks * s.headdim_v : 0);
   zeros = carver.used();
-  work.rows = carver.take<RowConstants>(blocks);
-  work.dq = carver.take<float>(blocks * kRowBlock * 2 * padded_headdim(s.headdim));
-  work.u = carver.take(blocks * kRowBlock * s.headdim_v * 2);
+  const int64_t headdim = ceil_div(s.headdim, 32) * 32, headdim_v = is_narrow(s) ? headdim : 2 * headdim;
+  const int64_t u_bytes = kRowBlock * headdim_v * 2;
+  work.rows = carver.take<char>(blocks * (int64_t(sizeof(RowConstants)) + u_bytes));
+  work.dq = carver.take<float>(blocks * kRowBlock * 2 * headdim);
   return work;
 }
 

@@ -16,8 +16,7 @@ struct RowConstants {
 };
 
 struct BwdWorkspace {
-  void* u;              // [block, head, kRowBlock, dv]   16-bit: the gradient of O but for rstd
-  RowConstants* rows;   // [block, head]
+  char* rows;           // [block, head]   RowConstants; u, the gradient of O but for rstd, as a tile
   float* dq;            // [block, head, 2, 2·d/8, 4, 32]   d padded; accumulator fragments
   float* weight_parts;  // [block, head, dv]   each block's part of the norm weight's gradient
   int* turns;           // [block, head]   key blocks that have added to dq
@@ -31,5 +30,12 @@ struct BwdWorkspace {
     return b * (ceil_div(shape.seqlen_q, kRowBlock));
   }
 };
+
+// Whether the narrow kernels serve a problem: V as wide as Q and a K that both components share
+// (DIFF V2). All else is for the wide ones, which pad what is missing. Head dims are padded to
+// multiples of 32.
+inline bool is_narrow(const Shape& shape) {
+  return shape.headdim_v == shape.headdim && shape.k_components == 1;
+}
 
 }  // namespace diffattn::cuda

@@ -64,37 +64,40 @@ class StepLoader {
         seqlen_q_(sequence.seqlen_q),
         fill_q_(static_cast<const Element*>(params.q.data) + sequence.q_offset(params.q),
                 params.q.row, int(params.shape.headdim), threadIdx.x),
-        fill_u_(work.u, params.shape.headdim_v, int(params.shape.headdim_v), threadIdx.x),
-        constants_(reinterpret_cast<const char*>(work.rows) + threadIdx.x * 16),
-        q_comp_bytes_(params.q.comp * 2),
-        u_bytes_(unsigned(params.shape.headdim_v) * kRowBlock * 2) {}
+        rows_(work.rows),
+        q_comp_bytes_(params.q.comp * 2) {}
 
   __device__ void start_q(int stage, const RowWalk& at) const {
     char* const to = smem_ + T::kQ + stage;
     const int rows_left = seqlen_q_ - at.step * T::kRows;
     fill_q_.start(to, rows_left, at.q);
     fill_q_.start(to + T::QTile::kBytes, rows_left, at.q + q_comp_bytes_);
-    if (threadIdx.x < sizeof(RowConstants) / 16) {
-      const char* const from = constants_ + uint64_t(at.block) * sizeof(RowConstants);
-      using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
-      Copy::copy(*reinterpret_cast<const cute::uint128_t*>(from),
-                 *reinterpret_cast<cute::uint128_t*>(smem_ + T::kStages + threadIdx.x * 16 + stage));
-    }
+    copy<0, sizeof(RowConstants)>(smem_ + T::kStages + stage, at);
   }
 
-  // All rows of the workspace's block are there, zero behind the last row.
   __device__ void start_u(int stage, const RowWalk& at) const {
-    fill_u_.start(smem_ + T::kU + stage, T::kRows, uint64_t(at.block) * u_bytes_);
+    copy<sizeof(RowConstants), T::UTile::kBytes>(smem_ + T::kU + stage, at);
   }
 
  private:
+  // Some of what the preparation left of the rows: it is laid out as it is wanted here.
+  template <int kFrom, int kBytes>
+  __device__ void copy(char* to, const RowWalk& at) const {
+    using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
+    const unsigned mine = threadIdx.x * 16;
+    const char* const from = rows_ + (uint64_t(at.block) * T::kRowsBytes + mine);
+#pragma unroll
+    for (int i = 0; i < kBytes; i += T::kThreads * 16)
+      if (i + T::kThreads * 16 <= kBytes || i + mine < kBytes)
+        Copy::copy(*reinterpret_cast<const cute::uint128_t*>(from + (kFrom + i)),
+                   *reinterpret_cast<cute::uint128_t*>(to + mine + i));
+  }
+
   char* smem_;
   int seqlen_q_;
   TileFill<typename T::QTile, T::kThreads> fill_q_;
-  TileFill<typename T::UTile, T::kThreads> fill_u_;
-  const char* constants_;
+  const char* rows_;
   int64_t q_comp_bytes_;
-  unsigned u_bytes_;
 };
 
 // Brings K to shared memory for good, and V through it into registers.
@@ -239,28 +242,27 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (first_key >= sequence.seqlen_k) return;
 
   // Where a lane's row of the first block of an operand lies, if that block is a tile's first.
-  const int rows_first = LaneOffset<typename T::MapTile>::rows_first(lane)(0, 0);
-  const int chunks_first = LaneOffset<typename T::MapTile>::chunks_first(lane)(0, 0);
+  const char* const rows_first = smem + keep(LaneOffset<typename T::MapTile>::rows_first(lane)(0, 0));
+  const char* const chunks_first =
+      smem + keep(LaneOffset<typename T::MapTile>::chunks_first(lane)(0, 0));
 
   // S1, S2, dP: this warp's rows of a step and its keys.
   const int first_row_tile = warp % T::kRowGroups * T::kRowTiles;
   const int warp_key = warp / T::kRowGroups * 16;
   uint32_t v[T::kHeadDimV / 16][4];  // [depth][key tile, half of the depth]
   load_keys<T>(params, sequence, tile.head_k, first_key, warp_key, lane, smem, v);
-  const char* const lane_rows = smem + keep(rows_first + T::UTile::blocks(first_row_tile, 0));
-  const char* const lane_keys = smem + keep(chunks_first + T::KTile::blocks(warp_key / 16, 0));
+  const int score_rows = keep_uniform(T::UTile::blocks(first_row_tile, 0));
+  const int score_keys = keep_uniform(T::KTile::blocks(warp_key / 16, 0));
   const MapWriter<T> maps(smem + T::kMaps, first_row_tile * 16, warp_key, lane,
                           float(params.softmax_scale) * float(M_LOG2E));
 
   // dV, dK: its keys and columns.
   const GradPart<T> part(warp);
-  const int grad_rows = part.which == 0 ? T::kU : T::kQ + (part.which - 1) * T::QTile::kBytes;
-  const char* const lane_grad_map =
-      smem + keep(T::kMaps + part.which * T::MapTile::kBytes + chunks_first +
-                  T::MapTile::blocks(0, part.first_key / 16));
-  const char* const lane_grad_rows =
-      smem + keep((T::kJointK ? 0 : grad_rows) + rows_first +
-                  T::UTile::blocks(0, part.first_col / 16));
+  const int grad_map = keep_uniform(T::kMaps + part.which * T::MapTile::kBytes +
+                                    T::MapTile::blocks(0, part.first_key / 16));
+  const int grad_rows_of = part.which == 0 ? T::kU : T::kQ + (part.which - 1) * T::QTile::kBytes;
+  const int grad_rows = keep_uniform((T::kJointK ? 0 : grad_rows_of) +
+                                     T::UTile::blocks(0, part.first_col / 16));
   const bool grad_rows_are_staged = T::kTwoStagesU || part.which != 0;
   GradFragment<T> grad = {};
 
@@ -268,13 +270,12 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int dq_group = warp % T::kDqColGroups, dq_comp = dq_group / (T::kDqColGroups / 2);
   const int dq_row_tile = warp / T::kDqColGroups * T::kDqRowTiles;
   const int dq_block = dq_group % (T::kDqColGroups / 2) * T::kDqCols / 16;
-  const char* const lane_ds =
-      smem + keep(T::kMaps + (1 + dq_comp) * T::MapTile::kBytes + rows_first +
-                  T::MapTile::blocks(dq_row_tile, 0));
-  const char* const lane_dq_keys = smem + keep(dq_comp % T::kComponentsK * T::KTile::kBytes +
-                                               rows_first + T::KTile::blocks(0, dq_block));
-  const unsigned lane_dq =
-      keep(lane + DqLayout<T::kHeadDim>::tile(dq_row_tile, dq_group * T::kDqCols / 8));
+  const int dq_map = keep_uniform(T::kMaps + (1 + dq_comp) * T::MapTile::kBytes +
+                                  T::MapTile::blocks(dq_row_tile, 0));
+  const int dq_keys = keep_uniform(dq_comp % T::kComponentsK * T::KTile::kBytes +
+                                   T::KTile::blocks(0, dq_block));
+  const unsigned dq_to = 4 * keep(lane + DqLayout<T::kHeadDim>::tile(
+                                             dq_row_tile, dq_group * T::kDqCols / 8));
   const Turn turn(work.turns, params.deterministic);
 
   const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
@@ -304,8 +305,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
     {
       ScoreFragment<T> s[2] = {}, dp = {};
-      multiply_scores<T>(s, lane_rows + T::kQ + stage, lane_keys);
-      multiply_dp<T>(dp, lane_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
+      multiply_scores<T>(s, rows_first + score_rows + T::kQ + stage,
+                         chunks_first + score_keys);
+      multiply_dp<T>(dp, rows_first + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
       const auto& constants = *reinterpret_cast<const RowConstants*>(smem + T::kStages + stage);
       if (steps.is_full(step))
         maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
@@ -315,15 +317,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     __syncthreads();  // the maps of all warps are there
 
     if constexpr (T::kJointK) {
-      const char* const rows = lane_grad_rows + T::kQ + stage;
-      accumulate_keys<T>(grad[0], lane_grad_map,
-                         lane_grad_rows + T::kU + (T::kTwoStagesU ? stage : 0));
-      accumulate_keys<T>(grad[1], lane_grad_map + T::MapTile::kBytes, rows);
-      accumulate_keys<T>(grad[1], lane_grad_map + 2 * T::MapTile::kBytes,
-                         rows + T::QTile::kBytes);
+      const char *const rows = rows_first + grad_rows, *const map = chunks_first + grad_map;
+      accumulate_keys<T>(grad[0], map, rows + T::kU + (T::kTwoStagesU ? stage : 0));
+      accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, rows + T::kQ + stage);
+      accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes,
+                         rows + T::kQ + T::QTile::kBytes + stage);
     } else {
-      accumulate_keys<T>(grad[0], lane_grad_map,
-                         lane_grad_rows + (grad_rows_are_staged ? stage : 0));
+      accumulate_keys<T>(grad[0], chunks_first + grad_map,
+                         rows_first + grad_rows + (grad_rows_are_staged ? stage : 0));
     }
     if (!T::kTwoStagesU) {
       __syncthreads();  // u has been read by all
@@ -333,8 +334,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       }
     }
     const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
-    accumulate_dq<T>(lane_ds, lane_dq_keys,
-                     work.dq + (uint64_t(block) * DqLayout<T::kHeadDim>::kFloats + lane_dq), turn,
+    char* const dq = reinterpret_cast<char*>(work.dq) +
+                     (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + dq_to);
+    accumulate_dq<T>(rows_first + dq_map, rows_first + dq_keys, reinterpret_cast<float*>(dq), turn,
                      block, int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
@@ -359,15 +361,12 @@ void launch_tiles(const BwdParams& params, const BwdWorkspace& work, cudaStream_
   check(cudaGetLastError(), "backward: launch of the rounding of dq");
 }
 
-// Head dims up to kHeadDim. The narrow kernel is for a V as wide as Q and a shared K (DIFF V2); all
-// else is served by the wide one, which pads what is missing.
+// Head dims up to kHeadDim.
 template <int kHeadDim>
 void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t stream) {
-  const Shape& shape = params.shape;
-  const bool narrow = shape.headdim_v == shape.headdim && shape.k_components == 1;
   const auto launch = [&](auto element) {
     using Element = decltype(element);
-    narrow ? launch_tiles<BwdTraits<Element, kHeadDim, kHeadDim>>(params, work, stream)
+    is_narrow(params.shape) ? launch_tiles<BwdTraits<Element, kHeadDim, kHeadDim>>(params, work, stream)
            : launch_tiles<BwdTraits<Element, kHeadDim, 2 * kHeadDim>>(params, work, stream);
   };
   params.dtype == DType::bf16 ? launch(__nv_bfloat16()) : launch(__half());

@@ -48,8 +48,7 @@ class RowPreparation {
         dv_(int(params.shape.headdim_v)),
         normed_(params.norm.eps >= 0),
         scale_(float(params.norm.scale)),
-        rows_(work.rows[block]),
-        u_(static_cast<Element*>(work.u) + block * kRowBlock * dv_) {
+        rows_(work.rows + block * T::kRowsBytes) {
     const auto* weight = static_cast<const float*>(params.norm.weight);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
@@ -90,14 +89,19 @@ class RowPreparation {
     unpack_chunk<Element>(chunk, x);
   }
 
-  // Rounds u, for all that follows is to agree with what the tensor cores see.
+  // Rounds u, for all that follows is to agree with what the tensor cores see. It is laid out as the
+  // main kernel's tile, with zeros in the columns that only the tile has.
   __device__ void store_u(int r, float (&u)[kChunk]) const {
     uint32_t pairs[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) pairs[i] = Half<Element>::pack(u[2 * i], u[2 * i + 1]);
     const uint4 chunk{pairs[0], pairs[1], pairs[2], pairs[3]};
     unpack_chunk<Element>(chunk, u);
-    if (has_columns()) *reinterpret_cast<uint4*>(u_ + r * dv_ + col_) = chunk;
+    if (col_ >= T::kHeadDimV) return;
+    using Tile = typename T::UTile;
+    char* const to = rows_ + sizeof(RowConstants) + col_ / Tile::kPanel * Tile::kPanelBytes +
+                     Tile::offset(r, col_ % Tile::kPanel / kChunk);
+    *reinterpret_cast<uint4*>(to) = chunk;
   }
 
   // A row behind the sequence's last: P = exp2(-inf) = 0.
@@ -108,8 +112,9 @@ class RowPreparation {
   }
 
   __device__ void store_constants(int r, const float4& x, float minus_lambda) const {
-    rows_.exponent_and_sums[r] = x;
-    rows_.minus_lambda[r] = minus_lambda;
+    auto* const constants = reinterpret_cast<RowConstants*>(rows_);
+    constants->exponent_and_sums[r] = x;
+    constants->minus_lambda[r] = minus_lambda;
   }
 
   __device__ void prepare(int r, int row) {
@@ -180,8 +185,7 @@ class RowPreparation {
   int head_, first_row_, col_, dv_;
   bool normed_;
   float scale_, weight_[kChunk];
-  RowConstants& rows_;
-  Element* u_;
+  char* rows_;  // the block's
 };
 
 // The norm weight's gradient of a block: the threads' parts, added in a fixed order.

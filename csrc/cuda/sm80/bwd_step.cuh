@@ -8,6 +8,10 @@ namespace diffattn::cuda::sm80 {
 // Hides from the compiler how x was made; to save a register it would make it anew in every step.
 __device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
 
+// The same for what is equal in a warp: the compiler learns that it is, and that costs no register
+// of each lane.
+__device__ inline int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 // V of a warp's 16 keys, as operand B of dP = u·Vᵀ.
 template <class T>
 using VFragment = uint32_t[T::kHeadDimV / 16][4];
@@ -69,15 +73,14 @@ class MapWriter {
 
  public:
   __device__ MapWriter(char* maps, int first_row, int first_key, int lane, float log2_scale)
-      : maps_(maps),
+      : maps_(maps + keep_uniform(MapTile::blocks(first_row / 16, first_key / 16))),
         first_row_(first_row),
         first_key_(first_key),
         lane_(lane),
         log2_scale_(log2_scale) {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      targets_[n] = keep(MapTile::blocks(first_row / 16, first_key / 16) +
-                         MapTile::offset(lane / 4, n) + lane % 4 * 4);
+      targets_[n] = keep(MapTile::offset(lane / 4, n) + lane % 4 * 4);
   }
 
   // Keys are counted from key 0 of the sequence where there is a mask.

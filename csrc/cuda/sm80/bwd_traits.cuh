@@ -46,6 +46,9 @@ struct BwdTraits {
   using MapTile = Tile<kRows, kKeys, 16>;    // A, dS1 or dS2
   using OutTile = Tile<kGradKeys, kGradCols, panel_of<kGradCols>()>;  // one warp's
 
+  // What the preparation leaves of a block of rows, in the order in which it lies here too.
+  static constexpr int kRowsBytes = sizeof(RowConstants) + UTile::kBytes;
+
   // K, two stages of (row constants, Q1, Q2, u), the maps. Where that is too much there is one u,
   // between the stages and the maps.
   static constexpr int kMostBytes = 99 << 10;  // what every device from 8.0 on has
