@@ -13,6 +13,7 @@ namespace diffattn::cuda::sm80 {
 
 constexpr int kPrepareThreads = 128;
 
+// Over the lanes that share a row.
 template <int kLanes>
 __device__ float sum_over(float x) {
 #pragma unroll
@@ -60,16 +61,10 @@ class RowPreparation {
   float weight_sum[kChunk];  // this thread's part of the norm weight's gradient
 
   __device__ void run() {
-    for (int r = threadIdx.x / kLanes; r < kRowBlock; r += kStride) {
-      if (first_row_ + r < sequence_.seqlen_q)
-        prepare(r, first_row_ + r);
-      else
-        leave_empty(r);
-    }
+    for (int r = threadIdx.x / kLanes; r < kRowBlock; r += kStride) prepare(r, first_row_ + r);
   }
 
  private:
-  __device__ bool has_columns() const { return col_ < dv_; }
   __device__ bool leads() const { return threadIdx.x % kLanes == 0; }
 
   __device__ int64_t offset(const View& v, int row) const {
@@ -82,7 +77,7 @@ class RowPreparation {
 
   __device__ void load(const View& v, int row, float (&x)[kChunk]) const {
     uint4 chunk{0, 0, 0, 0};
-    if (has_columns()) {
+    if (row < sequence_.seqlen_q && col_ < dv_) {
       const auto* from = static_cast<const Element*>(v.data) + offset(v, row) + col_;
       chunk = *reinterpret_cast<const uint4*>(from);
     }
@@ -104,25 +99,20 @@ class RowPreparation {
     *reinterpret_cast<uint4*>(to) = chunk;
   }
 
-  // A row behind the sequence's last: P = exp2(-inf) = 0.
-  __device__ void leave_empty(int r) const {
-    float u[kChunk] = {};
-    store_u(r, u);
-    if (leads()) store_constants(r, {-INFINITY, -INFINITY, 0, 0}, 0);
-  }
-
   __device__ void store_constants(int r, const float4& x, float minus_lambda) const {
     auto* const constants = reinterpret_cast<RowConstants*>(rows_);
     constants->exponent_and_sums[r] = x;
     constants->minus_lambda[r] = minus_lambda;
   }
 
+  // A row behind the sequence's last is one of zeros, and P = exp2(-inf) = 0.
   __device__ void prepare(int r, int row) {
+    const bool is_there = row < sequence_.seqlen_q;
     float u[kChunk], o[kChunk], o2[kChunk];
     load(p_.dout, row, u);
     load(p_.o, row, o);
     load(p_.o2, row, o2);
-    const float rstd = normed_ ? number(p_.rstd, row) : 1.f;
+    const float rstd = normed_ && is_there ? number(p_.rstd, row) : 1.f;
     if (normed_)
       take_back_norm(u, o, rstd);
     else
@@ -142,6 +132,10 @@ class RowPreparation {
     d = sum_over<kLanes>(d);
     d2 = sum_over<kLanes>(d2);
     if (!leads()) return;
+    if (!is_there) {
+      store_constants(r, {-INFINITY, -INFINITY, 0, 0}, 0);
+      return;
+    }
 
     // Without a norm it is O·scale that forward left.
     if (!normed_) d = scale_ == 0 ? 0.f : d / scale_;
