@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.modified import newer_group
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # build backends run this file from elsewhere
+import build_cuda  # noqa: E402
+
 PYTHON_API = "0x030A0000"  # Python 3.10
 TORCH_API = "0x020A000000000000"  # torch 2.10, the first stable ABI with parallel_for
 FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]
@@ -36,12 +42,26 @@ def files(folder: str, pattern: str) -> list[str]:
 
 
 class Build(BuildExtension):
-    """Torch's build, after the files that need flags of their own, for it knows one set only."""
+    """Torch's build, after the files that need a compiler or flags of their own.
+
+    Those are compiled when something they are made from has changed; torch forces everything, and
+    leaves it to ninja to know better.
+    """
 
     def build_extensions(self) -> None:
+        by_name = {extension.name: extension for extension in self.extensions}
+        jobs: list[tuple[Extension, Callable[[], str]]] = [
+            (by_name["diffattn_cuda._cpu"], partial(self.compile_for, name)) for name in ISA_FLAGS
+        ]
+        if cuda := by_name.get("diffattn_cuda._cuda"):
+            toolkit = build_cuda.Toolkit()
+            jobs += [(cuda, partial(toolkit.compile, path)) for path in build_cuda.sources()]
+            cuda.extra_link_args.append(toolkit.runtime())
         with ThreadPool(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            objects = pool.map(self.compile_for, ISA_FLAGS)
-        self.extensions[0].extra_objects.extend(objects)
+            objects = pool.map(lambda job: job[1](), jobs, chunksize=1)
+        for (extension, _), path in zip(jobs, objects, strict=True):
+            extension.extra_objects.append(path)
+            extension.depends.append(path)
         super().build_extensions()
 
     def compile_for(self, name: str) -> str:
@@ -49,23 +69,41 @@ class Build(BuildExtension):
         target = Path(self.build_temp) / f"{name}.o"
         target.parent.mkdir(parents=True, exist_ok=True)
         inputs = [source, "setup.py", *files("csrc", "*.h"), *files("csrc/cpu", "*.h")]
-        if self.force or newer_group(inputs, str(target)):
+        if newer_group(inputs, str(target), missing="newer"):
             compiler = self.compiler.compiler_so_cxx
             self.spawn([*compiler, *FLAGS, *ISA_FLAGS[name], "-c", source, "-o", str(target)])
         return str(target)
 
 
-cpu = CppExtension(
-    "diffattn_cuda._cpu",
-    ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp", *files("csrc/bindings", "*.cpp")],
-    depends=[*files("csrc", "*.h"), *files("csrc/bindings", "*.h"), *files("csrc/cpu", "*.h")],
-    py_limited_api=True,
-    define_macros=[("Py_LIMITED_API", PYTHON_API), ("TORCH_TARGET_VERSION", TORCH_API)],
-    extra_compile_args=FLAGS,
-)
+def module(name: str, sources: list[str], macros: list[str], link: list[str]) -> Extension:
+    return CppExtension(
+        f"diffattn_cuda.{name}",
+        sources,
+        depends=[*files("csrc", "*.h"), *files("csrc/bindings", "*.h"), *files("csrc/cpu", "*.h")],
+        py_limited_api=True,
+        define_macros=[
+            ("Py_LIMITED_API", PYTHON_API),
+            ("TORCH_TARGET_VERSION", TORCH_API),
+            *((macro, None) for macro in macros),
+        ],  # fmt: skip
+        # Torch's headers would warn under our flags.
+        extra_compile_args=[*FLAGS, *(f"-isystem{path}" for path in include_paths())],
+        extra_link_args=link,
+    )
+
+
+bindings = files("csrc/bindings", "*.cpp")
+cuda_bindings = files("csrc/bindings", "cuda*.cpp")
+cpu_sources = ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"]
+modules = [module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], [], [])]
+if build_cuda.wanted():
+    # libtorch.so brings torch's CUDA library where there is one, and nothing else refers to it;
+    # the CUDA runtime is ours alone: torch's own, of another version, must not see it.
+    link = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-pthread"]
+    modules.append(module("_cuda", cuda_bindings, ["USE_CUDA"], link))
 
 setup(
-    ext_modules=[cpu],
+    ext_modules=modules,
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -34,7 +34,8 @@ struct Norm {
   double scale = 1;
 };
 
-// Offsets of each sequence in a packed batch, [batch + 1]; absent where the batch is dense.
+// Offsets of each sequence in a packed batch, [batch + 1]; absent where the batch is dense. A backend
+// that cannot read them beforehand keeps every access inside the totals.
 struct Varlen {
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* cu_seqlens_k = nullptr;
@@ -134,7 +135,8 @@ const char* isa();
 
 namespace cuda {
 
-// stream is a cudaStream_t. Throws std::runtime_error where the device or a size is not supported.
+// stream is a cudaStream_t. Base and strides of q, k, v and norm.weight are multiples of 16 bytes.
+// Throws std::runtime_error where the device or a size is not supported.
 void fwd(const FwdParams&, void* stream);
 
 // The workspace need not be initialised, and holds nothing that outlives the call.

@@ -7,6 +7,8 @@ into this form. With cu_seqlens the first two dimensions are one.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from typing import Any, NoReturn
 
 import torch
@@ -84,8 +86,8 @@ def _decode_fake(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options, _training = inputs
     out, lse, o, o2, rstd = output
-    # Without a norm the output is O itself. On CPU nothing of O is needed then.
-    o = out if q.device.type == "cuda" and o.numel() == 0 else o
+    # Without a norm the output is O itself, and a backward that has O2 wants it too.
+    o = out if o2.dim() == out.dim() != o.dim() else o
     ctx.save_for_backward(q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k)
     ctx.options = options
     ctx.set_materialize_grads(False)
@@ -148,7 +150,34 @@ def _cast(arg: Any, dtype: torch.dtype) -> Any:
     return arg.to(dtype) if eligible else arg
 
 
+def _load_cuda() -> str:
+    """Loads the CUDA kernels where there are any; else says why not, and what to do."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA: install one that was"
+    if importlib.util.find_spec(f"{__package__}._cuda") is None:
+        return (
+            "this diffattn_cuda was built without its CUDA module: install nvcc and build it again "
+            "with DIFFATTN_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
+        )
+    importlib.import_module(f"{__package__}._cuda")
+    return ""
+
+
+def _refuse_cuda(op: str, why: str) -> None:
+    def refuse(*args: Any) -> NoReturn:
+        raise RuntimeError(f"diffattn::{op} got CUDA tensors, but {why}")
+
+    _library.impl(op, refuse, "CUDA")
+
+
 _library = torch.library.Library("diffattn", "IMPL")
+
+_missing = _load_cuda()
+if _missing:
+    _refuse_cuda("fwd", _missing)
+_refuse_cuda("bwd", _missing or "the backward kernels for CUDA do not exist yet: use CPU tensors")
+_refuse_cuda("decode", _missing or "the decode kernels for CUDA do not exist yet: use CPU tensors")
+
 for _device in ("CPU", "CUDA"):
     _register_autocast("fwd", _device, (0, 1, 2))
     _register_autocast("decode", _device, (0, 4, 5, 6, 7))

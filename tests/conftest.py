@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"],
+    parser.addoption("--device", default="cpu", choices=["cpu", "sim", "cuda"],
                      help="where the implementation under test runs")  # fmt: skip
+    parser.addoption("--sim-profile", default="sm_80", help="--device sim: which GPU")
+    parser.addoption("--sim-seed", default=0, type=int, help="--device sim: what hardware decides")
     parser.addoption("--impl", default="package", choices=["package", "reference"],
                      help="what to test; the reference tests the suite itself")  # fmt: skip
 
@@ -34,7 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _load(config: pytest.Config) -> Impl:
-    return impls.load(config.getoption("--device"), config.getoption("--impl"))
+    options = ("--device", "--impl", "--sim-profile", "--sim-seed")
+    return impls.load(*(config.getoption(option) for option in options))
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +46,21 @@ def impl(request: pytest.FixtureRequest) -> Impl:
     return _load(request.config)
 
 
+@pytest.fixture
+def sim(impl: Impl) -> Any:
+    """The simulated GPU, for tests of what only it can show."""
+    from support import simulator
+
+    return simulator.start()
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def _uses(item: pytest.Item, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
 
 
 def _runs(item: pytest.Item, impl: Impl) -> bool:
@@ -56,11 +72,19 @@ def _runs(item: pytest.Item, impl: Impl) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect, rather than skip, what the chosen implementation does not claim to do."""
-    mine = [item for item in items if "impl" in getattr(item, "fixturenames", ())]
+    """Deselect, rather than skip, what the chosen implementation does not claim to do.
+
+    The simulator takes the CPU's place, so tests that want the CPU itself cannot run beside it.
+    """
+    mine = [item for item in items if _uses(item, "impl")]
     if not mine:
         return
-    impl = _load(config)
+    impl, simulated = _load(config), config.getoption("--device") == "sim"
     dropped = [item for item in mine if not _runs(item, impl)]
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = [item for item in items if item not in set(dropped)]
+    if simulated:
+        dropped += [item for item in items if item not in set(mine)]
+    else:
+        dropped += [item for item in mine if _uses(item, "sim")]
+    gone = set(dropped)
+    config.hook.pytest_deselected(items=list(gone))
+    items[:] = [item for item in items if item not in gone]

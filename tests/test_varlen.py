@@ -106,6 +106,7 @@ def test_equals_the_dense_function(impl: Impl, dtype: torch.dtype, pack: str, la
         torch.testing.assert_close(lse[..., rows], expected[1][:, 0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.needs("has_backward")
 @DTYPE
 @PACKS
 def test_gradients_equal_the_dense_functions(impl: Impl, dtype: torch.dtype, pack: str) -> None:
@@ -138,7 +139,7 @@ def test_poison_in_other_sequences_stays_there(impl: Impl, dtype: torch.dtype, p
     def results(p: Problem) -> list[Tensor]:
         leaves = [x.clone().requires_grad_() for x in (flat(p.q[0]), flat(p.k[0]), p.v[0])]
         out, lse = packed.call(impl, *leaves, p.lam[0], return_lse=True)  # type: ignore[index]
-        grads = torch.autograd.grad(out, leaves, p.dout[0])
+        grads = torch.autograd.grad(out, leaves, p.dout[0]) if impl.has_backward else []
         return [out.detach(), lse.detach().permute(2, 0, 1), *grads]
 
     clean = results(packed.dense)
@@ -148,8 +149,8 @@ def test_poison_in_other_sequences_stays_there(impl: Impl, dtype: torch.dtype, p
         dirty = results(packed.dense.but(q=q, k=k, v=v))
         for other, (rows2, keys2, _) in enumerate(packed.sequences()):
             if other != poisoned:
-                for a, b, index in zip(clean, dirty, (rows2, rows2, rows2, keys2, keys2),
-                                       strict=True):  # fmt: skip
+                places = (rows2, rows2, rows2, keys2, keys2)[: len(clean)]
+                for a, b, index in zip(clean, dirty, places, strict=True):
                     assert torch.equal(a[index], b[index])
 
 

@@ -1,10 +1,14 @@
 // Forward and backward: from tensors to the waist's params, for any device.
 #pragma once
+#include <tuple>
 #include <vector>
 
 #include "checks.h"
 
 namespace diffattn::bindings {
+
+// out, lse, o, o2, rstd of fwd; dq, dk, dv, dlam, dnorm_weight of bwd.
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // The arguments that fwd and bwd share, checked, rows made contiguous.
 struct Attention {
@@ -38,10 +42,11 @@ struct Attention {
 
   Varlen varlen() const {
     if (!packed) return {};
-    return {int32_data(cu_seqlens_q), int32_data(cu_seqlens_k), q.size(0), k.size(0)};
+    return {int32_data(cu_seqlens_q), int32_data(cu_seqlens_k), total_q(), total_k()};
   }
   bool empty() const { return q.numel() == 0; }
   int64_t total_q() const { return q.size(0); }
+  int64_t total_k() const { return k.size(0); }
 
   // ([comps,] batch, nheads, seqlen_q), or packed ([comps,] nheads, total_q)
   Tensor new_statistics(bool components) const {

@@ -1,46 +1,17 @@
-// Forward and backward on CPU tensors, deterministic whether asked or not. Values are checked here
-// too, for they can be read.
+// Forward and backward on CPU tensors, deterministic whether asked or not.
 #include <torch/csrc/stable/library.h>
 
-#include "attention.h"
 #include "cpu_parallel.h"
+#include "cu_seqlens.h"
 
 namespace diffattn::bindings {
 namespace {
 
-// Returns the longest length.
-int64_t check_cu_seqlens(const char* name, const Tensor& t, int64_t total, const char* total_name,
-                         int64_t max_seqlen, const char* max_name) {
-  const auto* cu = static_cast<const int32_t*>(t.data_ptr());
-  const int64_t batch = t.size(0) - 1;
-  int64_t longest = 0;
-  check(cu[0] == 0, name, "[0] is ", cu[0], ", expected 0");
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t length = int64_t(cu[b + 1]) - cu[b];
-    check(length >= 0, name, " must not decrease: ", name, "[", b, "] is ", cu[b], ", ", name, "[",
-          b + 1, "] is ", cu[b + 1]);
-    check(length <= max_seqlen, max_name, " is ", max_seqlen, ", but sequence ", b, " has length ",
-          length);
-    longest = length > longest ? length : longest;
-  }
-  check(cu[batch] == total, name, "[-1] is ", cu[batch], ", expected ", total_name, " = ", total);
-  return longest;
-}
-
-// max_seqlen_q and max_seqlen_k are only bounds; work and memory go by the lengths there are.
-void check_values(Attention& a) {
-  if (!a.packed) return;
-  a.shape.seqlen_q = check_cu_seqlens("cu_seqlens_q", *a.cu_seqlens_q, a.q.size(0), "total_q",
-                                      a.shape.seqlen_q, "max_seqlen_q");
-  a.shape.seqlen_k = check_cu_seqlens("cu_seqlens_k", *a.cu_seqlens_k, a.k.size(0), "total_k",
-                                      a.shape.seqlen_k, "max_seqlen_k");
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(
-    Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
-    OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
-    int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
-    std::optional<double> norm_eps, double out_scale, bool /*deterministic*/, bool training) {
+Outputs fwd(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
+            OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
+            int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
+            std::optional<double> norm_eps, double out_scale, bool /*deterministic*/,
+            bool training) {
   Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
               norm_eps);
   check_values(a);
@@ -60,12 +31,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fwd(
   return {out, lse, o, a.new_absent(), rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bwd(
-    Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tensor lam,
-    OptionalTensor norm_weight, Tensor o, Tensor /*o2*/, Tensor lse, Tensor rstd,
-    OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
-    int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
-    std::optional<double> norm_eps, double out_scale, bool /*deterministic*/) {
+Outputs bwd(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tensor lam,
+            OptionalTensor norm_weight, Tensor o, Tensor /*o2*/, Tensor lse, Tensor rstd,
+            OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
+            int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
+            std::optional<double> norm_eps, double out_scale, bool /*deterministic*/) {
   Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
               norm_eps);
   check_values(a);

@@ -1,6 +1,6 @@
 """The implementation under test, behind one small object.
 
-`pytest --device cpu|cuda` picks it; a simulator joins by adding a function here, no test changes.
+`pytest --device cpu|sim|cuda` picks it.
 With `--impl reference` the eager reference poses as the implementation: a test of the suite itself.
 """
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
+NO_KERNELS_YET = {"has_backward": False, "has_decode": False}  # for CUDA
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,6 +30,9 @@ class Impl:
     kvcache: Callable[..., Any]
     has_ops: bool  # registered with torch.library: compiles, autocasts, has fake kernels
     checks_values: bool  # reads index tensors and raises (CUDA clamps instead: no host sync)
+    has_backward: bool = True
+    has_decode: bool = True
+    traces: bool = True  # its fake kernels are those of the device its tensors are on
     contains_nan: bool = True  # a NaN reaches only the rows that see it
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
@@ -36,7 +40,9 @@ class Impl:
         return bool(getattr(self, needs))
 
 
-def _package(device: str, dtypes: tuple[torch.dtype, ...], checks_values: bool) -> Impl:
+def _package(
+    device: str, dtypes: tuple[torch.dtype, ...], checks_values: bool, **others: Any
+) -> Impl:
     import diffattn_cuda as ours
 
     return Impl(
@@ -48,13 +54,21 @@ def _package(device: str, dtypes: tuple[torch.dtype, ...], checks_values: bool) 
         kvcache=ours.diff_flash_attn_with_kvcache,
         has_ops=True,
         checks_values=checks_values,
+        **others,
     )
 
 
 def _cuda() -> Impl:
     if not torch.cuda.is_available():
         pytest.exit("--device cuda: this machine has no GPU", returncode=5)
-    return _package("cuda", HALF, checks_values=False)
+    return _package("cuda", HALF, checks_values=False, **NO_KERNELS_YET)
+
+
+def _sim(profile: str, seed: int) -> Impl:
+    from . import simulator
+
+    simulator.start(profile, seed)
+    return _package("cpu", HALF, checks_values=False, traces=False, **NO_KERNELS_YET)
 
 
 def _reference() -> Impl:
@@ -74,7 +88,9 @@ def _reference() -> Impl:
     )
 
 
-def load(device: str, which: str) -> Impl:
+def load(device: str, which: str, sim_profile: str, sim_seed: int) -> Impl:
     if which == "reference":
         return _reference()
+    if device == "sim":
+        return _sim(sim_profile, sim_seed)
     return _cuda() if device == "cuda" else _package("cpu", ALL, checks_values=True)

@@ -95,7 +95,7 @@ class StepLoader {
 
   char* smem_;
   int seqlen_q_;
-  TileFill<typename T::QTile, T::kThreads> fill_q_;
+  PanelFill<typename T::QTile, T::kThreads> fill_q_;
   const char* rows_;
   int64_t q_comp_bytes_;
 };
@@ -112,19 +112,19 @@ __device__ void load_keys(const BwdParams& params, const Sequence& sequence, int
   const int keys_left = sequence.seqlen_k - first_key;
 #pragma unroll
   for (int comp = 0; comp < T::kComponentsK; ++comp)
-    TileFill<typename T::KTile, T::kThreads>(rows(params.k, comp), params.k.row,
+    PanelFill<typename T::KTile, T::kThreads>(rows(params.k, comp), params.k.row,
                                              int(params.shape.headdim), threadIdx.x)
         .start(smem + comp * T::KTile::kBytes, keys_left);
-  TileFill<typename T::VTile, T::kThreads>(rows(params.v, 0), params.v.row,
+  PanelFill<typename T::VTile, T::kThreads>(rows(params.v, 0), params.v.row,
                                            int(params.shape.headdim_v), threadIdx.x)
       .start(smem + T::kStages, keys_left);
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
   __syncthreads();  // K and V, which all threads copied, are there
-  const auto lane_v = LaneOffset<typename T::VTile>::chunks_first(lane);
+  const char* const v_rows = smem + T::kStages + chunks_first<typename T::VTile>(lane);
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth)
-    load_matrices(v[depth], smem + T::kStages + lane_v(warp_key / 16, depth));
+    load_matrices(v[depth], v_rows + T::VTile::blocks(warp_key / 16, depth));
   __syncthreads();  // V has been read; Q and u may take its place
 }
 
@@ -242,9 +242,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (first_key >= sequence.seqlen_k) return;
 
   // Where a lane's row of the first block of an operand lies, if that block is a tile's first.
-  const char* const rows_first = smem + keep(LaneOffset<typename T::MapTile>::rows_first(lane)(0, 0));
-  const char* const chunks_first =
-      smem + keep(LaneOffset<typename T::MapTile>::chunks_first(lane)(0, 0));
+  const char* const rows_at = smem + keep(rows_first<typename T::MapTile>(lane));
+  const char* const chunks_at = smem + keep(chunks_first<typename T::MapTile>(lane));
 
   // S1, S2, dP: this warp's rows of a step and its keys.
   const int first_row_tile = warp % T::kRowGroups * T::kRowTiles;
@@ -305,9 +304,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
     {
       ScoreFragment<T> s[2] = {}, dp = {};
-      multiply_scores<T>(s, rows_first + score_rows + T::kQ + stage,
-                         chunks_first + score_keys);
-      multiply_dp<T>(dp, rows_first + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
+      multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage,
+                         chunks_at + score_keys);
+      multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
       const auto& constants = *reinterpret_cast<const RowConstants*>(smem + T::kStages + stage);
       if (steps.is_full(step))
         maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
@@ -317,14 +316,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     __syncthreads();  // the maps of all warps are there
 
     if constexpr (T::kJointK) {
-      const char *const rows = rows_first + grad_rows, *const map = chunks_first + grad_map;
+      const char *const rows = rows_at + grad_rows, *const map = chunks_at + grad_map;
       accumulate_keys<T>(grad[0], map, rows + T::kU + (T::kTwoStagesU ? stage : 0));
       accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, rows + T::kQ + stage);
       accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes,
                          rows + T::kQ + T::QTile::kBytes + stage);
     } else {
-      accumulate_keys<T>(grad[0], chunks_first + grad_map,
-                         rows_first + grad_rows + (grad_rows_are_staged ? stage : 0));
+      accumulate_keys<T>(grad[0], chunks_at + grad_map,
+                         rows_at + grad_rows + (grad_rows_are_staged ? stage : 0));
     }
     if (!T::kTwoStagesU) {
       __syncthreads();  // u has been read by all
@@ -336,7 +335,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
     char* const dq = reinterpret_cast<char*>(work.dq) +
                      (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + dq_to);
-    accumulate_dq<T>(rows_first + dq_map, rows_first + dq_keys, reinterpret_cast<float*>(dq), turn,
+    accumulate_dq<T>(rows_at + dq_map, rows_at + dq_keys, reinterpret_cast<float*>(dq), turn,
                      block, int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place

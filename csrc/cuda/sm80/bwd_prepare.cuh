@@ -93,9 +93,7 @@ class RowPreparation {
     const uint4 chunk{pairs[0], pairs[1], pairs[2], pairs[3]};
     unpack_chunk<Element>(chunk, u);
     if (col_ >= T::kHeadDimV) return;
-    using Tile = typename T::UTile;
-    char* const to = rows_ + sizeof(RowConstants) + col_ / Tile::kPanel * Tile::kPanelBytes +
-                     Tile::offset(r, col_ % Tile::kPanel / kChunk);
+    char* const to = rows_ + sizeof(RowConstants) + T::UTile::offset(r, col_);
     *reinterpret_cast<uint4*>(to) = chunk;
   }
 

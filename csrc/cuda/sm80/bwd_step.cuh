@@ -80,7 +80,7 @@ class MapWriter {
         log2_scale_(log2_scale) {
 #pragma unroll
     for (int n = 0; n < 2; ++n)
-      targets_[n] = keep(MapTile::offset(lane / 4, n) + lane % 4 * 4);
+      targets_[n] = keep(MapTile::offset(lane / 4, n * 8 + lane % 4 * 2));
   }
 
   // Keys are counted from key 0 of the sequence where there is a mask.

@@ -2,6 +2,7 @@
 #pragma once
 #include "../bwd_workspace.h"
 #include "mma.cuh"
+#include "panel.cuh"
 
 namespace diffattn::cuda::sm80 {
 
@@ -37,14 +38,13 @@ struct BwdTraits {
   static constexpr int kRowLanes =
       kHeadDimV > 128 ? 32 : kHeadDimV > 64 ? 16 : kHeadDimV > 32 ? 8 : 4;
 
-  // In panels of 16 columns every address is a base and a constant: no exclusive or in the loop.
   // All tiles of a step's rows have the same panels.
-  using QTile = Tile<kRows, kHeadDim, 16>;  // one component
-  using UTile = Tile<kRows, kHeadDimV, 16>;
-  using KTile = Tile<kKeys, kHeadDim, 16>;   // one component
-  using VTile = Tile<kKeys, kHeadDimV, 16>;  // only until V is in registers
-  using MapTile = Tile<kRows, kKeys, 16>;    // A, dS1 or dS2
-  using OutTile = Tile<kGradKeys, kGradCols, panel_of<kGradCols>()>;  // one warp's
+  using QTile = PanelTile<kRows, kHeadDim>;  // one component
+  using UTile = PanelTile<kRows, kHeadDimV>;
+  using KTile = PanelTile<kKeys, kHeadDim>;   // one component
+  using VTile = PanelTile<kKeys, kHeadDimV>;  // only until V is in registers
+  using MapTile = PanelTile<kRows, kKeys>;    // A, dS1 or dS2
+  using OutTile = Tile<kGradKeys, kGradCols>;  // one warp's
 
   // What the preparation leaves of a block of rows, in the order in which it lies here too.
   static constexpr int kRowsBytes = sizeof(RowConstants) + UTile::kBytes;

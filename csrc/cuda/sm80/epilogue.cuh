@@ -1,32 +1,9 @@
 // From accumulators of O1 and O2 to what is stored.
 #pragma once
+#include "handover.cuh"
 #include "softmax.cuh"
 
 namespace diffattn::cuda::sm80 {
-
-// The statistics of one warp's rows that its partner, who has the other half of V's columns and
-// the other component's softmax, needs too.
-template <int kRowTiles>
-struct RowExchange {
-  float* mine;          // [kRowTiles * 16] in shared memory
-  const float* theirs;  // [kRowTiles * 16]
-
-  // Every lane of a quad holds the same values; what is read back comes from the partner.
-  __device__ void put(const float (&x)[kRowTiles][2], int lane) const {
-    if (lane % 4 != 0) return;
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) mine[m * 16 + half * 8 + lane / 4] = x[m][half];
-  }
-
-  __device__ void get(float (&x)[kRowTiles][2], int lane) const {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) x[m][half] = theirs[m * 16 + half * 8 + lane / 4];
-  }
-};
 
 template <int kRowTiles, int kColTiles>
 __device__ void scale_rows(float (&o)[kRowTiles][kColTiles][4],
@@ -52,20 +29,19 @@ __device__ void store_rows(const float (&o)[kRowTiles][kColTiles][4], char* stag
     for (int n = 0; n < kColTiles; ++n)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        char* chunk = staging + n / Tile::kChunks * Tile::kPanelBytes +
-                      Tile::offset(m * 16 + half * 8 + lane / 4, n % Tile::kChunks);
-        reinterpret_cast<uint32_t*>(chunk)[lane % 4] =
+        const int at = Tile::offset(m * 16 + half * 8 + lane / 4, n * 8 + lane % 4 * 2);
+        *reinterpret_cast<uint32_t*>(staging + at) =
             Half<Element>::pack(o[m][n][2 * half], o[m][n][2 * half + 1]);
       }
   __syncwarp();  // each lane reads chunks that its neighbours wrote
 #pragma unroll
   for (int i = lane; i < Tile::kRows * kColTiles; i += 32) {
-    const int row = i / kColTiles, n = i % kColTiles, col = first_col + n * kChunk;
-    const char* chunk =
-        staging + n / Tile::kChunks * Tile::kPanelBytes + Tile::offset(row, n % Tile::kChunks);
-    if (first_row + row >= end_row || col >= end_col) continue;
-    auto* target = static_cast<Element*>(to.data) + offset + (first_row + row) * to.row + col;
-    *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(chunk);
+    const int row = i / kColTiles, col = i % kColTiles * kChunk;
+    if (first_row + row >= end_row || first_col + col >= end_col) continue;
+    auto* target =
+        static_cast<Element*>(to.data) + offset + (first_row + row) * to.row + first_col + col;
+    *reinterpret_cast<uint4*>(target) =
+        *reinterpret_cast<const uint4*>(staging + Tile::offset(row, col));
   }
   __syncwarp();  // the next output overwrites the staging tile
 }
@@ -137,15 +113,15 @@ class Epilogue {
     lse.data = static_cast<float*>(lse.data) + comp_ * lse.comp;
     Rows inverse;
     for_rows([&](int m, int half, int row) {
-      const float sum = quad_sum(softmax.sum[m][half]);
-      inverse[m][half] = sum == 0 ? 0.f : 1 / sum;
-      const float log2_sum = sum == 0 ? -INFINITY : softmax.max[m][half] + log2f(sum);
+      const float sum = softmax.exact_sum(m, half);
+      inverse[m][half] = sum == 0 ? 0.f : 1 / softmax.rounded_sum(m, half);
+      const float log2_sum = sum == 0 ? -INFINITY : softmax.reference[m][half] + log2f(sum);
       store_statistic(lse, row, log2_sum * float(M_LN2));
     });
     scale_rows(o_own, inverse);
-    exchange_.put(inverse, lane_);
+    exchange_.put(inverse);
     wait();  // both have written their normalisers
-    exchange_.get(inverse, lane_);
+    exchange_.get(inverse);
     scale_rows(o_other, inverse);
     wait();  // both have read them; the norm writes there again
   }
@@ -189,10 +165,10 @@ class Epilogue {
         for (int i = 2 * half; i < 2 * half + 2; ++i) sum = fmaf(o[m][n][i], o[m][n][i], sum);
       squares[m][half] = quad_sum(sum);
     });
-    exchange_.put(squares, lane_);
+    exchange_.put(squares);
     wait();  // both have written their half of the squares
     Rows rstd;
-    exchange_.get(rstd, lane_);
+    exchange_.get(rstd);
     for_rows([&](int m, int half, int row) {
       const float mean = (squares[m][half] + rstd[m][half]) / float(p_.shape.headdim_v);
       rstd[m][half] = rsqrtf(mean + float(p_.norm.eps));

@@ -19,7 +19,7 @@ struct Half;
 template <>
 struct Half<__nv_bfloat16> {
   using Mma = cute::SM80_16x8x16_F32BF16BF16F32_TN;
-  static constexpr DType kDType = DType::bf16;
+  static constexpr float kHeadroom = 8;  // see softmax.cuh
 
   __device__ static uint32_t pack(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -33,7 +33,7 @@ struct Half<__nv_bfloat16> {
 template <>
 struct Half<__half> {
   using Mma = cute::SM80_16x8x16_F32F16F16F32_TN;
-  static constexpr DType kDType = DType::f16;
+  static constexpr float kHeadroom = 3;  // more would push small P into subnormal numbers
 
   __device__ static uint32_t pack(float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);
@@ -61,30 +61,21 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const char* sm
                                 r[3]);
 }
 
-// Which 16-byte row a lane names for an ldmatrix of 16 rows x 16 columns. The offset of another
-// 16 x 16 block of the tile differs by a constant and, within a panel, by an exclusive or.
+// Which 16-byte row a lane names for an ldmatrix of a block of 16 rows x 16 columns, as an offset
+// from the block's start. The order of the four matrices is such that what an mma takes lies in
+// consecutive registers.
+//
+// Rows 0-7, rows 8-15 of the left chunk, then of the right: the operand A, or, transposed, two
+// column tiles of the operand B.
 template <class Tile>
-class LaneOffset {
- public:
-  // Matrices in the order (rows 0-7, rows 8-15) of the left chunk, then of the right: what the
-  // operand A takes, and, transposed, two columns of the operand B.
-  __device__ static LaneOffset rows_first(int lane) { return LaneOffset(lane % 16, lane / 16); }
-  // Matrices in the order (left chunk, right chunk) of rows 0-7, then of rows 8-15: two columns
-  // of the operand B whose tile holds its transpose.
-  __device__ static LaneOffset chunks_first(int lane) {
-    return LaneOffset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
-  }
-
-  // Bytes from the tile's start to this lane's row of block (row_block, col_block) of 16 x 16.
-  __device__ int operator()(int row_block, int col_block) const {
-    constexpr int kBlocks = Tile::kChunks / 2;  // in a row of a panel
-    return (offset_ ^ (col_block % kBlocks * 32)) + col_block / kBlocks * Tile::kPanelBytes +
-           row_block * 16 * Tile::kRowBytes;
-  }
-
- private:
-  __device__ LaneOffset(int row, int chunk) : offset_(Tile::offset(row, chunk)) {}
-  int offset_;
-};
+__device__ int rows_first(int lane) {
+  return Tile::offset(lane % 16, lane / 16 * kChunk);
+}
+// Left, right chunk of rows 0-7, then of rows 8-15: two column tiles of an operand B that is stored
+// transposed.
+template <class Tile>
+__device__ int chunks_first(int lane) {
+  return Tile::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2 * kChunk);
+}
 
 }  // namespace diffattn::cuda::sm80

@@ -5,9 +5,9 @@
 
 namespace diffattn::cuda::sm80 {
 
-// A row's maximum may lag behind by this much (log2): exp2 of the rest stays below 256, and most
-// steps need neither a reduction over lanes nor a rescale of O.
-constexpr float kLag = 8.f;
+// The reference that exponents are taken from need not be the row's maximum. When it is set, it is
+// set kHeadroom above the maximum (log2), and it stays until some P reaches 2: most steps need
+// neither a reduction over lanes nor a rescale of O.
 
 // Sum and maximum over the four lanes that share a row.
 __device__ inline float quad_sum(float x) {
@@ -24,74 +24,90 @@ __device__ inline float quad_max(float x) {
 template <int kRowTiles>
 struct Softmax {
   float scale;
-  float max[kRowTiles][2];  // [row tile, row g or g + 8]   in log2 units, the same in the quad
-  float sum[kRowTiles][2];  // this lane's columns only
+  float reference[kRowTiles][2];  // [row tile, row g or g + 8]   log2, the same in the quad
+  // An accumulator. Even columns: the sum of P as the product with V takes it, which normalises, so
+  // that a rounded row still sums to one. Odd columns: the sum of P before rounding, this lane's
+  // keys only, for the LSE.
+  float sums[kRowTiles][4];
 
-  __device__ explicit Softmax(float log2_scale) : scale(log2_scale) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) max[m][half] = -FLT_MAX, sum[m][half] = 0;
-  }
+  __device__ float rounded_sum(int m, int half) const { return sums[m][2 * half]; }
+  __device__ float exact_sum(int m, int half) const { return quad_sum(sums[m][2 * half + 1]); }
 
-  // The greatest logit among a lane's columns of each row, unscaled.
-  template <int kKeyTiles>
-  __device__ static void lane_max(const float (&s)[kRowTiles][kKeyTiles][4],
-                                  float (&greatest)[kRowTiles][2]) {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float x = fmaxf(s[m][0][2 * half], s[m][0][2 * half + 1]);
-#pragma unroll
-        for (int n = 1; n < kKeyTiles; ++n)
-          x = fmaxf(fmaxf(x, s[m][n][2 * half]), s[m][n][2 * half + 1]);
-        greatest[m][half] = x;
-      }
-  }
-
-  // Whether some row of this warp outgrew its maximum by more than the lag.
-  __device__ bool outgrown(const float (&greatest)[kRowTiles][2]) const {
-    bool mine = false;
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        mine |= fmaf(greatest[m][half], scale, -max[m][half]) > kLag;
-    return __any_sync(0xffffffffu, mine);
-  }
-
-  // Raises the maxima to those seen; factor is what O has to be multiplied by.
-  __device__ void raise(const float (&greatest)[kRowTiles][2], float (&factor)[kRowTiles][2]) {
+  // A negative scale is the logits' business; zero would make 0·inf of a hidden pair.
+  __device__ explicit Softmax(double softmax_scale)
+      : scale(::fmaxf(::fabsf(float(softmax_scale)) * float(M_LOG2E), 1e-30f)) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float raised = fmaxf(max[m][half], quad_max(greatest[m][half]) * scale);
-        factor[m][half] = exp2f(max[m][half] - raised);
-        max[m][half] = raised;
-        sum[m][half] *= factor[m][half];
+        reference[m][half] = -FLT_MAX;
+        sums[m][2 * half] = sums[m][2 * half + 1] = 0;
       }
   }
 
-  // P = exp2(scale·S - max), rounded, as operands A of the product with V. The normaliser sums
-  // what was rounded, so that the rounded row still sums to one.
+  // P = exp2(scale·S - reference), rounded, as operands A of the product with V, and the sums over
+  // this lane's columns before rounding.
   template <class Element, int kKeyTiles>
   __device__ void exponentiate(const float (&s)[kRowTiles][kKeyTiles][4],
-                               uint32_t (&p)[kRowTiles][kKeyTiles / 2][4]) {
+                               uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
+                               float (&exact)[kRowTiles][2]) const {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n)
+      for (int half = 0; half < 2; ++half) {
+        exact[m][half] = 0;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float low = exp2f(fmaf(s[m][n][2 * half], scale, -max[m][half]));
-          const float high = exp2f(fmaf(s[m][n][2 * half + 1], scale, -max[m][half]));
-          const uint32_t pair = Half<Element>::pack(low, high);
-          const float2 rounded = Half<Element>::unpack(pair);
-          sum[m][half] += rounded.x + rounded.y;
-          p[m][n / 2][n % 2 * 2 + half] = pair;
+        for (int n = 0; n < kKeyTiles; ++n) {
+          const float low = exp2f(fmaf(s[m][n][2 * half], scale, -reference[m][half]));
+          const float high = exp2f(fmaf(s[m][n][2 * half + 1], scale, -reference[m][half]));
+          exact[m][half] += low;
+          exact[m][half] += high;
+          p[m][n / 2][n % 2 * 2 + half] = Half<Element>::pack(low, high);
         }
+      }
+  }
+
+  // Whether some P of this warp may have reached 2.
+  __device__ static bool outgrown(const float (&exact)[kRowTiles][2]) {
+    float greatest = 0;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) greatest = fmaxf(greatest, fmaxf(exact[m][0], exact[m][1]));
+    return __any_sync(0xffffffffu, greatest >= 2);
+  }
+
+  // Sets the references of rows that grew by S; factor is what O has to be multiplied by.
+  template <class Element, int kKeyTiles>
+  __device__ void raise(const float (&s)[kRowTiles][kKeyTiles][4], float (&factor)[kRowTiles][2]) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float greatest = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n)
+          greatest = fmaxf(greatest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+        const float raised =
+            fmaxf(reference[m][half], quad_max(greatest) * scale + Half<Element>::kHeadroom);
+        factor[m][half] = exp2f(reference[m][half] - raised);
+        reference[m][half] = raised;
+        sums[m][2 * half] *= factor[m][half];
+        sums[m][2 * half + 1] *= factor[m][half];
+      }
+  }
+
+  // The tensor core sums rounded rows, as a product with a matrix whose even columns are ones; its
+  // odd columns are zeros and leave the exact sums alone.
+  template <class Element, int kKeyBlocks>
+  __device__ void add(const float (&exact)[kRowTiles][2],
+                      const uint32_t (&p)[kRowTiles][kKeyBlocks][4], int lane) {
+    const uint32_t ones = lane / 4 % 2 == 0 ? Half<Element>::pack(1.f, 1.f) : 0;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+      for (int n = 0; n < kKeyBlocks; ++n) mma<Element>(sums[m], p[m][n], ones, ones);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) sums[m][2 * half + 1] += exact[m][half];
+    }
   }
 };
 

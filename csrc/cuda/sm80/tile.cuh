@@ -8,90 +8,79 @@ namespace diffattn::cuda::sm80 {
 
 constexpr int kChunk = 8;  // columns in the 16 bytes that cp.async, ldmatrix and wide stores move
 
-// kRows x kCols, cut into panels of kPanel columns. The chunks of a panel are permuted by row, so
-// that one chunk column of eight neighbouring rows lies in eight different groups of banks.
-template <int kRows_, int kCols_, int kPanel_>
+// kRows x kCols. The pitch is an odd number of chunks, so that one chunk column of eight
+// neighbouring rows lies in eight different groups of banks, at offsets that are linear.
+template <int kRows_, int kCols_>
 struct Tile {
-  static constexpr int kRows = kRows_, kCols = kCols_, kPanel = kPanel_;
-  static constexpr int kChunks = kPanel / kChunk;  // in a row of a panel
-  static constexpr int kPanels = kCols / kPanel;
-  static constexpr int kRowBytes = kPanel * 2;
-  static constexpr int kPanelBytes = kRows * kRowBytes;
-  static constexpr int kBytes = kPanels * kPanelBytes;
-  static_assert(kCols % kPanel == 0 && (kChunks == 8 || kChunks == 4 || kChunks == 2));
-  static_assert(kPanelBytes % 128 == 0);  // all panels begin at the same bank
+  static constexpr int kRows = kRows_, kCols = kCols_;
+  static constexpr int kPitch = kCols * 2 + 16;  // bytes
+  static constexpr int kBytes = kRows * kPitch;
+  static_assert(kCols % 16 == 0);
 
-  // Byte offset of a chunk of the first panel.
-  __device__ static int offset(int row, int chunk) {
-    const int permutation = row / (8 / kChunks) % kChunks;
-    return row * kRowBytes + (chunk ^ permutation) * 16;
-  }
-
-  // Bytes from a block of 16 x 16 to the one so many blocks below and to the right, for any row
-  // of it. In a panel that is wider the permutation would stand in the way.
-  __device__ static constexpr int blocks(int below, int right) {
-    static_assert(kPanel == 16);
-    return right * kPanelBytes + below * 16 * kRowBytes;
+  __host__ __device__ static constexpr int offset(int row, int col) {
+    return row * kPitch + col * 2;
   }
 };
 
-// The widest panel that divides kCols.
-template <int kCols>
-constexpr int panel_of() {
-  return kCols % 64 == 0 ? 64 : kCols % 32 == 0 ? 32 : 16;
-}
-
-// One thread's share of filling a tile from rows of global memory. Rows from rows_left on and
-// columns from cols on become zeros; nothing of them is read. Eight neighbouring threads fill one
-// or more rows of a panel, that is different banks, and the next eight the same rows of the next
-// panel, so that a row's 128 bytes are read together.
-template <class Tile, int kThreads>
+// One thread's share of filling kCols columns of a tile from rows of global memory, kThreads
+// threads together. Rows and columns beyond those that exist become zeros; nothing is read there.
+template <class Tile, int kCols, int kThreads>
 class TileFill {
-  static constexpr int kPanelChunks = Tile::kRows * Tile::kChunks;
-  static constexpr int kGroupRows = 8 / Tile::kChunks;
-  static constexpr int kPanelsAtOnce =
-      kPanelChunks * kGroupRows < kThreads ? kThreads / kPanelChunks : kGroupRows;
-  static constexpr int kRowsAtOnce = kThreads / kPanelsAtOnce / Tile::kChunks;
-  static_assert(kThreads % Tile::kChunks == 0 && Tile::kRows % kRowsAtOnce == 0);
+  // A quarter warp writes 128 bytes at a time: eight chunks of a row, or four of rows r and r + 4,
+  // which an odd pitch puts 64 bytes apart.
+  static constexpr int kWidth = kCols % 64 == 0 ? 8 : 4;
+  static constexpr int kBlocks = kCols / kChunk / kWidth;
+  static constexpr int kLines = kThreads / kWidth;
+  static constexpr int kRowsAtOnce = kLines < Tile::kRows ? kLines : Tile::kRows;
+  static constexpr int kBlocksAtOnce = kLines / kRowsAtOnce;
+  static constexpr int kPasses = (kBlocks + kBlocksAtOnce - 1) / kBlocksAtOnce;
+  static_assert(kCols % 32 == 0 && kThreads % 64 == 0);
+  static_assert(Tile::kRows % kRowsAtOnce == 0 && kRowsAtOnce % 8 == 0);
 
  public:
-  __device__ TileFill(const void* rows, int64_t row_stride, int cols, int thread)
-      : row_stride_(row_stride * 2) {
-    panel_ = thread / 8 % kPanelsAtOnce;
-    row_ = thread / (8 * kPanelsAtOnce) * kGroupRows + thread / Tile::kChunks % kGroupRows;
-    const int chunk = thread % Tile::kChunks;
-    const int col = panel_ * Tile::kPanel + chunk * kChunk;
-    source_ = static_cast<const char*>(rows) + row_ * row_stride_ + col * 2;
-    target_ = panel_ * Tile::kPanelBytes + Tile::offset(row_, chunk);
-    cols_ = cols - col;
-  }
-
-  // Starts the copies, from `offset` bytes behind where the rows were said to begin; they have
-  // landed after the cp.async wait that follows.
-  __device__ void start(char* tile, int rows_left, int64_t offset = 0) const {
-    const char* const source = source_ + offset;
+  // rows and cols are how many there are.
+  __device__ TileFill(const void* first_row, int64_t row_stride, int rows, int cols, int thread)
+      : row_bytes_(row_stride * 2) {
+    const int line = thread / kWidth, chunk = thread % kWidth;
+    block_ = line / kRowsAtOnce;
+    const int row = kWidth == 8 ? line % kRowsAtOnce : spread(line % kRowsAtOnce);
+    const int col = (block_ * kWidth + chunk) * kChunk;
+    source_ = static_cast<const char*>(first_row) + row * row_bytes_ + col * 2;
+    target_ = Tile::offset(row, col);
 #pragma unroll
-    for (int p = 0; p < Tile::kPanels; p += kPanelsAtOnce) {
-      if (Tile::kPanels % kPanelsAtOnce != 0 && p + panel_ >= Tile::kPanels) continue;
-#pragma unroll
-      for (int r = 0; r < Tile::kRows; r += kRowsAtOnce) {
-        const char* from = source + r * row_stride_ + p * Tile::kRowBytes;
-        char* to = tile + target_ + r * Tile::kRowBytes + p * Tile::kPanelBytes;
-        using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
-        Copy::copy(*reinterpret_cast<const cute::uint128_t*>(from),
-                   *reinterpret_cast<cute::uint128_t*>(to),
-                   row_ + r < rows_left && p * Tile::kPanel < cols_);
-      }
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const int at = pass * kBlocksAtOnce * kWidth * kChunk;
+      rows_[pass] = (col + at < cols ? rows : 0) - row;
     }
   }
 
-  __device__ void advance(int rows) { source_ += rows * row_stride_; }
+  // Starts the copies of Tile::kRows rows, of which row is the first; a cp.async wait tells when
+  // they have landed. They lie shift bytes from where advance() has got to.
+  __device__ void start(char* tile, int row, int64_t shift = 0) const {
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; r += kRowsAtOnce)
+#pragma unroll
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int col = pass * kBlocksAtOnce * kWidth * kChunk;
+        if (kBlocks % kBlocksAtOnce && pass * kBlocksAtOnce + block_ >= kBlocks) continue;
+        using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
+        Copy::copy(
+            *reinterpret_cast<const cute::uint128_t*>(source_ + r * row_bytes_ + shift + col * 2),
+            *reinterpret_cast<cute::uint128_t*>(tile + target_ + Tile::offset(r, col)),
+            row + r < rows_[pass]);
+      }
+  }
+
+  __device__ void advance() { source_ += Tile::kRows * row_bytes_; }
 
  private:
-  const char* source_;  // of the first chunk
-  int64_t row_stride_;  // bytes
-  int target_, panel_, row_;
-  int cols_;  // how many there are from the first chunk on
+  // 0 4 1 5 2 6 3 7 of every eight
+  __device__ static int spread(int line) { return line / 8 * 8 + line % 2 * 4 + line % 8 / 2; }
+
+  const char* source_;  // of this thread's first chunk
+  int64_t row_bytes_;
+  int block_, target_;
+  int rows_[kPasses];  // that exist in a pass' columns, less this thread's own first row
 };
 
 }  // namespace diffattn::cuda::sm80

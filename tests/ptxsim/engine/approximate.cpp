@@ -1,8 +1,8 @@
-// The .approx functions (PTX ISA 9.7.3.15-21): rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh. The ISA bounds their error, not
-// their bits: values are computed in double, and ex2's last bit depends on the seed.
-#include "fp.h"
+// The .approx functions (PTX ISA 9.7.3.15-21): rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh. The ISA bounds their error,
+// not their bits: values are computed in double, and ex2's last bit depends on the seed.
 #include "control.h"
 #include "cta.h"
+#include "fp.h"
 #include "integer.h"
 #include "lanes.h"
 
@@ -25,10 +25,12 @@ inline double exp2_double(double x) {
     return p * bit_cast<double>((bit_cast<u64>(shifted) + 1023) << 52);
 }
 
-// "2^x with a maximum relative error of 2^-22": one unit in the last place of slack goes to the seed. Integers are exact.
+// "2^x with a maximum relative error of 2^-22": one unit in the last place of slack goes to the seed. Integers are
+// exact.
 inline float exp2_seeded(float x, float clamped, float y, u32 seed) {
     u32 bits = bit_cast<u32>(y), quarter = ((bit_cast<u32>(x) ^ seed) * 0x9e3779b1u) >> 30;
-    u32 inexact = clamped != __builtin_nearbyintf(clamped) ? 1u : 0u, normal = (bits > 0x00800000u ? 1u : 0u) & (bits < 0x7f7fffffu ? 1u : 0u);
+    u32 inexact = clamped != __builtin_nearbyintf(clamped) ? 1u : 0u,
+        normal = (bits > 0x00800000u ? 1u : 0u) & (bits < 0x7f7fffffu ? 1u : 0u);
     u32 nudge = (quarter == 0 ? 1u : 0u) - (quarter == 1 ? 1u : 0u);
     return bit_cast<float>(bits + nudge * (inexact & normal));
 }
@@ -57,13 +59,27 @@ void op_ex2(Warp& w, const Op& op) {
     w.define(op.dst, w.defined(op.a));
 }
 
-struct Rcp { static double value(double x) { return 1.0 / x; } };
-struct Sqrt { static double value(double x) { return std::sqrt(x); } };
-struct Rsqrt { static double value(double x) { return 1.0 / std::sqrt(x); } };
-struct Sin { static double value(double x) { return std::sin(x); } };
-struct Cos { static double value(double x) { return std::cos(x); } };
-struct Lg2 { static double value(double x) { return std::log2(x); } };
-struct Tanh { static double value(double x) { return std::tanh(x); } };
+struct Rcp {
+    static double value(double x) { return 1.0 / x; }
+};
+struct Sqrt {
+    static double value(double x) { return std::sqrt(x); }
+};
+struct Rsqrt {
+    static double value(double x) { return 1.0 / std::sqrt(x); }
+};
+struct Sin {
+    static double value(double x) { return std::sin(x); }
+};
+struct Cos {
+    static double value(double x) { return std::cos(x); }
+};
+struct Lg2 {
+    static double value(double x) { return std::log2(x); }
+};
+struct Tanh {
+    static double value(double x) { return std::tanh(x); }
+};
 
 template <class F, bool kFlush>
 void op_approximate(Warp& w, const Op& op) {

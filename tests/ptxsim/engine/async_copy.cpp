@@ -1,5 +1,5 @@
-// cp.async and its groups (PTX ISA 9.7.9.25). A copy's destination is undefined from issue until its own thread has waited;
-// the bytes themselves arrive at a time the seed picks: at once, or only at the wait.
+// cp.async and its groups (PTX ISA 9.7.9.25). A copy's destination is undefined from issue until its own thread has
+// waited; the bytes themselves arrive at a time the seed picks: at once, or only at the wait.
 #include "async_copy.h"
 
 #include "access.h"
@@ -16,16 +16,27 @@ enum AsyncFlag : u8 { kHasSize = 1, kHasIgnore = 2 };
 
 void deliver(Warp& w, const AsyncCopy& copy, int lane) {
     u8* to = w.cta->shared.data() + copy.destination[lane];
-    if (copy.size[lane]) std::memcpy(to, copy.source[lane], copy.size[lane]);
-    std::memset(to + copy.size[lane], 0, copy.bytes - copy.size[lane]);
+    u32 size = copy.size[lane];
+    if (size == 16) {
+        std::memcpy(to, copy.source[lane], 16);
+        return;
+    }
+    if (size) std::memcpy(to, copy.source[lane], size);
+    std::memset(to + size, 0, copy.bytes - size);
 }
+
+void poison(u8* to, u32 bytes) { bytes == 16 ? std::memset(to, 0xff, 16) : std::memset(to, 0xff, bytes); }
 
 // "src-size: bytes to copy; the remaining bytes of the destination are filled with zeros"; ignore-src copies none.
 u32 source_bytes(Warp& w, const Op& op, int lane) {
     if (op.flags & kHasIgnore) return lane_in(w.predicates[op.p], lane) ? 0 : op.bytes;
     if (!(op.flags & kHasSize)) return op.bytes;
     u32 size = w.cells<u32>(op.c)[lane];
-    if (size > op.bytes) w.fail(ErrorKind::OutOfBounds, "cp.async with src-size " + std::to_string(size) + " above its cp-size " + std::to_string(op.bytes) + ".", lane);
+    if (size > op.bytes)
+        w.fail(
+            ErrorKind::OutOfBounds,
+            "cp.async with src-size " + std::to_string(size) + " above its cp-size " + std::to_string(op.bytes) + ".",
+            lane);
     return size;
 }
 
@@ -47,35 +58,35 @@ void read_source(Warp& w, AsyncCopy& copy, int lane, u64 address) {
 
 void op_copy(Warp& w, const Op& op) {
     LaneAddresses destinations, sources;
-    Op source = op;
-    source.a = op.b;
-    source.imm = op.target ? static_cast<s64>(static_cast<u64>(op.list[0]) | static_cast<u64>(op.list[1]) << 32) : 0;
-    source.flags2 = op.flags2 & kWideData ? 0 : kNarrowBase;
     gather_addresses(w, op, destinations);
-    gather_addresses(w, source, sources);
     if (op.flags & kHasSize) w.require_defined(w.defined(op.c), "the src-size of cp.async");
     if (op.flags & kHasIgnore) w.require_defined(w.predicates_defined[op.p], "the ignore-src of cp.async");
 
     AsyncCopy copy;
-    copy.mask = w.active;
     copy.bytes = op.bytes;
     copy.arrived = w.random.below(2) == 0;
-    u32 offsets[kLanes];
-    for_lanes(w.active, [&](int i) {
+    u32 offsets[kLanes], active = w.active, reading = 0;
+    for_lanes(active, [&](int i) {
+        copy.size[i] = source_bytes(w, op, i);
+        if (copy.size[i]) reading |= 1u << i;
+    });
+    w.active = reading;  // the address of a copy of nothing is not used
+    gather_from(w, op.b, static_cast<u64>(op.list[0]) | static_cast<u64>(op.list[1]) << 32, !(op.flags2 & kWideData),
+                sources);
+    w.active = active;
+    for_lanes(active, [&](int i) {
         u64 to = destinations.at[i];
         if (op.space == Space::None) resolve_generic(to);
         check_alignment(w, i, to, op.bytes, "cp.async destination");
         shared_pointer(w, i, to, op.bytes);
         copy.destination[i] = offsets[i] = static_cast<u32>(to);
-        copy.size[i] = source_bytes(w, op, i);
         read_source(w, copy, i, sources.at[i]);
         w.cta->shadow.begin_async(w, i, offsets[i], op.bytes);
         w.cta->counters->async_bytes += copy.size[i];
-        if (copy.arrived) deliver(w, copy, i);
-        else std::memset(w.cta->shared.data() + offsets[i], 0xff, op.bytes);
+        copy.arrived ? deliver(w, copy, i) : poison(w.cta->shared.data() + offsets[i], op.bytes);
     });
-    count_wavefronts(w.cta->profile[w.current_pc()], offsets, w.active, op.bytes);
-    count_sectors(w.cta->profile[w.current_pc()], sources.at, w.active, op.bytes);
+    count_wavefronts(w.cta->profile[w.current_pc()], offsets, active, op.bytes);
+    count_sectors(w.cta->profile[w.current_pc()], sources.at, reading, op.bytes);
     for (u32 left = w.active; left;) {  // lanes that committed differently belong to different groups
         u32 group = w.commits[__builtin_ctz(left)], same = 0;
         for_lanes(left, [&](int i) { same |= w.commits[i] == group ? 1u << i : 0; });
@@ -113,8 +124,9 @@ void drop_finished(Warp& w) {
 void op_wait(Warp& w, const Op& op) {
     u32 pending = static_cast<u32>(op.imm);
     for (AsyncCopy& copy : w.copies) {
-        u32 lanes = 0;
-        for_lanes(copy.mask & w.active, [&](int i) { lanes |= static_cast<u64>(copy.group) + pending <= w.commits[i] ? 1u << i : 0; });
+        alignas(32) u32 done[kLanes];
+        for (int i = 0; i < kLanes; ++i) done[i] = w.commits[i] >= pending && copy.group <= w.commits[i] - pending;
+        u32 lanes = pack_mask(done) & copy.mask & w.active;
         if (lanes) finish_lanes(w, copy, lanes);
     }
     drop_finished(w);
@@ -143,7 +155,6 @@ void decode_copy(Form& f) {
     op.space = to.space;
     op.b = from.base;
     op.list = d.list({static_cast<u32>(from.offset), static_cast<u32>(static_cast<u64>(from.offset) >> 32)});
-    op.target = 1;
     op.c = size;
     op.p = predicate;
     op.bytes = static_cast<u8>(bytes);

@@ -23,8 +23,8 @@ T updated(u8 operation, T old, T b, T c) {
         case kAdd: return static_cast<T>(static_cast<U>(old) + static_cast<U>(b));
         case kMin: return b < old ? b : old;
         case kMax: return old < b ? b : old;
-        case kInc: return old >= b ? 0 : static_cast<T>(old + 1);                  // "(a >= b) ? 0 : a+1"
-        case kDec: return old == 0 || old > b ? b : static_cast<T>(old - 1);       // "(a == 0 || a > b) ? b : a-1"
+        case kInc: return old >= b ? 0 : static_cast<T>(old + 1);             // "(a >= b) ? 0 : a+1"
+        case kDec: return old == 0 || old > b ? b : static_cast<T>(old - 1);  // "(a == 0 || a > b) ? b : a-1"
         case kAnd: return old & b;
         case kOr: return old | b;
         case kXor: return old ^ b;
@@ -35,15 +35,18 @@ T updated(u8 operation, T old, T b, T c) {
 
 template <class T>
 u64 update_integer(u8 operation, u64 old, u64 b, u64 c) {
-    return static_cast<std::make_unsigned_t<T>>(updated<T>(operation, static_cast<T>(old), static_cast<T>(b), static_cast<T>(c)));
+    return static_cast<std::make_unsigned_t<T>>(
+        updated<T>(operation, static_cast<T>(old), static_cast<T>(b), static_cast<T>(c)));
 }
 
 u64 update_f32(u8, u64 old, u64 b, u64) {
     return bit_cast<u32>(canonical(bit_cast<float>(static_cast<u32>(old)) + bit_cast<float>(static_cast<u32>(b))));
 }
-// "atom.add.f32 on global memory flushes subnormal inputs and results to sign-preserving zero; on shared memory it does not."
+// "atom.add.f32 on global memory flushes subnormal inputs and results to sign-preserving zero; on shared memory it does
+// not."
 u64 update_f32_flushed(u8, u64 old, u64 b, u64) {
-    return bit_cast<u32>(canonical(flush(flush(bit_cast<float>(static_cast<u32>(old))) + flush(bit_cast<float>(static_cast<u32>(b))))));
+    return bit_cast<u32>(
+        canonical(flush(flush(bit_cast<float>(static_cast<u32>(old))) + flush(bit_cast<float>(static_cast<u32>(b))))));
 }
 u64 update_f64(u8, u64 old, u64 b, u64) { return bit_cast<u64>(bit_cast<double>(old) + bit_cast<double>(b)); }
 
@@ -60,12 +63,24 @@ u16 half_update(u8 operation, u16 old, u16 b) {
 template <class H, bool kPair>
 u64 update_half(u8 operation, u64 old, u64 b, u64) {
     u32 low = half_update<H>(operation, static_cast<u16>(old), static_cast<u16>(b));
-    return kPair ? static_cast<u64>(half_update<H>(operation, static_cast<u16>(old >> 16), static_cast<u16>(b >> 16))) << 16 | low : low;
+    return kPair ? static_cast<u64>(half_update<H>(operation, static_cast<u16>(old >> 16), static_cast<u16>(b >> 16)))
+                           << 16 |
+                       low
+                 : low;
 }
 
 using Update = u64 (*)(u8, u64, u64, u64);
-const Update kUpdates[] = {update_integer<u32>, update_integer<s32>, update_integer<u64>, update_integer<s64>, update_f32, update_f64,
-                           update_half<Half, false>, update_half<Half, true>, update_half<Bfloat, false>, update_half<Bfloat, true>, update_integer<u16>};
+const Update kUpdates[] = {update_integer<u32>,
+                           update_integer<s32>,
+                           update_integer<u64>,
+                           update_integer<s64>,
+                           update_f32,
+                           update_f64,
+                           update_half<Half, false>,
+                           update_half<Half, true>,
+                           update_half<Bfloat, false>,
+                           update_half<Bfloat, true>,
+                           update_integer<u16>};
 
 constexpr u32 kF32Index = 4;
 
@@ -106,15 +121,22 @@ u8* reach(Warp& w, const Op& op, Space space, int lane, u64 address, u32 bytes, 
     if (!a->defined) return p;
     u8* known = a->defined + (address - a->base);
     for (u32 i = 0; i < bytes; ++i) defined &= known[i] != 0;
+    if (op.flags == kExch) std::memset(known, 1, bytes);
     return p;
 }
 
-u64 operand(Warp& w, const Op& op, Ref ref, int lane) { return op.bytes == 8 ? w.cells<u64>(ref)[lane] : w.cells<u32>(ref)[lane]; }
+u64 operand(Warp& w, const Op& op, Ref ref, int lane) {
+    return op.bytes == 8 ? w.cells<u64>(ref)[lane] : w.cells<u32>(ref)[lane];
+}
 
-void require_operands(Warp& w, const Op& op, Space space) {
+u32 known_operands(Warp& w, const Op& op) {
     u32 known = w.defined(op.b) & (op.flags == kCas ? w.defined(op.c) : kFull);
     for (int k = 0; k < op.count; ++k) known &= w.defined(op.list[k]);
-    if (space == Space::Global) w.require_defined(known, "an atomic on global memory");
+    return known;
+}
+
+void require_operands(Warp& w, const Op& op, Space space) {
+    if (space == Space::Global) w.require_defined(known_operands(w, op), "an atomic on global memory");
 }
 
 void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
@@ -124,15 +146,19 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
     u64 old = 0;
     {
         std::unique_lock<std::mutex> lock(atomic_mutex(address), std::defer_lock);
-        if (space == Space::Global) {
-            lock.lock();
-            acquire_global(w, address);
-            release_global(w, address);
-        }
+        if (space == Space::Global) lock.lock();
         std::memcpy(&old, p, bytes);
+        if (space == Space::Global) {
+            acquire_global(w, address);
+            release_global(w, address, op.flags2 & kReleases);
+        }
         Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
         u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
         std::memcpy(p, &next, bytes);
+    }
+    if (space == Space::Shared) {
+        bool operands = lane_in(known_operands(w, op), lane);
+        w.cta->shadow.define(static_cast<u32>(address), bytes, operands && (defined || op.flags == kExch));
     }
     if (op.p < 0) return;  // red
     if (bytes == 8) w.cells<u64>(op.dst)[lane] = old;
@@ -169,6 +195,7 @@ void op_reduce_vector(Warp& w, const Op& op) {
     gather_addresses(w, op, addresses);
     require_operands(w, op, Space::Global);
     for_lanes(w.active, [&](int lane) {
+        check_alignment(w, lane, addresses.at[lane], static_cast<u32>(op.bytes) * op.count, "vector reduction");
         for (int k = 0; k < op.count; ++k) {
             Op one = op;
             one.b = op.list[k];
@@ -196,8 +223,9 @@ void check_type(Form& f, u8 operation, const std::string& type) {
 void decode_atomic(Form& f) {
     Decoder& d = f.decoder;
     bool reduce = f.inst.opcode == "red";
-    f.take_any({"relaxed", "acquire", "release", "acq_rel"});
-    f.take_any({"gpu", "sys", "cta", "cluster"});
+    std::string order = f.take_any({"relaxed", "acquire", "release", "acq_rel"});
+    std::string scope = f.take_any({"gpu", "sys", "cta", "cluster"});
+    bool releases = (order == "release" || order == "acq_rel") && scope != "cta";
     std::string where = f.take_any({"global", "shared", "shared::cta"});
     u8 operation = take_operation(f);
     f.take_any({"noftz"});
@@ -208,16 +236,19 @@ void decode_atomic(Form& f) {
     int bytes = type_size(type);
     size_t at = reduce ? 0 : 1;
     if (vector && !reduce) f.unsupported("vector atom");
-    Address address = d.address(f.at(at), where == "global" ? Space::Global : where.empty() ? Space::None : Space::Shared);
+    Address address = d.address(f.at(at), where == "global" ? Space::Global
+                                          : where.empty()   ? Space::None
+                                                            : Space::Shared);
     std::vector<u32> elements;
     if (vector)
         for (const Operand& e : f.at(at + 1).items) elements.push_back(d.source(e, type));
-    Ref b = vector ? elements[0] : d.source(f.at(at + 1), type), c = operation == kCas ? d.source(f.at(at + 2), type) : b;
+    Ref b = vector ? elements[0] : d.source(f.at(at + 1), type),
+        c = operation == kCas ? d.source(f.at(at + 2), type) : b;
     Op& op = d.emit(vector ? op_reduce_vector : op_atomic, OpClass::Atomic);
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
-    op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | (releases ? kReleases : 0));
     op.b = b;
     op.c = c;
     op.bytes = static_cast<u8>(bytes);

@@ -8,12 +8,19 @@ namespace ptxsim {
 
 namespace {
 
-template <class T> u32 count_leading(T x) { return sizeof(T) == 8 ? (x ? static_cast<u32>(__builtin_clzll(x)) : 64) : (x ? static_cast<u32>(__builtin_clz(static_cast<u32>(x))) : 32); }
+template <class T> u32 count_leading(T x) {
+    return sizeof(T) == 8 ? (x ? static_cast<u32>(__builtin_clzll(x)) : 64)
+                          : (x ? static_cast<u32>(__builtin_clz(static_cast<u32>(x))) : 32);
+}
 
 template <class T>
-void op_popc(Warp& w, const Op& op) { map1<u32, T>(w, op.dst, op.a, [](T x) { return static_cast<u32>(__builtin_popcountll(x)); }); }
+void op_popc(Warp& w, const Op& op) {
+    map1<u32, T>(w, op.dst, op.a, [](T x) { return static_cast<u32>(__builtin_popcountll(x)); });
+}
 template <class T>
-void op_clz(Warp& w, const Op& op) { map1<u32, T>(w, op.dst, op.a, [](T x) { return count_leading(x); }); }
+void op_clz(Warp& w, const Op& op) {
+    map1<u32, T>(w, op.dst, op.a, [](T x) { return count_leading(x); });
+}
 
 // 9.7.1.17 bfind: "the bit position of the most significant non-sign bit"; 0xffffffff if there is none.
 template <class T, bool kShift>
@@ -35,7 +42,9 @@ u32 reverse(u32 x) {
 }
 void op_brev32(Warp& w, const Op& op) { map1<u32, u32>(w, op.dst, op.a, reverse); }
 void op_brev64(Warp& w, const Op& op) {
-    map1<u64, u64>(w, op.dst, op.a, [](u64 x) { return static_cast<u64>(reverse(static_cast<u32>(x))) << 32 | reverse(static_cast<u32>(x >> 32)); });
+    map1<u64, u64>(w, op.dst, op.a, [](u64 x) {
+        return static_cast<u64>(reverse(static_cast<u32>(x))) << 32 | reverse(static_cast<u32>(x >> 32));
+    });
 }
 
 // 9.7.1.19 bfe: position and length are the low 8 bits of b and c; beyond the top the sign fills.
@@ -120,8 +129,11 @@ void decode_clz(Form& f) { emit_count(f, op_clz<u32>, op_clz<u64>); }
 void decode_bfind(Form& f) {
     bool shift = f.take("shiftamt");
     bool sign = f.inst.has("s32") || f.inst.has("s64");
-    if (shift) return emit_count(f, sign ? op_bfind<s32, true> : op_bfind<u32, true>, sign ? op_bfind<s64, true> : op_bfind<u64, true>);
-    emit_count(f, sign ? op_bfind<s32, false> : op_bfind<u32, false>, sign ? op_bfind<s64, false> : op_bfind<u64, false>);
+    if (shift)
+        return emit_count(f, sign ? op_bfind<s32, true> : op_bfind<u32, true>,
+                          sign ? op_bfind<s64, true> : op_bfind<u64, true>);
+    emit_count(f, sign ? op_bfind<s32, false> : op_bfind<u32, false>,
+               sign ? op_bfind<s64, false> : op_bfind<u64, false>);
 }
 
 void decode_brev(Form& f) {
@@ -144,7 +156,12 @@ void emit_field(Form& f, Handler fn, int bytes) {
 
 void decode_bfe(Form& f) {
     std::string type = f.take_type();
-    emit_field(f, type == "s32" ? op_bfe<s32> : type == "s64" ? op_bfe<s64> : type == "u64" ? op_bfe<u64> : op_bfe<u32>, type_size(type));
+    emit_field(f,
+               type == "s32"   ? op_bfe<s32>
+               : type == "s64" ? op_bfe<s64>
+               : type == "u64" ? op_bfe<u64>
+                               : op_bfe<u32>,
+               type_size(type));
 }
 
 void decode_bfi(Form& f) {
@@ -161,7 +178,10 @@ void decode_bfi(Form& f) {
 
 void decode_szext(Form& f) {
     bool clamp = f.take_any({"clamp", "wrap"}) == "clamp", sign = f.take_type() == "s32";
-    emit_binary(f, sign ? (clamp ? op_szext<s32, true> : op_szext<s32, false>) : (clamp ? op_szext<u32, true> : op_szext<u32, false>), 4);
+    emit_binary(f,
+                sign ? (clamp ? op_szext<s32, true> : op_szext<s32, false>)
+                     : (clamp ? op_szext<u32, true> : op_szext<u32, false>),
+                4);
 }
 
 void decode_bmsk(Form& f) {

@@ -1,8 +1,8 @@
 // Comparisons (PTX ISA 9.7.6 setp, set; 9.7.7 for halves), testp (9.7.3.1) and copysign (9.7.3.2).
 #include <functional>
 
-#include "fp.h"
 #include "control.h"
+#include "fp.h"
 #include "lanes.h"
 #include "parser.h"
 
@@ -14,18 +14,24 @@ namespace {
 enum Relation : u8 { kLess = 1, kEqual = 2, kGreater = 4, kUnordered = 8 };
 
 u8 relations_of(const std::string& cmp) {
+    // clang-format off
     static const std::map<std::string, u8> table{
-        {"eq", kEqual}, {"ne", kLess | kGreater}, {"lt", kLess}, {"le", kLess | kEqual}, {"gt", kGreater}, {"ge", kGreater | kEqual},
+        {"eq", kEqual}, {"ne", kLess | kGreater}, {"lt", kLess}, {"le", kLess | kEqual},
+        {"gt", kGreater}, {"ge", kGreater | kEqual},
         {"lo", kLess}, {"ls", kLess | kEqual}, {"hi", kGreater}, {"hs", kGreater | kEqual},
         // "equ, neu, ltu, ...: true if either operand is NaN"
-        {"equ", kEqual | kUnordered}, {"neu", kLess | kGreater | kUnordered}, {"ltu", kLess | kUnordered}, {"leu", kLess | kEqual | kUnordered},
-        {"gtu", kGreater | kUnordered}, {"geu", kGreater | kEqual | kUnordered}, {"num", kLess | kEqual | kGreater}, {"nan", kUnordered}};
+        {"equ", kEqual | kUnordered}, {"neu", kLess | kGreater | kUnordered}, {"ltu", kLess | kUnordered},
+        {"leu", kLess | kEqual | kUnordered}, {"gtu", kGreater | kUnordered}, {"geu", kGreater | kEqual | kUnordered},
+        {"num", kLess | kEqual | kGreater}, {"nan", kUnordered}};
+    // clang-format on
     auto it = table.find(cmp);
     return it == table.end() ? 0 : it->second;
 }
 
 template <class T>
-inline u8 relate(T a, T b) { return a < b ? kLess : a == b ? kEqual : a > b ? kGreater : kUnordered; }
+inline u8 relate(T a, T b) {
+    return a < b ? kLess : a == b ? kEqual : a > b ? kGreater : kUnordered;
+}
 
 // The six ordinary comparisons have loops of their own, which vectorise.
 template <class T>
@@ -43,7 +49,8 @@ u32 compare_lanes(Warp& w, const Op& op, Ref ra, Ref rb) {
 // With .ftz subnormals compare as zeros.
 u32 compare_flushed(Warp& w, const Op& op, Ref ra, Ref rb) {
     u8 accept = op.flags;
-    return test2<float, float>(w, ra, rb, [accept](float a, float b) { return (relate(flush(a), flush(b)) & accept) != 0; });
+    return test2<float, float>(w, ra, rb,
+                               [accept](float a, float b) { return (relate(flush(a), flush(b)) & accept) != 0; });
 }
 
 template <class H>
@@ -59,55 +66,70 @@ u32 compare_halves(Warp& w, const Op& op, int shift) {
 
 // "p = BoolOp(t, c); q = BoolOp(!t, c)" (setp); boolean: 0 none, 1 and, 2 or, 3 xor.
 enum Boolean : u8 { kPlain, kAnd, kOr, kXor };
-u32 combine(u32 t, u32 c, u8 boolean) { return boolean == kAnd ? t & c : boolean == kOr ? t | c : boolean == kXor ? t ^ c : t; }
+u32 combine(u32 t, u32 c, u8 boolean) {
+    return boolean == kAnd ? t & c : boolean == kOr ? t | c : boolean == kXor ? t ^ c : t;
+}
 
-u32 known_lanes(Warp& w, const Op& op) {
+// Lanes whose result is defined: both sides are, or one of them decides it (false and x, true or x).
+u32 known_result(Warp& w, const Op& op, u32 t) {
     u32 known = w.defined(op.a) & w.defined(op.b);
-    return op.bytes == kPlain ? known : known & w.predicates_defined[op.target];
+    if (op.bytes == kPlain) return known;
+    u32 c = w.predicates[op.target], known_c = w.predicates_defined[op.target];
+    if (op.bytes == kAnd) return (known & known_c) | (known & ~t) | (known_c & ~c);
+    if (op.bytes == kOr) return (known & known_c) | (known & t) | (known_c & c);
+    return known & known_c;
 }
 
-void finish_setp(Warp& w, const Op& op, u32 t) {
-    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_lanes(w, op);
+void finish_setp(Warp& w, const Op& op, u32 t, u32 u) {
+    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_result(w, op, t);
+    u32 known_q = known_result(w, op, u);
     w.set_predicate(op.p, combine(t, c, op.bytes), known);
-    if (op.q >= 0) w.set_predicate(op.q, combine(~t, c, op.bytes), known);
+    if (op.q >= 0) w.set_predicate(op.q, combine(u, c, op.bytes), known_q);
 }
+void finish_setp(Warp& w, const Op& op, u32 t) { finish_setp(w, op, t, ~t); }
 
 template <class T>
-void op_setp(Warp& w, const Op& op) { finish_setp(w, op, compare_lanes<T>(w, op, op.a, op.b)); }
+void op_setp(Warp& w, const Op& op) {
+    finish_setp(w, op, compare_lanes<T>(w, op, op.a, op.b));
+}
 void op_setp_ftz(Warp& w, const Op& op) { finish_setp(w, op, compare_flushed(w, op, op.a, op.b)); }
 template <class H>
-void op_setp_half(Warp& w, const Op& op) { finish_setp(w, op, compare_halves<H>(w, op, 0)); }
+void op_setp_half(Warp& w, const Op& op) {
+    finish_setp(w, op, compare_halves<H>(w, op, 0));
+}
 
 // setp.f16x2 p|q: the low halves decide p, the high halves q.
 template <class H>
 void op_setp_pair(Warp& w, const Op& op) {
-    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_lanes(w, op);
-    u32 low = compare_halves<H>(w, op, 0), high = compare_halves<H>(w, op, 16);
-    w.set_predicate(op.p, combine(low, c, op.bytes), known);
-    if (op.q >= 0) w.set_predicate(op.q, combine(high, c, op.bytes), known);
+    finish_setp(w, op, compare_halves<H>(w, op, 0), compare_halves<H>(w, op, 16));
 }
 
 // 9.7.6.1 set: the result is all ones (integers) or 1.0 (floating point) where true.
 void write_set(Warp& w, const Op& op, u32 low, u32 high) {
     u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target];
+    u32 known = known_result(w, op, low) & known_result(w, op, high);
     low = combine(low, c, op.bytes);
     high = combine(high, c, op.bytes);
     u32 truth = static_cast<u32>(op.imm), truth_high = static_cast<u32>(static_cast<u64>(op.imm) >> 32);
     u32* d = w.cells<u32>(op.dst);
     for_lanes(w.active, [&](int i) { d[i] = (lane_in(low, i) ? truth : 0) | (lane_in(high, i) ? truth_high : 0); });
-    w.define(op.dst, known_lanes(w, op));
+    w.define(op.dst, known);
 }
 template <class T>
-void op_set(Warp& w, const Op& op) { write_set(w, op, compare_lanes<T>(w, op, op.a, op.b), 0); }
+void op_set(Warp& w, const Op& op) {
+    write_set(w, op, compare_lanes<T>(w, op, op.a, op.b), 0);
+}
 void op_set_ftz(Warp& w, const Op& op) { write_set(w, op, compare_flushed(w, op, op.a, op.b), 0); }
 template <class H>
-void op_set_half(Warp& w, const Op& op) { write_set(w, op, compare_halves<H>(w, op, 0), 0); }
+void op_set_half(Warp& w, const Op& op) {
+    write_set(w, op, compare_halves<H>(w, op, 0), 0);
+}
 template <class H>
-void op_set_pair(Warp& w, const Op& op) { write_set(w, op, compare_halves<H>(w, op, 0), compare_halves<H>(w, op, 16)); }
+void op_set_pair(Warp& w, const Op& op) {
+    write_set(w, op, compare_halves<H>(w, op, 0), compare_halves<H>(w, op, 16));
+}
 
-struct Handlers {
-    Handler setp, set;
-};
+struct Handlers { Handler setp, set; };
 
 Handlers handlers_of(Form& f, const std::string& type, bool ftz) {
     if (type == "f32") return ftz ? Handlers{op_setp_ftz, op_set_ftz} : Handlers{op_setp<float>, op_set<float>};

@@ -40,7 +40,8 @@ void op_branch_indexed(Warp& w, const Op& op) {
     const u32* index = w.cells<u32>(op.a);
     std::vector<std::pair<u32, u32>> paths;
     for_lanes(w.active, [&](int lane) {
-        if (index[lane] >= static_cast<u64>(op.imm)) w.fail(ErrorKind::OutOfBounds, "brx.idx index " + std::to_string(index[lane]) + " has no target.", lane);
+        if (index[lane] >= static_cast<u64>(op.imm))
+            w.fail(ErrorKind::OutOfBounds, "brx.idx index " + std::to_string(index[lane]) + " has no target.", lane);
         u32 pc = op.targets[index[lane]];
         auto same = std::find_if(paths.begin(), paths.end(), [&](const auto& p) { return p.first == pc; });
         if (same == paths.end()) paths.push_back({pc, 1u << lane});
@@ -58,7 +59,8 @@ void copy_params(Warp& w, const u32* triples, u32 count, u32 from_base, u32 to_b
         u8* data = w.local.data() + static_cast<size_t>(lane) * w.local_stride;
         u8* known = w.local_defined.data() + static_cast<size_t>(lane) * w.local_stride;
         for (u32 i = 0; i < count; ++i) {
-            u32 a = from_base + triples[3 * i + (reverse ? 1 : 0)], b = to_base + triples[3 * i + (reverse ? 0 : 1)], bytes = triples[3 * i + 2];
+            u32 a = from_base + triples[3 * i + (reverse ? 1 : 0)], b = to_base + triples[3 * i + (reverse ? 0 : 1)],
+                bytes = triples[3 * i + 2];
             std::copy(data + a, data + a + bytes, data + b);
             std::copy(known + a, known + a + bytes, known + b);
         }
@@ -212,8 +214,10 @@ void decode_call(Form& f) {
     const Operand& arguments = lists.size() > (has_results ? 1u : 0u) ? *lists[has_results ? 1 : 0] : empty;
 
     Function shape;  // formals as the caller sees them
-    for (const Operand& r : results.items) shape.results.push_back(d.layout().function->locals[d.layout().function->local_index.at(r.name)]);
-    for (const Operand& a : arguments.items) shape.params.push_back(d.layout().function->locals[d.layout().function->local_index.at(a.name)]);
+    for (const Operand& r : results.items)
+        shape.results.push_back(d.layout().function->locals[d.layout().function->local_index.at(r.name)]);
+    for (const Operand& a : arguments.items)
+        shape.params.push_back(d.layout().function->locals[d.layout().function->local_index.at(a.name)]);
     std::vector<u32> formals = formal_offsets(shape), in, out;
     for (size_t i = 0; i < results.items.size(); ++i) {
         const std::string& name = results.items[i].name;

@@ -1,6 +1,7 @@
-// cvt (PTX ISA 9.7.9.21): between integers, f16, bf16, f32, f64, tf32, with rounding, saturation, .ftz and .relu; packed halves.
-#include "fp.h"
+// cvt (PTX ISA 9.7.9.21): between integers, f16, bf16, f32, f64, tf32, with rounding, saturation, .ftz and .relu;
+// packed halves.
 #include "control.h"
+#include "fp.h"
 #include "lanes.h"
 #include "parser.h"
 
@@ -32,7 +33,8 @@ double round_integral(double x, Rounding r) {
     }
 }
 
-// Out of range clamps. NaN gives 0, but "1 << (BitWidth(dst) - 1)" if the source is .f64 or the destination has 64 bits.
+// Out of range clamps. NaN gives 0, but "1 << (BitWidth(dst) - 1)" if the source is .f64 or the destination has 64
+// bits.
 template <class D, bool kFromDouble>
 D to_integer(double x, Rounding r) {
     if (x != x) return sizeof(D) == 8 || kFromDouble ? static_cast<D>(1ull << (8 * sizeof(D) - 1)) : 0;
@@ -61,7 +63,10 @@ double round_wide(bool negative, u64 magnitude, int bits, Rounding r) {
     int drop = magnitude ? 64 - __builtin_clzll(magnitude) - bits : 0;
     if (drop <= 0) return negative ? -static_cast<double>(magnitude) : static_cast<double>(magnitude);
     u64 kept = magnitude >> drop, rest = magnitude & ((1ull << drop) - 1), tie = 1ull << (drop - 1);
-    bool up = r == Rounding::Nearest ? rest > tie || (rest == tie && (kept & 1)) : r == Rounding::Up ? rest && !negative : r == Rounding::Down ? rest && negative : false;
+    bool up = r == Rounding::Nearest ? rest > tie || (rest == tie && (kept & 1))
+              : r == Rounding::Up    ? rest && !negative
+              : r == Rounding::Down  ? rest && negative
+                                     : false;
     double value = std::ldexp(static_cast<double>(kept + up), drop);
     return negative ? -value : value;
 }
@@ -111,14 +116,16 @@ D convert(S x, Rounding r, u8 flags) {
             if (flags & kToInteger) y = y != y || std::isinf(y) ? y : std::copysign(round_integral(y, r), y);
             if (flags & kSat) y = saturate(y);
             if ((flags & kRelu) && y < 0) y = 0;
-            if (std::is_same_v<D, double> && std::is_same_v<S, double> && y == 0) y = std::copysign(0.0, static_cast<double>(widen(x)));
+            if (std::is_same_v<D, double> && std::is_same_v<S, double> && y == 0)
+                y = std::copysign(0.0, static_cast<double>(widen(x)));
             store_real(y, r, flags, out);
         }
         return out;
     }
 }
 
-// A 32-bit destination register of an 8- or 16-bit type is extended by its sign; so a narrow source is read by its type.
+// A 32-bit destination register of an 8- or 16-bit type is extended by its sign; so a narrow source is read by its
+// type.
 template <class D, class S>
 void op_cvt(Warp& w, const Op& op) {
     Rounding r = static_cast<Rounding>(op.bytes);
@@ -206,10 +213,14 @@ void op_cvt_pair(Warp& w, const Op& op) {
 }
 // To nearest, without flags: plain integer arithmetic per lane.
 void op_cvt_pair_bfloat(Warp& w, const Op& op) {
-    map2<u32, float, float>(w, op.dst, op.a, op.b, [](float a, float b) { return static_cast<u32>(bfloat_from_float(a)) << 16 | bfloat_from_float(b); });
+    map2<u32, float, float>(w, op.dst, op.a, op.b, [](float a, float b) {
+        return static_cast<u32>(bfloat_from_float(a)) << 16 | bfloat_from_float(b);
+    });
 }
 void op_cvt_pair_half(Warp& w, const Op& op) {
-    map2<u32, float, float>(w, op.dst, op.a, op.b, [](float a, float b) { return static_cast<u32>(half_from_float(a)) << 16 | half_from_float(b); });
+    map2<u32, float, float>(w, op.dst, op.a, op.b, [](float a, float b) {
+        return static_cast<u32>(half_from_float(a)) << 16 | half_from_float(b);
+    });
 }
 
 Rounding take_rounding(Form& f, u8& flags) {
@@ -217,7 +228,10 @@ Rounding take_rounding(Form& f, u8& flags) {
     if (mode.size() == 3 && mode != "rna") flags |= kToInteger;
     if (mode == "rna") return Rounding::NearestAway;
     if (mode.size() < 2) return Rounding::Nearest;
-    return mode[1] == 'z' ? Rounding::Zero : mode[1] == 'm' ? Rounding::Down : mode[1] == 'p' ? Rounding::Up : Rounding::Nearest;
+    return mode[1] == 'z'   ? Rounding::Zero
+           : mode[1] == 'm' ? Rounding::Down
+           : mode[1] == 'p' ? Rounding::Up
+                            : Rounding::Nearest;
 }
 
 void decode_pair(Form& f, const std::string& to, Rounding r, u8 flags) {
@@ -225,7 +239,10 @@ void decode_pair(Form& f, const std::string& to, Rounding r, u8 flags) {
     Decoder& d = f.decoder;
     Ref a = d.source(f.at(1), 4), b = d.source(f.at(2), 4);
     bool plain = r == Rounding::Nearest && flags == 0, bfloat = to == "bf16x2";
-    Op& op = d.emit(plain ? (bfloat ? op_cvt_pair_bfloat : op_cvt_pair_half) : bfloat ? op_cvt_pair<Bfloat> : op_cvt_pair<Half>, OpClass::Convert);
+    Op& op = d.emit(plain    ? (bfloat ? op_cvt_pair_bfloat : op_cvt_pair_half)
+                    : bfloat ? op_cvt_pair<Bfloat>
+                             : op_cvt_pair<Half>,
+                    OpClass::Convert);
     op.a = a;
     op.b = b;
     op.bytes = static_cast<u8>(r);
@@ -249,7 +266,9 @@ void decode_cvt(Form& f) {
     if (is_integer(to) && !is_integer(from) && !(flags & kToInteger)) r = Rounding::Zero;
     int from_bytes = f.at(1).kind == Operand::kReg ? d.operand_bytes(f.at(1)) : type_size(from);
     int to_bytes = f.at(0).kind == Operand::kReg ? d.operand_bytes(f.at(0)) : type_size(to);
-    Handler plain = flags == 0 && r == Rounding::Nearest && from_bytes == type_size(from) && to_bytes == type_size(to) ? plain_handler(to, from) : nullptr;
+    Handler plain = flags == 0 && r == Rounding::Nearest && from_bytes == type_size(from) && to_bytes == type_size(to)
+                        ? plain_handler(to, from)
+                        : nullptr;
     Ref a = d.source(f.at(1), from_bytes);
     Op& op = d.emit(plain ? plain : handler_of(f, to, from), OpClass::Convert);
     op.a = a;
@@ -264,7 +283,8 @@ template <class D>
 void op_cvt_pack(Warp& w, const Op& op) {
     map3<u32, s32, s32, u32>(w, op.dst, op.a, op.b, op.c, [](s32 a, s32 b, u32 c) {
         constexpr u32 kWidth = 8 * sizeof(D);
-        u32 high = static_cast<std::make_unsigned_t<D>>(between_integers<D>(a, kSat)), low = static_cast<std::make_unsigned_t<D>>(between_integers<D>(b, kSat));
+        u32 high = static_cast<std::make_unsigned_t<D>>(between_integers<D>(a, kSat)),
+            low = static_cast<std::make_unsigned_t<D>>(between_integers<D>(b, kSat));
         u32 pair = high << kWidth | low;
         return kWidth == 16 ? pair : (c << 16) | pair;
     });
@@ -276,8 +296,13 @@ void decode_cvt_family(Form& f) {
     std::string to = f.take_first_type();
     f.take_first_type();
     bool accumulate = f.take("b32");
-    Ref a = f.decoder.source(f.at(1), 4), b = f.decoder.source(f.at(2), 4), c = accumulate ? f.decoder.source(f.at(3), 4) : f.decoder.constant(0, 4);
-    Op& op = f.decoder.emit(to == "s16" ? op_cvt_pack<s16> : to == "u16" ? op_cvt_pack<u16> : to == "s8" ? op_cvt_pack<s8> : op_cvt_pack<u8>, OpClass::Convert);
+    Ref a = f.decoder.source(f.at(1), 4), b = f.decoder.source(f.at(2), 4),
+        c = accumulate ? f.decoder.source(f.at(3), 4) : f.decoder.constant(0, 4);
+    Op& op = f.decoder.emit(to == "s16"   ? op_cvt_pack<s16>
+                            : to == "u16" ? op_cvt_pack<u16>
+                            : to == "s8"  ? op_cvt_pack<s8>
+                                          : op_cvt_pack<u8>,
+                            OpClass::Convert);
     op.a = a;
     op.b = b;
     op.c = c;

@@ -36,13 +36,29 @@ u64 passes(const u32* offsets, u32 mask, u32 bytes) {
 
 }  // namespace
 
+namespace {
+
+// Eight lanes of 16 bytes whose rows lie in different bank groups, or 32 lanes of 4 bytes in different banks: one pass.
+bool without_conflict(const u32* offsets, u32 lanes, u32 bytes) {
+    if (bytes != 16 && bytes != 4) return false;
+    u32 shift = bytes == 16 ? 4 : 2, slots = bytes == 16 ? 7 : 31, used = 0, misaligned = 0;
+    for (u32 left = lanes; left; left &= left - 1) {
+        u32 offset = offsets[__builtin_ctz(left)];
+        used |= 1u << (offset >> shift & slots);
+        misaligned |= offset & (bytes - 1);
+    }
+    return !misaligned && __builtin_popcount(used) == __builtin_popcount(lanes);
+}
+
+}  // namespace
+
 // Accesses of 8 and 16 bytes a lane are served by half and quarter warps.
 void count_wavefronts(Profile& profile, const u32* offsets, u32 mask, u32 bytes) {
     u32 groups = bytes >= 16 ? 4 : bytes == 8 ? 2 : 1, width = kLanes / groups;
     for (u32 g = 0; g < groups; ++g) {
         u32 lanes = width == 32 ? mask : mask & (((1u << width) - 1) << (g * width));
         if (!lanes) continue;
-        profile.wavefronts += passes(offsets, lanes, bytes);
+        profile.wavefronts += without_conflict(offsets, lanes, bytes) ? 1 : passes(offsets, lanes, bytes);
         profile.ideal_wavefronts += 1;
     }
 }
@@ -59,7 +75,8 @@ void count_row_wavefronts(Profile& profile, const u32* offsets, int rows) {
         u64 most = 0;
         for (int i = first; i < first + 8; ++i) {
             u64 same = 1;
-            for (int j = first; j < i; ++j) same += ((offsets[i] >> 4) & 7) == ((offsets[j] >> 4) & 7) && offsets[i] >> 4 != offsets[j] >> 4;
+            for (int j = first; j < i; ++j)
+                same += ((offsets[i] >> 4) & 7) == ((offsets[j] >> 4) & 7) && offsets[i] >> 4 != offsets[j] >> 4;
             most = std::max(most, same);
         }
         profile.wavefronts += most;
@@ -81,16 +98,19 @@ void count_sectors(Profile& profile, const u64* addresses, u32 mask, u32 bytes) 
 }
 
 const char* class_name(OpClass cls) {
-    static const char* names[] = {"integer",      "float",        "half",        "double",   "convert",      "move",         "compare",
-                                  "special",      "mma",          "load_global", "store_global", "load_shared", "store_shared", "ldmatrix",
-                                  "local_memory", "param_memory", "atomic",      "async_copy", "barrier",     "warp_sync",    "branch", "other"};
+    static const char* names[] = {"integer",      "float",       "half",         "double",   "convert",
+                                  "move",         "compare",     "special",      "mma",      "load_global",
+                                  "store_global", "load_shared", "store_shared", "ldmatrix", "local_memory",
+                                  "param_memory", "atomic",      "async_copy",   "barrier",  "warp_sync",
+                                  "branch",       "other"};
     return names[static_cast<int>(cls)];
 }
 
 LaunchReport summarise(const Program& program, const std::vector<Profile>& profile, const Counters& counters) {
     LaunchReport report;
     auto& totals = report.totals;
-    for (int c = 0; c < static_cast<int>(OpClass::kCount); ++c) totals[std::string("inst_") + class_name(static_cast<OpClass>(c))] = 0;
+    for (int c = 0; c < static_cast<int>(OpClass::kCount); ++c)
+        totals[std::string("inst_") + class_name(static_cast<OpClass>(c))] = 0;
     double issues = 0, lanes = 0, wavefronts = 0, ideal = 0, sectors = 0;
     for (size_t pc = 0; pc < profile.size(); ++pc) {
         const Profile& p = profile[pc];
@@ -104,7 +124,8 @@ LaunchReport summarise(const Program& program, const std::vector<Profile>& profi
         sectors += static_cast<double>(p.sectors);
         const Place& place = program.places[op.inst];
         if (!place.inst) continue;
-        for (LineCounters* line : {&report.lines[program.module->source_of(*place.inst)], &report.ptx_lines[place.inst->line]}) {
+        for (LineCounters* line :
+             {&report.lines[program.module->source_of(*place.inst)], &report.ptx_lines[place.inst->line]}) {
             line->issues += p.issues;
             line->lanes += p.lanes;
             line->wavefronts += p.wavefronts;

@@ -38,7 +38,7 @@ struct LineCounters {
 
 struct LaunchReport {
     std::map<std::string, double> totals;
-    std::map<std::string, LineCounters> lines;      // by source line
+    std::map<std::string, LineCounters> lines;  // by source line
     std::map<int, LineCounters> ptx_lines;
 };
 

@@ -15,10 +15,10 @@ void Cta::start(const Launch& l, u32 linear_index) {
     warp_count = (thread_count + kLanes - 1) / kLanes;
     random.state = mix(l.seed ^ (static_cast<u64>(linear_index) * 0x9e3779b97f4a7c15ull));
     shared.assign(l.shared_bytes + 16, 0xff);
-    shadow.reset(l.shared_bytes, program->sub_word_shared ? 0 : 2, warp_count);
+    shadow.reset(l.shared_bytes, program->shared_granule_shift, warp_count);
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
-    issued = 0;
+    issued = polls = 0;
     fenced = false;
     synchronised.clear();
     last_allocation = nullptr;
@@ -32,7 +32,8 @@ void Cta::start(const Launch& l, u32 linear_index) {
 
 bool Cta::run(u64 budget) {
     u64 done = 0;
-    while (done < budget) {
+    polls = 0;
+    while (done < budget && !waits()) {
         if (std::all_of(warps.begin(), warps.end(), [](const Warp& w) { return w.finished(); })) return true;
         if (!step(budget, done)) report_deadlock();
     }
@@ -56,7 +57,8 @@ bool Cta::step(u64 budget, u64& done) {
         done += ran;
         issued += ran;
         if (ran) {
-            if (launch->instruction_limit && issued > launch->instruction_limit && checks(kCheckDeadlock)) report_deadlock();
+            if (launch->instruction_limit && issued > launch->instruction_limit && checks(kCheckDeadlock))
+                report_deadlock();
             return true;
         }
     }
@@ -70,11 +72,14 @@ void Cta::report_deadlock() const {
         if (warp.finished()) continue;
         if (!stuck) stuck = &warp;
         std::string text = warp.describe_wait();
-        if (text.empty()) text = "warp " + std::to_string(warp.id) + " running at " + program->text_at(warp.current_pc());
+        if (text.empty())
+            text = "warp " + std::to_string(warp.id) + " running at " + program->text_at(warp.current_pc());
         waits += (waits.empty() ? "" : "; ") + text;
     }
     bool limit = launch->instruction_limit && issued > launch->instruction_limit;
-    SimError error(ErrorKind::Deadlock, (limit ? "No end after " + std::to_string(issued) + " warp instructions: " : std::string("Deadlock: no warp of the CTA can go on: ")) + waits + ".");
+    SimError error(ErrorKind::Deadlock, (limit ? "No end after " + std::to_string(issued) + " warp instructions: "
+                                               : std::string("Deadlock: no warp of the CTA can go on: ")) +
+                                            waits + ".");
     if (stuck) locate(error, *stuck);
     throw error;
 }
@@ -94,10 +99,10 @@ void Cta::locate(SimError& error, const Warp& warp) const {
     error.compose();
 }
 
-// Threads that exit are no longer awaited at barriers without a count.
+// Threads that exit are no longer awaited at barriers.
 void Cta::on_lanes_exit() {
     for (int i = 0; i < kBarriers; ++i)
-        if (barriers[i].arrived && !barriers[i].counted) complete_if_full(i);
+        if (barriers[i].arrived) complete_if_full(i);
 }
 
 }  // namespace ptxsim

@@ -37,7 +37,7 @@ struct Barrier {
     u32 expected = 0;  // threads; 0 = no arrival yet
     bool counted = false;
     u32 arrived = 0;
-    u32 population = 0;               // of bar.red
+    u32 population = 0;  // of bar.red
     bool all = true, any = false;
     std::vector<u32> clock;
     u32 last_population = 0;
@@ -45,6 +45,7 @@ struct Barrier {
 };
 
 constexpr int kBarriers = 16;
+constexpr u32 kPolls = 512;  // strong loads in one turn after which a CTA counts as waiting for another
 
 // An mbarrier object (mbarrier.cpp); the 8 bytes in shared memory are opaque and hold only its phase.
 struct MemoryBarrier {
@@ -57,7 +58,7 @@ struct MemoryBarrier {
 struct Cta {
     const Launch* launch = nullptr;
     const Program* program = nullptr;
-    u32 index = 0;        // linear, in grid order
+    u32 index = 0;  // linear, in grid order
     u32 ctaid[3] = {};
     u32 warp_count = 0, thread_count = 0;
     std::vector<u8> shared;
@@ -69,13 +70,15 @@ struct Cta {
     Counters* counters = nullptr;
     Random random;
     u64 issued = 0;
-    bool fenced = false;           // some warp executed a gpu-scope fence
-    std::set<u32> synchronised;    // CTAs whose earlier accesses happened before ours
+    u32 polls = 0;               // strong loads of global memory in this turn
+    bool fenced = false;         // some warp executed a gpu-scope fence
+    std::set<u32> synchronised;  // CTAs whose earlier accesses happened before ours
     Allocation* last_allocation = nullptr;
 
     void start(const Launch& launch, u32 linear_index);
-    // Runs about `budget` warp instructions; true when the CTA has finished.
+    // Runs about `budget` warp instructions, or until it waits for other CTAs; true when the CTA has finished.
     bool run(u64 budget);
+    bool waits() const { return polls >= kPolls; }
     bool checks(u32 bit) const { return launch->checks & bit; }
     void on_lanes_exit();
     void locate(SimError& error, const Warp& warp) const;

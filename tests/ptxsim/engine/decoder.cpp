@@ -5,7 +5,7 @@
 
 namespace ptxsim {
 
-// --- Form ---------------------------------------------------------------------------------------------------------------
+// ---- Form ----
 
 bool Form::take(const char* mod) {
     for (size_t i = 0; i < left.size(); ++i) {
@@ -24,8 +24,9 @@ std::string Form::take_any(std::initializer_list<const char*> mods) {
 
 namespace {
 bool is_type(const std::string& mod) {
-    static const char* types[] = {"b8",  "u8",  "s8",  "b16", "u16",  "s16",  "f16",    "bf16", "b32",  "u32",   "s32",   "f32",  "f16x2",
-                                  "bf16x2", "b64", "u64", "s64", "f64", "pred", "tf32", "b128", "u16x2", "s16x2", "e4m3", "e5m2", "e4m3x2", "e5m2x2"};
+    static const char* types[] = {"b8",   "u8",   "s8",   "b16",   "u16",    "s16",  "f16",  "bf16",   "b32",
+                                  "u32",  "s32",  "f32",  "f16x2", "bf16x2", "b64",  "u64",  "s64",    "f64",
+                                  "pred", "tf32", "b128", "u16x2", "s16x2",  "e4m3", "e5m2", "e4m3x2", "e5m2x2"};
     for (const char* type : types)
         if (mod == type) return true;
     return false;
@@ -53,9 +54,27 @@ std::string Form::take_first_type() {
 }
 
 void Form::take_cache_hints() {
-    static const char* hints[] = {"ca", "cg", "cs", "lu", "cv", "wb", "wt", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first",
-                                  "L1::evict_last", "L1::no_allocate", "L2::evict_first", "L2::evict_last", "L2::evict_normal",
-                                  "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "evict_last", "evict_normal"};
+    static const char* hints[] = {"ca",
+                                  "cg",
+                                  "cs",
+                                  "lu",
+                                  "cv",
+                                  "wb",
+                                  "wt",
+                                  "L1::evict_normal",
+                                  "L1::evict_unchanged",
+                                  "L1::evict_first",
+                                  "L1::evict_last",
+                                  "L1::no_allocate",
+                                  "L2::evict_first",
+                                  "L2::evict_last",
+                                  "L2::evict_normal",
+                                  "L2::cache_hint",
+                                  "L2::64B",
+                                  "L2::128B",
+                                  "L2::256B",
+                                  "evict_last",
+                                  "evict_normal"};
     for (const char* hint : hints) take(hint);
 }
 
@@ -72,13 +91,14 @@ void Form::unsupported(const std::string& why) const {
     throw SimError(ErrorKind::Unsupported, "This instruction is not supported" + (why.empty() ? "" : ": " + why) + ".");
 }
 
-// --- Decoder ------------------------------------------------------------------------------------------------------------
+// ---- Decoder ----
 
 Decoder::Decoder(Program& program) : program_(program), module_(*program.module) {}
 
 void Decoder::run(const std::string& name) {
     auto found = module_.function_index.find(name);
-    if (found == module_.function_index.end()) throw SimError(ErrorKind::BadProgram, "No entry `" + name + "` in the module.");
+    if (found == module_.function_index.end())
+        throw SimError(ErrorKind::BadProgram, "No entry `" + name + "` in the module.");
     program_.name = name;
     program_.function = &module_.functions[found->second];
     program_.functions.reserve(module_.functions.size() + 1);
@@ -162,10 +182,13 @@ void Decoder::decode_instruction(const Inst& inst) {
 void Decoder::note_sub_word(const Inst& inst) {
     static const std::unordered_map<std::string, int> memory{{"ld", 1}, {"st", 1}, {"atom", 1}, {"red", 1}};
     if (!memory.count(inst.opcode)) return;
-    bool elsewhere = inst.has("global") || inst.has("local") || inst.has("param") || inst.has("const") || inst.has("param::entry") || inst.has("param::func");
+    bool elsewhere = inst.has("global") || inst.has("local") || inst.has("param") || inst.has("const") ||
+                     inst.has("param::entry") || inst.has("param::func");
     if (elsewhere) return;
-    for (const char* narrow : {"b8", "u8", "s8", "b16", "u16", "s16", "f16", "bf16"})
-        if (inst.has(narrow)) program_.sub_word_shared = true;
+    for (const char* byte : {"b8", "u8", "s8"})
+        if (inst.has(byte)) narrow_shared_granule(0);
+    for (const char* half : {"b16", "u16", "s16", "f16", "bf16"})
+        if (inst.has(half)) narrow_shared_granule(1);
 }
 
 Op& Decoder::emit(Handler fn, OpClass cls) {
@@ -196,7 +219,8 @@ void Decoder::branch_to(const std::string& label) {
 
 void Decoder::branch_table(const std::string& label) {
     const Label* found = function_->find_label(inst_->scope, label);
-    if (!found || found->targets.empty()) throw SimError(ErrorKind::BadProgram, "Unknown branch table `" + label + "`.");
+    if (!found || found->targets.empty())
+        throw SimError(ErrorKind::BadProgram, "Unknown branch table `" + label + "`.");
     TableFixup fixup;
     for (const auto& target : found->targets) fixup.insts.push_back(label_inst(target));
     program_.lists.emplace_back(fixup.insts.size());
@@ -215,7 +239,9 @@ void Decoder::resolve_branches() {
         for (size_t i = 0; i < f.insts.size(); ++i) (*f.table)[i] = inst_pc_[f.insts[i]];
     for (const Fixup& f : reconverge_fixups_) {
         int meet = reconverge_[f.inst];
-        program_.code[f.op].reconverge = meet >= 0 ? inst_pc_[meet] : current_ == 0 ? kNoPc : program_.functions[current_].exit_pc;
+        program_.code[f.op].reconverge = meet >= 0       ? inst_pc_[meet]
+                                         : current_ == 0 ? kNoPc
+                                                         : program_.functions[current_].exit_pc;
     }
 }
 
@@ -240,7 +266,8 @@ std::string Program::text_at(u32 pc) const {
     const Place& place = places[code[pc].inst];
     if (!place.inst) return "the end";
     std::string source = module->source_of(*place.inst);
-    return "PTX line " + std::to_string(place.inst->line) + " `" + module->text_of(*place.inst) + "`" + (source.empty() ? "" : " (" + source + ")");
+    return "PTX line " + std::to_string(place.inst->line) + " `" + module->text_of(*place.inst) + "`" +
+           (source.empty() ? "" : " (" + source + ")");
 }
 
 }  // namespace ptxsim

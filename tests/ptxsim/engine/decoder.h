@@ -2,6 +2,7 @@
 // a modifier nobody consumed makes the instruction unsupported.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <string>
 #include <unordered_map>
@@ -56,8 +57,8 @@ class Decoder {
     Ref source(const Operand& operand, int bytes);
     Ref source(const Operand& operand, const std::string& type);  // converts float literals to the type
     Ref dest(const Operand& operand, int bytes);
-    int operand_bytes(const Operand& operand) const;              // width of a register operand, 0 if none
-    int predicate(const Operand& operand);                        // a negated source is inverted into a temporary
+    int operand_bytes(const Operand& operand) const;  // width of a register operand, 0 if none
+    int predicate(const Operand& operand);            // a negated source is inverted into a temporary
     int predicate_dest(const Operand& operand);
     bool is_predicate(const Operand& operand) const;
     Ref constant(u64 bits, int bytes);
@@ -71,6 +72,10 @@ class Decoder {
     // Branch targets are known once the function has been decoded.
     void branch_to(const std::string& label);
     void branch_table(const std::string& label);
+    // Shared memory is accessed in pieces of 2^shift bytes: the race shadow has to be as fine.
+    void narrow_shared_granule(int shift) {
+        program_.shared_granule_shift = std::min(program_.shared_granule_shift, shift);
+    }
     Program& program() { return program_; }
     const FunctionLayout& layout() const { return program_.functions[current_]; }
     u32 local_offset(const std::string& variable, bool& found) const;
@@ -86,7 +91,8 @@ class Decoder {
     };
 
     void lay_out_shared();
-    void collect_shared(const Function& function, std::vector<const Variable*>& used, std::vector<const Function*>& seen) const;
+    void collect_shared(const Function& function, std::vector<const Variable*>& used,
+                        std::vector<const Function*>& seen) const;
     void lay_out_params();
     void lay_out_locals(const Function& function, FunctionLayout& layout);
     void lay_out_registers(const Function& function, FunctionLayout& layout);
@@ -107,9 +113,9 @@ class Decoder {
     std::unordered_map<std::string, u32> shared_offsets_;
     std::vector<std::unordered_map<std::string, u32>> local_offsets_;  // by function
     std::unordered_map<std::string, u32> function_indices_;
-    std::vector<u32> cell_;             // register id → Ref or predicate index, of the current function
-    std::vector<u32> inst_pc_;          // instruction → pc
-    std::vector<int> reconverge_;       // instruction → instruction where its branch reconverges, -1 = the end
+    std::vector<u32> cell_;        // register id → Ref or predicate index, of the current function
+    std::vector<u32> inst_pc_;     // instruction → pc
+    std::vector<int> reconverge_;  // instruction → instruction where its branch reconverges, -1 = the end
     std::vector<Fixup> target_fixups_, reconverge_fixups_;
     std::vector<TableFixup> table_fixups_;
     u32 temporaries_used_ = 0, temporary_predicates_used_ = 0;

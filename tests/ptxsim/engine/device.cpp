@@ -18,7 +18,8 @@ const DeviceProfile& find_profile(const std::string& name) {
     };
     for (const DeviceProfile& p : profiles)
         if (name == p.name) return p;
-    throw SimError(ErrorKind::BadProgram, "No device profile `" + name + "`: there are sm_80, sm_86, sm_89, sm_90 and sm_120.");
+    throw SimError(ErrorKind::BadProgram,
+                   "No device profile `" + name + "`: there are sm_80, sm_86, sm_89, sm_90 and sm_120.");
 }
 
 namespace {
@@ -38,13 +39,16 @@ void check_dimensions(const Program& program, const LaunchConfig& c) {
     for (int d = 0; d < 3; ++d) {
         const char axis = "xyz"[d];
         if (c.grid[d] == 0 || c.block[d] == 0) limit(program, std::string("an empty grid or block in ") + axis);
-        if (c.grid[d] > grid_max[d]) limit(program, std::string("grid.") + axis + " = " + number(c.grid[d]) + " > " + number(grid_max[d]));
-        if (c.block[d] > block_max[d]) limit(program, std::string("block.") + axis + " = " + number(c.block[d]) + " > " + number(block_max[d]));
+        if (c.grid[d] > grid_max[d])
+            limit(program, std::string("grid.") + axis + " = " + number(c.grid[d]) + " > " + number(grid_max[d]));
+        if (c.block[d] > block_max[d])
+            limit(program, std::string("block.") + axis + " = " + number(c.block[d]) + " > " + number(block_max[d]));
     }
     u64 threads = static_cast<u64>(c.block[0]) * c.block[1] * c.block[2];
     if (threads > 1024) limit(program, number(threads) + " threads a block > 1024");
     u64 bound = static_cast<u64>(program.function->max_threads);
-    if (bound && threads > bound) limit(program, number(threads) + " threads a block > the kernel's launch bound " + number(bound));
+    if (bound && threads > bound)
+        limit(program, number(threads) + " threads a block > the kernel's launch bound " + number(bound));
 }
 
 // Registers are handed out to warps in units of 256.
@@ -52,18 +56,24 @@ void check_registers(const Program& program, const LaunchConfig& c, const Device
     u64 warps = (static_cast<u64>(c.block[0]) * c.block[1] * c.block[2] + 31) / 32;
     u64 per_warp = (static_cast<u64>(program.registers) * 32 + 255) / 256 * 256;
     if (warps * per_warp > profile.registers_per_block) {
-        limit(program, number(static_cast<u64>(program.registers)) + " registers x " + number(warps * 32) + " threads > " + number(profile.registers_per_block) + " registers");
+        limit(program, number(static_cast<u64>(program.registers)) + " registers x " + number(warps * 32) +
+                           " threads > " + number(profile.registers_per_block) + " registers");
     }
 }
 
 void check_shared(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
     u64 total = static_cast<u64>(program.static_shared) + c.dynamic_shared;
-    if (program.static_shared > profile.shared_per_block) limit(program, number(program.static_shared) + " bytes of static shared memory > " + number(profile.shared_per_block));
-    if (total > profile.shared_per_block_optin) limit(program, number(total) + " bytes of shared memory > " + number(profile.shared_per_block_optin) + " of " + profile.name);
+    if (program.static_shared > profile.shared_per_block)
+        limit(program,
+              number(program.static_shared) + " bytes of static shared memory > " + number(profile.shared_per_block));
+    if (total > profile.shared_per_block_optin)
+        limit(program, number(total) + " bytes of shared memory > " + number(profile.shared_per_block_optin) + " of " +
+                           profile.name);
     if (total > profile.shared_per_block && c.dynamic_shared > program.max_dynamic_shared) {
-        limit(program, number(c.dynamic_shared) + " bytes of dynamic shared memory > " + number(profile.shared_per_block) +
-                           " without cudaFuncSetAttribute(MaxDynamicSharedMemorySize), which was " +
-                           (program.max_dynamic_shared ? "set to " + number(program.max_dynamic_shared) : "not called"));
+        limit(program,
+              number(c.dynamic_shared) + " bytes of dynamic shared memory > " + number(profile.shared_per_block) +
+                  " without cudaFuncSetAttribute(MaxDynamicSharedMemorySize), which was " +
+                  (program.max_dynamic_shared ? "set to " + number(program.max_dynamic_shared) : "not called"));
     }
 }
 
@@ -72,7 +82,8 @@ void check_target(const Program& program, const DeviceProfile& profile) {
     const std::string& target = program.module->target;
     int have = profile.major * 10 + profile.minor, need = target.size() > 3 ? std::atoi(target.c_str() + 3) : 0;
     if (need <= have) return;
-    SimError error(ErrorKind::BadProgram, "The module is compiled for " + target + ", the device is " + profile.name + ".");
+    SimError error(ErrorKind::BadProgram,
+                   "The module is compiled for " + target + ", the device is " + profile.name + ".");
     error.kernel = program.name;
     error.compose();
     throw error;
@@ -89,7 +100,9 @@ u32 next_epoch() {
 
 void Device::check_limits(const Program& program, const LaunchConfig& config) const {
     if (config.params.size() != program.param_bytes) {
-        SimError error(ErrorKind::BadProgram, "Kernel " + program.name + " takes " + number(program.param_bytes) + " bytes of parameters, the launch gives " + number(config.params.size()) + ".");
+        SimError error(ErrorKind::BadProgram, "Kernel " + program.name + " takes " + number(program.param_bytes) +
+                                                  " bytes of parameters, the launch gives " +
+                                                  number(config.params.size()) + ".");
         error.paragraph = error.message;
         throw error;
     }

@@ -14,7 +14,7 @@ struct DeviceProfile {
     const char* name;
     int major, minor;
     u32 sm_count;
-    u32 shared_per_block;        // static, and dynamic without opt-in
+    u32 shared_per_block;  // static, and dynamic without opt-in
     u32 shared_per_block_optin;
     u32 shared_per_sm;
     u32 registers_per_block, max_threads_per_sm, max_blocks_per_sm;

@@ -1,5 +1,5 @@
-// How lanes part and meet again. A divergent branch opens a join at its immediate post-dominator; fragments that reach it
-// wait for their siblings. Warp-level .sync instructions gather fragments that stand at the same instruction.
+// How lanes part and meet again. A divergent branch opens a join at its immediate post-dominator; fragments that reach
+// it wait for their siblings. Warp-level .sync instructions gather fragments that stand at the same instruction.
 #include "cta.h"
 #include "warp.h"
 
@@ -102,8 +102,10 @@ void Warp::exit_lanes(u32 lanes) {
 bool Warp::converge(u32 wanted) {
     wanted &= alive;
     if ((active & ~wanted) != 0 && cta->checks(kCheckDivergence)) {
-        fail(ErrorKind::Divergence, "Lane " + std::to_string(__builtin_ctz(active & ~wanted)) + " executes this instruction but is not in its membermask " +
-             hex(wanted) + ".", __builtin_ctz(active & ~wanted));
+        fail(ErrorKind::Divergence,
+             "Lane " + std::to_string(__builtin_ctz(active & ~wanted)) +
+                 " executes this instruction but is not in its membermask " + hex(wanted) + ".",
+             __builtin_ctz(active & ~wanted));
     }
     if (active == wanted || !cta->checks(kCheckDivergence)) return true;
     if (active != fragment().mask) {  // lanes of this very fragment were predicated off: they can never come
@@ -117,8 +119,9 @@ bool Warp::converge(u32 wanted) {
 
 void Warp::fail_partial(u32 wanted) const {
     u32 missing = wanted & ~active & alive;
-    fail(ErrorKind::Divergence, "Only part of the warp executes this .sync instruction: lanes " + hex(active) + " are here, it needs " + hex(wanted) +
-         ", lane " + std::to_string(missing ? __builtin_ctz(missing) : 0) + " is elsewhere.");
+    fail(ErrorKind::Divergence, "Only part of the warp executes this .sync instruction: lanes " + hex(active) +
+                                    " are here, it needs " + hex(wanted) + ", lane " +
+                                    std::to_string(missing ? __builtin_ctz(missing) : 0) + " is elsewhere.");
 }
 
 namespace {
@@ -137,7 +140,9 @@ void Warp::resolve_waiting_fragments() {
         int join = fragments[i].join;
         for (size_t j = 0; j < fragments.size(); ++j) {
             const Fragment& g = fragments[j];
-            if (j == i || g.state != FragmentState::AtWarpSync || g.pc != fragments[i].pc || g.frames.size() != fragments[i].frames.size()) continue;
+            if (j == i || g.state != FragmentState::AtWarpSync || g.pc != fragments[i].pc ||
+                g.frames.size() != fragments[i].frames.size())
+                continue;
             if (!is_ancestor(joins, g.join, join) && !is_ancestor(joins, join, g.join)) continue;
             mask |= g.mask;
             if (is_ancestor(joins, join, g.join)) join = g.join;
@@ -149,7 +154,8 @@ void Warp::resolve_waiting_fragments() {
         merged.state = FragmentState::Runnable;
         u32 pc = merged.pc;
         for (size_t j = fragments.size(); j-- > 0;)
-            if (fragments[j].state == FragmentState::AtWarpSync && fragments[j].pc == pc && (fragments[j].mask & ~mask) == 0)
+            if (fragments[j].state == FragmentState::AtWarpSync && fragments[j].pc == pc &&
+                (fragments[j].mask & ~mask) == 0)
                 fragments.erase(fragments.begin() + j);
         fragments.push_back(merged);
         return;
@@ -170,7 +176,8 @@ std::string Warp::describe_wait() const {
     for (const Fragment& f : fragments) {
         if (f.state == FragmentState::Runnable) continue;
         if (!text.empty()) text += "; ";
-        text += "warp " + std::to_string(id) + (f.mask == kFull ? "" : " lanes " + hex(f.mask)) + " at " + program->text_at(f.pc);
+        text += "warp " + std::to_string(id) + (f.mask == kFull ? "" : " lanes " + hex(f.mask)) + " at " +
+                program->text_at(f.pc);
     }
     return text;
 }

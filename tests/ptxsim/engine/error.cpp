@@ -52,6 +52,7 @@ u32 check_bit(const std::string& name) {
     if (name == "deadlock") return kCheckDeadlock;
     if (name == "limits") return kCheckLimits;
     if (name == "async") return kCheckAsync;
+    if (name == "race_warp") return kCheckRaceWarp;
     if (name == "undefined_branch") return kCheckUndefinedBranch;
     return 0;
 }

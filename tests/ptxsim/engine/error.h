@@ -66,7 +66,8 @@ enum Check : u32 {
     kCheckLimits = 1u << 7,
     kCheckAsync = 1u << 8,
     kCheckUndefinedBranch = 1u << 9,  // the part of kCheckUndefined that concerns predicates
-    kAllChecks = (1u << 10) - 1,
+    kCheckRaceWarp = 1u << 10,        // the part of kCheckRace that concerns lanes of one warp
+    kAllChecks = (1u << 11) - 1,
 };
 
 // The bit of a check's name, or 0.

@@ -39,7 +39,8 @@ std::string extract_ptx(const void* fatbin, int arch) {
     const Wrapper* wrapper = static_cast<const Wrapper*>(fatbin);
     const u8* data = static_cast<const u8*>(wrapper->magic == kWrapperMagic ? wrapper->data : fatbin);
     const Header* header = reinterpret_cast<const Header*>(data);
-    if (header->magic != kMagic) throw SimError(ErrorKind::BadProgram, "A registered fat binary has an unknown format.");
+    if (header->magic != kMagic)
+        throw SimError(ErrorKind::BadProgram, "A registered fat binary has an unknown format.");
     std::string best;
     u32 best_arch = 0;
     bool compressed = false;
@@ -57,8 +58,10 @@ std::string extract_ptx(const void* fatbin, int arch) {
         at = body + entry->bytes;
     }
     if (best.empty()) {
-        throw SimError(ErrorKind::BadProgram, compressed ? "The embedded PTX is compressed: compile with nvcc --no-compress."
-                                                         : "A fat binary holds no PTX for sm_" + std::to_string(arch) + " or older: compile with -gencode arch=compute_80,code=compute_80.");
+        throw SimError(ErrorKind::BadProgram,
+                       compressed ? "The embedded PTX is compressed: compile with nvcc --no-compress."
+                                  : "A fat binary holds no PTX for sm_" + std::to_string(arch) +
+                                        " or older: compile with -gencode arch=compute_80,code=compute_80.");
     }
     best.erase(best.find_last_not_of('\0') + 1);
     return best;

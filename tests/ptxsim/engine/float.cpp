@@ -1,6 +1,6 @@
 // Single and double precision arithmetic (PTX ISA 9.7.3): add, sub, mul, fma, mad, div, abs, neg, min, max, rcp, sqrt.
-#include "fp.h"
 #include "control.h"
+#include "fp.h"
 #include "integer.h"
 #include "lanes.h"
 #include "parser.h"
@@ -9,10 +9,18 @@ namespace ptxsim {
 
 namespace {
 
-struct FAdd { template <class T> T operator()(T a, T b) const { return a + b; } };
-struct FSub { template <class T> T operator()(T a, T b) const { return a - b; } };
-struct FMul { template <class T> T operator()(T a, T b) const { return a * b; } };
-struct FDiv { template <class T> T operator()(T a, T b) const { return a / b; } };
+struct FAdd {
+    template <class T> T operator()(T a, T b) const { return a + b; }
+};
+struct FSub {
+    template <class T> T operator()(T a, T b) const { return a - b; }
+};
+struct FMul {
+    template <class T> T operator()(T a, T b) const { return a * b; }
+};
+struct FDiv {
+    template <class T> T operator()(T a, T b) const { return a / b; }
+};
 struct FFma {
     float operator()(float a, float b, float c) const { return __builtin_fmaf(a, b, c); }
     double operator()(double a, double b, double c) const { return __builtin_fma(a, b, c); }
@@ -21,7 +29,9 @@ struct FFma {
 enum RealFlag : u8 { kFtz = 1, kSat = 2 };
 
 template <class T, bool kFlush>
-inline T in(T x) { return kFlush ? flush(x) : x; }
+inline T in(T x) {
+    return kFlush ? flush(x) : x;
+}
 
 template <class T, bool kFlush, bool kSaturate>
 inline T out(T x) {
@@ -31,11 +41,14 @@ inline T out(T x) {
 
 template <class F, class T, bool kFlush, bool kSaturate>
 void op_real2(Warp& w, const Op& op) {
-    map2<T, T, T>(w, op.dst, op.a, op.b, [](T a, T b) { return out<T, kFlush, kSaturate>(F{}(in<T, kFlush>(a), in<T, kFlush>(b))); });
+    map2<T, T, T>(w, op.dst, op.a, op.b,
+                  [](T a, T b) { return out<T, kFlush, kSaturate>(F{}(in<T, kFlush>(a), in<T, kFlush>(b))); });
 }
 template <class F, class T, bool kFlush, bool kSaturate>
 void op_real3(Warp& w, const Op& op) {
-    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return out<T, kFlush, kSaturate>(F{}(in<T, kFlush>(a), in<T, kFlush>(b), in<T, kFlush>(c))); });
+    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) {
+        return out<T, kFlush, kSaturate>(F{}(in<T, kFlush>(a), in<T, kFlush>(b), in<T, kFlush>(c)));
+    });
 }
 
 // Directed roundings run under the host's rounding mode. volatile keeps the operation inside the scope.
@@ -69,7 +82,10 @@ RealForm take_real(Form& f) {
     r.ftz = f.take("ftz");
     r.sat = f.take("sat");
     std::string mode = f.take_any({"rn", "rz", "rm", "rp"});
-    r.rounding = mode == "rz" ? Rounding::Zero : mode == "rm" ? Rounding::Down : mode == "rp" ? Rounding::Up : Rounding::Nearest;
+    r.rounding = mode == "rz"   ? Rounding::Zero
+                 : mode == "rm" ? Rounding::Down
+                 : mode == "rp" ? Rounding::Up
+                                : Rounding::Nearest;
     r.type = f.take_type();
     if (r.type != "f32" && (r.ftz || r.sat)) f.unsupported(".ftz and .sat need .f32");
     return r;
@@ -77,20 +93,28 @@ RealForm take_real(Form& f) {
 
 template <class F, int kOperands, bool kFlush, bool kSaturate, class T>
 Handler real_handler(Rounding rounding) {
-    if constexpr (kOperands == 2) return rounding == Rounding::Nearest ? op_real2<F, T, kFlush, kSaturate> : op_directed2<F, T, kFlush, kSaturate>;
-    else return rounding == Rounding::Nearest ? op_real3<F, T, kFlush, kSaturate> : op_directed3<F, T, kFlush, kSaturate>;
+    if constexpr (kOperands == 2)
+        return rounding == Rounding::Nearest ? op_real2<F, T, kFlush, kSaturate>
+                                             : op_directed2<F, T, kFlush, kSaturate>;
+    else
+        return rounding == Rounding::Nearest ? op_real3<F, T, kFlush, kSaturate>
+                                             : op_directed3<F, T, kFlush, kSaturate>;
 }
 
 template <class F, int kOperands>
 Handler pick_real(const RealForm& r) {
     if (r.type == "f64") return real_handler<F, kOperands, false, false, double>(r.rounding);
-    if (r.ftz) return r.sat ? real_handler<F, kOperands, true, true, float>(r.rounding) : real_handler<F, kOperands, true, false, float>(r.rounding);
-    return r.sat ? real_handler<F, kOperands, false, true, float>(r.rounding) : real_handler<F, kOperands, false, false, float>(r.rounding);
+    if (r.ftz)
+        return r.sat ? real_handler<F, kOperands, true, true, float>(r.rounding)
+                     : real_handler<F, kOperands, true, false, float>(r.rounding);
+    return r.sat ? real_handler<F, kOperands, false, true, float>(r.rounding)
+                 : real_handler<F, kOperands, false, false, float>(r.rounding);
 }
 
 void emit_real(Form& f, Handler fn, const RealForm& r, int operands) {
     Decoder& d = f.decoder;
-    Ref a = d.source(f.at(1), r.type), b = operands > 1 ? d.source(f.at(2), r.type) : 0, c = operands > 2 ? d.source(f.at(3), r.type) : 0;
+    Ref a = d.source(f.at(1), r.type), b = operands > 1 ? d.source(f.at(2), r.type) : 0,
+        c = operands > 2 ? d.source(f.at(3), r.type) : 0;
     Op& op = d.emit(fn, r.type == "f64" ? OpClass::Double : OpClass::Float);
     op.a = a;
     op.b = b;
@@ -123,7 +147,8 @@ inline T extremum(T a, T b) {
 
 template <class T, bool kMax, bool kFlush>
 void op_extremum(Warp& w, const Op& op) {
-    map2<T, T, T>(w, op.dst, op.a, op.b, [](T a, T b) { return canonical(extremum<T, kMax>(in<T, kFlush>(a), in<T, kFlush>(b))); });
+    map2<T, T, T>(w, op.dst, op.a, op.b,
+                  [](T a, T b) { return canonical(extremum<T, kMax>(in<T, kFlush>(a), in<T, kFlush>(b))); });
 }
 // .NaN: "the result is NaN if either input is"; .xorsign.abs: magnitude compare, sign of the product.
 template <bool kMax>
@@ -146,7 +171,9 @@ void decode_real_extremum(Form& f, const char* name) {
     bool nan = f.take("NaN"), xorsign = f.take("xorsign") | f.take("abs");
     RealForm r = take_real(f);
     if (f.size() > 3) f.unsupported("three inputs");
-    Handler fn = r.type == "f64" ? op_extremum<double, kMax, false> : r.ftz ? op_extremum<float, kMax, true> : op_extremum<float, kMax, false>;
+    Handler fn = r.type == "f64" ? op_extremum<double, kMax, false>
+                 : r.ftz         ? op_extremum<float, kMax, true>
+                                 : op_extremum<float, kMax, false>;
     if (nan || xorsign) fn = op_extremum_special<kMax>;
     emit_real(f, fn, r, 2);
     f.decoder.program().code.back().flags = static_cast<u8>((nan ? 1 : 0) | (xorsign ? 2 : 0) | (r.ftz ? 4 : 0));
@@ -169,7 +196,11 @@ void decode_real_sign(Form& f, const char* name) {
     std::string half = half_type(f);
     if (!half.empty()) return decode_half_arithmetic(f, name, half);
     RealForm r = take_real(f);
-    emit_real(f, r.type == "f64" ? op_sign<double, kNegate, false> : r.ftz ? op_sign<float, kNegate, true> : op_sign<float, kNegate, false>, r, 1);
+    emit_real(f,
+              r.type == "f64" ? op_sign<double, kNegate, false>
+              : r.ftz         ? op_sign<float, kNegate, true>
+                              : op_sign<float, kNegate, false>,
+              r, 1);
 }
 
 // 9.7.3.13-14 rcp.rn, sqrt.rn and their directed roundings.
@@ -187,7 +218,11 @@ template <bool kRoot>
 void decode_inverse(Form& f) {
     if (f.inst.has("approx")) return decode_approximate(f, kRoot ? "sqrt" : "rcp");
     RealForm r = take_real(f);
-    emit_real(f, r.type == "f64" ? op_inverse<double, kRoot, false> : r.ftz ? op_inverse<float, kRoot, true> : op_inverse<float, kRoot, false>, r, 1);
+    emit_real(f,
+              r.type == "f64" ? op_inverse<double, kRoot, false>
+              : r.ftz         ? op_inverse<float, kRoot, true>
+                              : op_inverse<float, kRoot, false>,
+              r, 1);
 }
 
 }  // namespace

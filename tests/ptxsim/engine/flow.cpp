@@ -10,7 +10,8 @@ namespace ptxsim {
 namespace {
 
 bool ends_block(const Inst& inst) {
-    return inst.opcode == "bra" || inst.opcode == "brx" || inst.opcode == "ret" || inst.opcode == "exit" || inst.opcode == "trap";
+    return inst.opcode == "bra" || inst.opcode == "brx" || inst.opcode == "ret" || inst.opcode == "exit" ||
+           inst.opcode == "trap";
 }
 
 int label_inst(const Function& function, const Inst& inst, const std::string& label) {
@@ -24,7 +25,8 @@ std::vector<int> branch_targets(const Function& function, const Inst& inst) {
     if (inst.opcode == "bra") targets.push_back(label_inst(function, inst, inst.operands.at(0).name));
     if (inst.opcode == "brx") {
         const Label* table = function.find_label(inst.scope, inst.operands.at(1).name);
-        if (!table) throw SimError(ErrorKind::BadProgram, "brx.idx without its .branchtargets in " + function.name + ".");
+        if (!table)
+            throw SimError(ErrorKind::BadProgram, "brx.idx without its .branchtargets in " + function.name + ".");
         for (const auto& label : table->targets) targets.push_back(label_inst(function, inst, label));
     }
     return targets;

@@ -11,10 +11,10 @@ struct Flow {
     struct Block {
         int begin = 0, end = 0;  // instructions
         std::vector<int> successors;
-        bool leaves = false;     // may return or exit
+        bool leaves = false;  // may return or exit
     };
     std::vector<Block> blocks;
-    std::vector<int> block_of;  // instruction → block
+    std::vector<int> block_of;                  // instruction → block
     std::vector<int> immediate_post_dominator;  // block → block, or -1 for the function's end
 };
 

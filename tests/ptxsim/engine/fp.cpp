@@ -24,7 +24,8 @@ double round_to_format(double x, int mantissa, int min_exponent, int max_exponen
     double rounded = std::ldexp(round_integer(std::ldexp(x, -quantum), rounding), quantum);
     double largest = std::ldexp(2.0 - std::ldexp(1.0, -mantissa), max_exponent);
     if (std::fabs(rounded) <= largest) return rounded == 0 ? std::copysign(0.0, x) : rounded;
-    bool to_infinity = rounding == Rounding::Nearest || rounding == Rounding::NearestAway || (rounding == Rounding::Up && x > 0) || (rounding == Rounding::Down && x < 0);
+    bool to_infinity = rounding == Rounding::Nearest || rounding == Rounding::NearestAway ||
+                       (rounding == Rounding::Up && x > 0) || (rounding == Rounding::Down && x < 0);
     return std::copysign(to_infinity ? std::numeric_limits<double>::infinity() : largest, x);
 }
 

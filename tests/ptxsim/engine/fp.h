@@ -29,8 +29,9 @@ inline float to_float(Bfloat b) { return bit_cast<float>(static_cast<u32>(b.bits
 // How a real number becomes a narrower one.
 enum class Rounding : u8 { Nearest, Zero, Down, Up, NearestAway };
 
-// Rounds a double to a format of `mantissa` explicit bits, exponent range [min_exponent, max_exponent] of normal numbers,
-// and returns the value (exact as a double). Overflow gives infinity or the largest finite, as the rounding says.
+// Rounds a double to a format of `mantissa` explicit bits, exponent range [min_exponent, max_exponent] of normal
+// numbers, and returns the value (exact as a double). Overflow gives infinity or the largest finite, as the rounding
+// says.
 double round_to_format(double x, int mantissa, int min_exponent, int max_exponent, Rounding rounding);
 
 inline u16 half_bits(double x, Rounding r = Rounding::Nearest) {
@@ -55,7 +56,10 @@ inline u16 half_from_float(float x) { return x != x ? 0x7fff : bit_cast<u16>(sta
 class RoundingScope {
   public:
     explicit RoundingScope(Rounding r) : saved_(std::fegetround()) {
-        std::fesetround(r == Rounding::Zero ? FE_TOWARDZERO : r == Rounding::Down ? FE_DOWNWARD : r == Rounding::Up ? FE_UPWARD : FE_TONEAREST);
+        std::fesetround(r == Rounding::Zero   ? FE_TOWARDZERO
+                        : r == Rounding::Down ? FE_DOWNWARD
+                        : r == Rounding::Up   ? FE_UPWARD
+                                              : FE_TONEAREST);
     }
     ~RoundingScope() { std::fesetround(saved_); }
 

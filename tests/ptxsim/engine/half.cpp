@@ -1,7 +1,8 @@
-// Half-precision arithmetic (PTX ISA 9.7.4) for .f16, .bf16 and their packed pairs. Single precision has more than 2p + 2
-// bits of either format, so rounding a single result again is exact for +, -, x, /; fma goes through round-to-odd in double.
-#include "fp.h"
+// Half-precision arithmetic (PTX ISA 9.7.4) for .f16, .bf16 and their packed pairs. Single precision has more than 2p +
+// 2 bits of either format, so rounding a single result again is exact for +, -, x, /; fma goes through round-to-odd in
+// double.
 #include "control.h"
+#include "fp.h"
 #include "integer.h"
 #include "lanes.h"
 
@@ -26,12 +27,22 @@ double fma_to_odd(float a, float b, float c) {
     return bit_cast<double>(bit_cast<u64>(s) + (outward ? 1 : ~0ull));
 }
 
-struct HAdd { static double value(float a, float b, float) { return a + b; } };
-struct HSub { static double value(float a, float b, float) { return a - b; } };
-struct HMul { static double value(float a, float b, float) { return a * b; } };
-struct HFma { static double value(float a, float b, float c) { return fma_to_odd(a, b, c); } };
+struct HAdd {
+    static double value(float a, float b, float) { return a + b; }
+};
+struct HSub {
+    static double value(float a, float b, float) { return a - b; }
+};
+struct HMul {
+    static double value(float a, float b, float) { return static_cast<double>(a) * b; }
+};
+struct HFma {
+    static double value(float a, float b, float c) { return fma_to_odd(a, b, c); }
+};
 
-u16 flush_bits(u16 a, u8 flags) { return (flags & kFtz) && (a & 0x7c00) == 0 ? a & 0x8000 : a; }  // .ftz exists for .f16 only
+u16 flush_bits(u16 a, u8 flags) {
+    return (flags & kFtz) && (a & 0x7c00) == 0 ? a & 0x8000 : a;
+}  // .ftz exists for .f16 only
 
 template <class F, class H>
 u16 arithmetic(u16 a, u16 b, u16 c, u8 flags) {
@@ -47,7 +58,8 @@ u16 arithmetic(u16 a, u16 b, u16 c, u8 flags) {
 // 9.7.4.6-7 min, max on the values; the chosen operand's bits are the result.
 template <bool kMax, class H>
 u16 extremum(u16 a, u16 b, u8 flags) {
-    if (flags & kFtz) a = narrow(H{}, flush_half(H{}, to_float(H{a}))), b = narrow(H{}, flush_half(H{}, to_float(H{b})));
+    if (flags & kFtz)
+        a = narrow(H{}, flush_half(H{}, to_float(H{a}))), b = narrow(H{}, flush_half(H{}, to_float(H{b})));
     float x = to_float(H{a}), y = to_float(H{b});
     bool nan_a = x != x, nan_b = y != y;
     if ((nan_a && nan_b) || ((flags & kNan) && (nan_a || nan_b))) return 0x7fff;
@@ -61,15 +73,35 @@ u16 extremum(u16 a, u16 b, u8 flags) {
     return less == kMax ? b : a;
 }
 
-struct HMin { template <class H> static u16 apply(u16 a, u16 b, u16, u8 f) { return extremum<false, H>(a, b, f); } };
-struct HMax { template <class H> static u16 apply(u16 a, u16 b, u16, u8 f) { return extremum<true, H>(a, b, f); } };
-struct HAbs { template <class H> static u16 apply(u16 a, u16, u16, u8 f) { return flush_bits(a, f) & 0x7fff; } };
-struct HNeg { template <class H> static u16 apply(u16 a, u16, u16, u8 f) { return flush_bits(a, f) ^ 0x8000; } };
+struct HMin {
+    template <class H> static u16 apply(u16 a, u16 b, u16, u8 f) { return extremum<false, H>(a, b, f); }
+};
+struct HMax {
+    template <class H> static u16 apply(u16 a, u16 b, u16, u8 f) { return extremum<true, H>(a, b, f); }
+};
+struct HAbs {
+    template <class H> static u16 apply(u16 a, u16, u16, u8 f) { return flush_bits(a, f) & 0x7fff; }
+};
+struct HNeg {
+    template <class H> static u16 apply(u16 a, u16, u16, u8 f) { return flush_bits(a, f) ^ 0x8000; }
+};
 template <class F>
-struct HReal { template <class H> static u16 apply(u16 a, u16 b, u16 c, u8 f) { return arithmetic<F, H>(a, b, c, f); } };
+struct HReal {
+    template <class H> static u16 apply(u16 a, u16 b, u16 c, u8 f) { return arithmetic<F, H>(a, b, c, f); }
+};
 
-struct HTanh { template <class H> static u16 apply(u16 a, u16, u16, u8) { return narrow(H{}, std::tanh(static_cast<double>(to_float(H{a})))); } };
-struct HEx2 { template <class H> static u16 apply(u16 a, u16, u16, u8) { return narrow(H{}, std::exp2(static_cast<double>(to_float(H{a})))); } };
+struct HTanh {
+    template <class H> static u16 apply(u16 a, u16, u16, u8) {
+        return narrow(H{}, std::tanh(static_cast<double>(to_float(H{a}))));
+    }
+};
+// ex2.approx.ftz.bf16 flushes: "subnormal results are flushed to sign-preserving zero". The .f16 forms do not.
+struct HEx2 {
+    template <class H> static u16 apply(u16 a, u16, u16, u8 flags) {
+        u16 bits = narrow(H{}, std::exp2(static_cast<double>(to_float(H{a}))));
+        return (flags & kFtz) && std::is_same_v<H, Bfloat> && bits < 0x80 ? 0 : bits;
+    }
+};
 
 template <class F, class H, bool kPair>
 void op_half(Warp& w, const Op& op) {
@@ -77,7 +109,8 @@ void op_half(Warp& w, const Op& op) {
     map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, [flags](u32 a, u32 b, u32 c) {
         u32 low = F::template apply<H>(static_cast<u16>(a), static_cast<u16>(b), static_cast<u16>(c), flags);
         if (!kPair) return low;
-        u32 high = F::template apply<H>(static_cast<u16>(a >> 16), static_cast<u16>(b >> 16), static_cast<u16>(c >> 16), flags);
+        u32 high = F::template apply<H>(static_cast<u16>(a >> 16), static_cast<u16>(b >> 16), static_cast<u16>(c >> 16),
+                                        flags);
         return high << 16 | low;
     });
 }
@@ -106,7 +139,8 @@ Handler handler_of(Form& f, const std::string& operation, const std::string& typ
 void emit_half(Form& f, const std::string& operation, const std::string& type, int operands, u8 flags, OpClass cls) {
     Decoder& d = f.decoder;
     int bytes = type == "f16" || type == "bf16" ? 2 : 4;
-    Ref a = d.source(f.at(1), bytes), b = operands > 1 ? d.source(f.at(2), bytes) : a, c = operands > 2 ? d.source(f.at(3), bytes) : a;
+    Ref a = d.source(f.at(1), bytes), b = operands > 1 ? d.source(f.at(2), bytes) : a,
+        c = operands > 2 ? d.source(f.at(3), bytes) : a;
     Handler fn = handler_of(f, operation, type);
     Op& op = d.emit(fn, cls);
     op.a = a;
@@ -135,9 +169,9 @@ void decode_half_arithmetic(Form& f, const std::string& operation, const std::st
 
 void decode_half_approximate(Form& f, const std::string& operation, const std::string& type) {
     f.take("approx");
-    f.take("ftz");
+    u8 flags = f.take("ftz") ? kFtz : 0;
     f.take_type();
-    emit_half(f, operation, type, 1, 0, OpClass::Special);
+    emit_half(f, operation, type, 1, flags, OpClass::Special);
 }
 
 }  // namespace ptxsim

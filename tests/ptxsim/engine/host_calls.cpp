@@ -12,7 +12,8 @@ namespace {
 
 u64 argument(const Warp& w, int lane, u32 offset, int bytes) {
     u64 value = 0;
-    std::memcpy(&value, w.local.data() + static_cast<size_t>(lane) * w.local_stride + offset, static_cast<size_t>(bytes));
+    std::memcpy(&value, w.local.data() + static_cast<size_t>(lane) * w.local_stride + offset,
+                static_cast<size_t>(bytes));
     return value;
 }
 
@@ -24,7 +25,8 @@ const char* host_pointer(const Warp& w, int lane, u64 address, u64 bytes) {
         return reinterpret_cast<const char*>(w.local.data() + static_cast<size_t>(lane) * w.local_stride + offset);
     }
     const Allocation* a = find_allocation(*w.cta->launch->memory, address);
-    if (!a || !a->contains(address, bytes)) w.fail(ErrorKind::OutOfBounds, "printf or assert reads " + hex(address) + ", which is not registered.", lane);
+    if (!a || !a->contains(address, bytes))
+        w.fail(ErrorKind::OutOfBounds, "printf or assert reads " + hex(address) + ", which is not registered.", lane);
     return reinterpret_cast<const char*>(address);
 }
 
@@ -55,7 +57,8 @@ struct PrintfArguments {
 std::string convert(PrintfArguments& arguments, std::string spec) {
     char kind = spec.back(), text[512];
     size_t letters = spec.find_first_of("lhjzt");
-    bool wide = spec.find("ll") != std::string::npos || spec.find('l') != std::string::npos || spec.find('z') != std::string::npos;
+    bool wide = spec.find("ll") != std::string::npos || spec.find('l') != std::string::npos ||
+                spec.find('z') != std::string::npos;
     std::string flags = spec.substr(0, letters == std::string::npos ? spec.size() - 1 : letters);
     if (kind == 's') {
         std::snprintf(text, sizeof text, spec.c_str(), text_of(arguments.w, arguments.lane, arguments.take(8)).c_str());
@@ -65,7 +68,8 @@ std::string convert(PrintfArguments& arguments, std::string spec) {
         std::snprintf(text, sizeof text, (flags + kind).c_str(), bit_cast<double>(arguments.take(8)));
     } else {
         u64 value = arguments.take(wide ? 8 : 4);
-        long long number = !wide && (kind == 'd' || kind == 'i') ? static_cast<s32>(value) : static_cast<long long>(value);
+        long long number =
+            !wide && (kind == 'd' || kind == 'i') ? static_cast<s32>(value) : static_cast<long long>(value);
         if (kind == 'c') std::snprintf(text, sizeof text, (flags + kind).c_str(), static_cast<int>(value));
         else std::snprintf(text, sizeof text, (flags + "ll" + kind).c_str(), number);
     }
@@ -93,7 +97,8 @@ std::string format(const Warp& w, int lane, const std::string& text, u64 buffer)
 void host_printf(Warp& w, const Op& op) {
     u32 base = w.fragment().frames.back().local;
     for_lanes(w.active, [&](int lane) {
-        std::string text = format(w, lane, text_of(w, lane, argument(w, lane, base + op.list[0], 8)), argument(w, lane, base + op.list[1], 8));
+        std::string text = format(w, lane, text_of(w, lane, argument(w, lane, base + op.list[0], 8)),
+                                  argument(w, lane, base + op.list[1], 8));
         w.cta->launch->device->print(text);
         if (op.count < 3) return;
         size_t at = static_cast<size_t>(lane) * w.local_stride + base + op.list[2];
@@ -107,7 +112,8 @@ void host_assert(Warp& w, const Op& op) {
     u32 base = w.fragment().frames.back().local;
     auto text = [&](int i) { return text_of(w, lane, argument(w, lane, base + op.list[i], 8)); };
     std::string line = std::to_string(argument(w, lane, base + op.list[2], 4));
-    w.fail(ErrorKind::Trap, "Assertion `" + text(0) + "` failed at " + text(1) + ":" + line + " in " + text(3) + ".", lane);
+    w.fail(ErrorKind::Trap, "Assertion `" + text(0) + "` failed at " + text(1) + ":" + line + " in " + text(3) + ".",
+           lane);
 }
 
 }  // namespace ptxsim

@@ -1,6 +1,6 @@
 // Integer arithmetic (PTX ISA 9.7.1): add, sub, abs, neg, min, max, div, rem, sad, and the carries of 9.7.2.
-#include "control.h"
 #include "integer.h"
+#include "control.h"
 #include "lanes.h"
 #include "parser.h"
 
@@ -12,18 +12,41 @@ template <class T>
 using Unsigned = std::make_unsigned_t<T>;
 
 // Two's complement wraps; C++ signed overflow would not.
-struct Add { template <class T> T operator()(T a, T b) const { return static_cast<T>(static_cast<Unsigned<T>>(a) + static_cast<Unsigned<T>>(b)); } };
-struct Sub { template <class T> T operator()(T a, T b) const { return static_cast<T>(static_cast<Unsigned<T>>(a) - static_cast<Unsigned<T>>(b)); } };
-struct Min { template <class T> T operator()(T a, T b) const { return a < b ? a : b; } };
-struct Max { template <class T> T operator()(T a, T b) const { return a < b ? b : a; } };
-struct AddSat { template <class T> T operator()(T a, T b) const { s64 r = static_cast<s64>(a) + b; return static_cast<T>(r > INT32_MAX ? INT32_MAX : r < INT32_MIN ? INT32_MIN : r); } };
-struct SubSat { template <class T> T operator()(T a, T b) const { s64 r = static_cast<s64>(a) - b; return static_cast<T>(r > INT32_MAX ? INT32_MAX : r < INT32_MIN ? INT32_MIN : r); } };
+struct Add {
+    template <class T> T operator()(T a, T b) const {
+        return static_cast<T>(static_cast<Unsigned<T>>(a) + static_cast<Unsigned<T>>(b));
+    }
+};
+struct Sub {
+    template <class T> T operator()(T a, T b) const {
+        return static_cast<T>(static_cast<Unsigned<T>>(a) - static_cast<Unsigned<T>>(b));
+    }
+};
+struct Min {
+    template <class T> T operator()(T a, T b) const { return a < b ? a : b; }
+};
+struct Max {
+    template <class T> T operator()(T a, T b) const { return a < b ? b : a; }
+};
+struct AddSat {
+    template <class T> T operator()(T a, T b) const {
+        s64 r = static_cast<s64>(a) + b;
+        return static_cast<T>(r > INT32_MAX ? INT32_MAX : r < INT32_MIN ? INT32_MIN : r);
+    }
+};
+struct SubSat {
+    template <class T> T operator()(T a, T b) const {
+        s64 r = static_cast<s64>(a) - b;
+        return static_cast<T>(r > INT32_MAX ? INT32_MAX : r < INT32_MIN ? INT32_MIN : r);
+    }
+};
 
 // 9.7.1.8 div: "Division by zero yields an unspecified, machine-specific value": all ones, as the hardware gives.
 struct Div {
     template <class T> T operator()(T a, T b) const {
         if (b == 0) return static_cast<T>(~Unsigned<T>(0));
-        if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(Unsigned<T>(0) - static_cast<Unsigned<T>>(a));
+        if (std::is_signed_v<T> && b == static_cast<T>(-1))
+            return static_cast<T>(Unsigned<T>(0) - static_cast<Unsigned<T>>(a));
         return static_cast<T>(a / b);
     }
 };
@@ -34,13 +57,23 @@ struct Rem {
         return static_cast<T>(a % b);
     }
 };
-struct Abs { template <class T> T operator()(T a) const { return a < 0 ? static_cast<T>(Unsigned<T>(0) - static_cast<Unsigned<T>>(a)) : a; } };
-struct Neg { template <class T> T operator()(T a) const { return static_cast<T>(Unsigned<T>(0) - static_cast<Unsigned<T>>(a)); } };
+struct Abs {
+    template <class T> T operator()(T a) const {
+        return a < 0 ? static_cast<T>(Unsigned<T>(0) - static_cast<Unsigned<T>>(a)) : a;
+    }
+};
+struct Neg {
+    template <class T> T operator()(T a) const { return static_cast<T>(Unsigned<T>(0) - static_cast<Unsigned<T>>(a)); }
+};
 
 template <class F, class T>
-void op_binary(Warp& w, const Op& op) { map2<T, T, T>(w, op.dst, op.a, op.b, F{}); }
+void op_binary(Warp& w, const Op& op) {
+    map2<T, T, T>(w, op.dst, op.a, op.b, F{});
+}
 template <class F, class T>
-void op_unary(Warp& w, const Op& op) { map1<T, T>(w, op.dst, op.a, F{}); }
+void op_unary(Warp& w, const Op& op) {
+    map1<T, T>(w, op.dst, op.a, F{});
+}
 
 // Two 16-bit halves at a time (.u16x2, .s16x2).
 template <class F, class H>
@@ -57,13 +90,15 @@ void decode_binary(Form& f) {
     std::string type = f.take_type();
     if (type == "u16x2") return emit_binary(f, op_packed<F, u16>, 4);
     if (type == "s16x2") return emit_binary(f, op_packed<F, s16>, 4);
-    emit_binary(f, by_integer_type(f, type, [](auto t) -> Handler { return op_binary<F, decltype(t)>; }), type_size(type));
+    emit_binary(f, by_integer_type(f, type, [](auto t) -> Handler { return op_binary<F, decltype(t)>; }),
+                type_size(type));
 }
 
 // 9.7.1.16 sad: "d = c + ((a<b) ? b-a : a-b)".
 template <class T>
 void op_sad(Warp& w, const Op& op) {
-    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return Add{}(c, a < b ? Sub{}(b, a) : Sub{}(a, b)); });
+    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c,
+                     [](T a, T b, T c) { return Add{}(c, a < b ? Sub{}(b, a) : Sub{}(a, b)); });
 }
 
 // 9.7.2: add.cc, addc, sub.cc, subc. The carry flag is one bit a lane.
@@ -79,7 +114,8 @@ void op_carry(Warp& w, const Op& op) {
         U partial = x + y, sum = partial + (in ? 1 : 0);
         bool out = partial < x || sum < partial;
         d[i] = sum;
-        if (kCarryOut) w.carry = (w.carry & ~(1u << i)) | static_cast<u32>(out != kSubtract) << i;  // a borrow sets the flag
+        if (kCarryOut)
+            w.carry = (w.carry & ~(1u << i)) | static_cast<u32>(out != kSubtract) << i;  // a borrow sets the flag
     });
     if (kCarryOut) w.carry_defined = (w.carry_defined & ~w.active) | (known & w.active);
     w.define(op.dst, known);
@@ -87,7 +123,9 @@ void op_carry(Warp& w, const Op& op) {
 
 template <bool kSubtract, bool kCarryIn, bool kCarryOut>
 void emit_carry(Form& f, int bytes) {
-    emit_binary(f, bytes == 8 ? op_carry<s64, kSubtract, kCarryIn, kCarryOut> : op_carry<s32, kSubtract, kCarryIn, kCarryOut>, bytes);
+    emit_binary(
+        f, bytes == 8 ? op_carry<s64, kSubtract, kCarryIn, kCarryOut> : op_carry<s32, kSubtract, kCarryIn, kCarryOut>,
+        bytes);
 }
 
 template <bool kSubtract>
@@ -115,7 +153,12 @@ bool is_integer(const Form& f) {
 }
 
 template <class F>
-void relu_wrap(Warp& w, const Op& op) { map2<s32, s32, s32>(w, op.dst, op.a, op.b, [](s32 a, s32 b) { s32 r = F{}(a, b); return r < 0 ? 0 : r; }); }
+void relu_wrap(Warp& w, const Op& op) {
+    map2<s32, s32, s32>(w, op.dst, op.a, op.b, [](s32 a, s32 b) {
+        s32 r = F{}(a, b);
+        return r < 0 ? 0 : r;
+    });
+}
 
 template <class F>
 void decode_extremum(Form& f, FamilyFn real) {
@@ -132,7 +175,10 @@ void decode_sign(Form& f, FamilyFn real) {
     if (!is_integer(f)) return real(f);
     std::string type = f.take_type();
     Ref a = f.decoder.source(f.at(1), type);
-    Op& op = f.decoder.emit(type == "s16" ? op_unary<F, s16> : type == "s32" ? op_unary<F, s32> : op_unary<F, s64>, OpClass::Integer);
+    Op& op = f.decoder.emit(type == "s16"   ? op_unary<F, s16>
+                            : type == "s32" ? op_unary<F, s32>
+                                            : op_unary<F, s64>,
+                            OpClass::Integer);
     op.a = a;
     op.dst = f.decoder.dest(f.at(0), type_size(type));
 }
@@ -162,7 +208,8 @@ void emit_binary(Form& f, Handler fn, int bytes, OpClass cls) {
 }
 
 void emit_ternary(Form& f, Handler fn, int bytes, OpClass cls) {
-    Ref a = f.decoder.source(f.at(1), bytes), b = f.decoder.source(f.at(2), bytes), c = f.decoder.source(f.at(3), bytes);
+    Ref a = f.decoder.source(f.at(1), bytes), b = f.decoder.source(f.at(2), bytes),
+        c = f.decoder.source(f.at(3), bytes);
     Op& op = f.decoder.emit(fn, cls);
     op.a = a;
     op.b = b;

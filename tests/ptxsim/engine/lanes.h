@@ -1,4 +1,5 @@
-// Loops over lanes. One op is one tight loop that the compiler vectorises; a partial warp computes all lanes and blends.
+// Loops over lanes. One op is one tight loop that the compiler vectorises; a partial warp computes all lanes and
+// blends.
 #pragma once
 
 #if defined(__AVX2__)
@@ -15,7 +16,8 @@ namespace ptxsim {
 template <class T>
 using Cell = std::conditional_t<sizeof(T) == 8, u64, u32>;
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 8, u64, std::conditional_t<sizeof(T) == 4, u32, std::conditional_t<sizeof(T) == 2, u16, u8>>>;
+using Bits = std::conditional_t<sizeof(T) == 8, u64,
+                                std::conditional_t<sizeof(T) == 4, u32, std::conditional_t<sizeof(T) == 2, u16, u8>>>;
 
 template <class T>
 inline T from_cell(Cell<T> cell) {
@@ -74,10 +76,12 @@ inline void map3(Warp& w, Ref dst, Ref ra, Ref rb, Ref rc, F f) {
     u32 known = w.defined(ra) & w.defined(rb) & w.defined(rc);
     if (w.active == kFull) {
 #pragma GCC ivdep
-        for (int i = 0; i < kLanes; ++i) d[i] = to_cell<D>(f(from_cell<A>(a[i]), from_cell<B>(b[i]), from_cell<C>(c[i])));
+        for (int i = 0; i < kLanes; ++i)
+            d[i] = to_cell<D>(f(from_cell<A>(a[i]), from_cell<B>(b[i]), from_cell<C>(c[i])));
     } else {
         Cell<D> t[kLanes];
-        for (int i = 0; i < kLanes; ++i) t[i] = to_cell<D>(f(from_cell<A>(a[i]), from_cell<B>(b[i]), from_cell<C>(c[i])));
+        for (int i = 0; i < kLanes; ++i)
+            t[i] = to_cell<D>(f(from_cell<A>(a[i]), from_cell<B>(b[i]), from_cell<C>(c[i])));
         blend(d, t, w.active);
     }
     w.define(dst, known);

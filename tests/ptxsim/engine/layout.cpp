@@ -53,7 +53,8 @@ void symbols_of(const Operand& operand, std::vector<const std::string*>& names) 
 }
 }  // namespace
 
-void Decoder::collect_shared(const Function& function, std::vector<const Variable*>& used, std::vector<const Function*>& seen) const {
+void Decoder::collect_shared(const Function& function, std::vector<const Variable*>& used,
+                             std::vector<const Function*>& seen) const {
     if (std::find(seen.begin(), seen.end(), &function) != seen.end()) return;
     seen.push_back(&function);
     auto use = [&](const Variable& v) {
@@ -81,7 +82,9 @@ void Decoder::lay_out_locals(const Function& function, FunctionLayout& layout) {
     u32 offset = 0;
     for (const Variable& local : function.locals) {
         if (local.space != Space::Local && local.space != Space::Param) continue;
-        if (function.entry && std::any_of(function.params.begin(), function.params.end(), [&](const Variable& p) { return p.name == local.name; })) continue;
+        if (function.entry && std::any_of(function.params.begin(), function.params.end(),
+                                          [&](const Variable& p) { return p.name == local.name; }))
+            continue;
         offset = align_up(offset, static_cast<u32>(std::max(local.align, 8)));
         offsets.emplace(local.name, offset);
         offset += static_cast<u32>(local.size);
@@ -98,7 +101,9 @@ void Decoder::lay_out_registers(const Function& function, FunctionLayout& layout
     cell_.assign(function.regs.size(), 0);
     for (size_t r = 0; r < cell_.size(); ++r) {
         RegClass cls = function.regs[r].cls;
-        cell_[r] = cls == RegClass::Pred ? map.index[r] : cls == RegClass::B64 ? (layout.narrow_cells + 2 * map.index[r]) * kLanes : map.index[r] * kLanes;
+        cell_[r] = cls == RegClass::Pred  ? map.index[r]
+                   : cls == RegClass::B64 ? (layout.narrow_cells + 2 * map.index[r]) * kLanes
+                                          : map.index[r] * kLanes;
     }
     reconverge_.assign(function.body.size(), -1);
     for (size_t i = 0; i < function.body.size(); ++i) {
@@ -109,9 +114,11 @@ void Decoder::lay_out_registers(const Function& function, FunctionLayout& layout
 
 Ref Decoder::temporary(int bytes) {
     const FunctionLayout& here = program_.functions[current_];
-    if (temporaries_used_ >= kTemporaries) throw SimError(ErrorKind::Unsupported, "Too many temporaries in one instruction.");
+    if (temporaries_used_ >= kTemporaries)
+        throw SimError(ErrorKind::Unsupported, "Too many temporaries in one instruction.");
     u32 n = temporaries_used_++;
-    return bytes == 8 ? (here.narrow_cells + 2 * (here.wide_cells - kTemporaries + n)) * kLanes : (here.narrow_cells - kTemporaries + n) * kLanes;
+    return bytes == 8 ? (here.narrow_cells + 2 * (here.wide_cells - kTemporaries + n)) * kLanes
+                      : (here.narrow_cells - kTemporaries + n) * kLanes;
 }
 
 u32 Decoder::local_offset(const std::string& variable, bool& found) const {
@@ -121,9 +128,7 @@ u32 Decoder::local_offset(const std::string& variable, bool& found) const {
 }
 
 namespace {
-struct ModuleStorage {
-    std::vector<AllocationPtr> variables;
-};
+struct ModuleStorage { std::vector<AllocationPtr> variables; };
 
 // Variables live as long as their module; kernels of one module share them.
 std::map<const Module*, ModuleStorage>& storages() {
@@ -134,10 +139,12 @@ std::mutex storage_mutex;
 
 u64 symbol_value(const Module& module, const ModuleStorage& storage, const std::string& symbol) {
     auto variable = module.variable_index.find(symbol);
-    if (variable != module.variable_index.end() && storage.variables[variable->second]) return storage.variables[variable->second]->base;
+    if (variable != module.variable_index.end() && storage.variables[variable->second])
+        return storage.variables[variable->second]->base;
     auto function = module.function_index.find(symbol);
     if (function != module.function_index.end()) return kFunctionWindow | static_cast<u64>(function->second);
-    throw SimError(ErrorKind::BadProgram, "The initial value of a variable names `" + symbol + "`, which does not exist.");
+    throw SimError(ErrorKind::BadProgram,
+                   "The initial value of a variable names `" + symbol + "`, which does not exist.");
 }
 
 const ModuleStorage& storage_of(const Module& module) {

@@ -11,7 +11,7 @@ struct Token {
     enum Kind : u8 { kEnd, kWord, kDirective, kNumber, kString, kPunct };
     Kind kind = kEnd;
     std::string text;
-    u64 bits = 0;           // of a number
+    u64 bits = 0;  // of a number
     bool is_float = false;
     u8 float_size = 0;
     int line = 0;

@@ -1,5 +1,7 @@
-// Logic and shifts (PTX ISA 9.7.8): and, or, xor, not, cnot, lop3, shf, shl, shr; selp and slct (9.7.6); prmt (9.7.9.7).
+// Logic and shifts (PTX ISA 9.7.8): and, or, xor, not, cnot, lop3, shf, shl, shr; selp and slct (9.7.6); prmt
+// (9.7.9.7).
 #include "control.h"
+#include "fp.h"
 #include "integer.h"
 #include "lanes.h"
 #include "parser.h"
@@ -8,17 +10,26 @@ namespace ptxsim {
 
 namespace {
 
-struct And { template <class T> T operator()(T a, T b) const { return a & b; } };
-struct Or { template <class T> T operator()(T a, T b) const { return a | b; } };
-struct Xor { template <class T> T operator()(T a, T b) const { return a ^ b; } };
+struct And {
+    template <class T> T operator()(T a, T b) const { return a & b; }
+};
+struct Or {
+    template <class T> T operator()(T a, T b) const { return a | b; }
+};
+struct Xor {
+    template <class T> T operator()(T a, T b) const { return a ^ b; }
+};
 
 template <class F, class T>
-void op_logic(Warp& w, const Op& op) { map2<T, T, T>(w, op.dst, op.a, op.b, F{}); }
+void op_logic(Warp& w, const Op& op) {
+    map2<T, T, T>(w, op.dst, op.a, op.b, F{});
+}
 
 // A predicate is known already if one side decides it.
 template <class F>
 void op_logic_predicate(Warp& w, const Op& op) {
-    u32 a = w.predicates[op.p], b = w.predicates[op.q], da = w.predicates_defined[op.p], db = w.predicates_defined[op.q];
+    u32 a = w.predicates[op.p], b = w.predicates[op.q], da = w.predicates_defined[op.p],
+        db = w.predicates_defined[op.q];
     u32 known = da & db;
     if (std::is_same_v<F, And>) known |= (da & ~a) | (db & ~b);
     if (std::is_same_v<F, Or>) known |= (da & a) | (db & b);
@@ -31,7 +42,8 @@ template <class F>
 void decode_logic(Form& f) {
     Decoder& d = f.decoder;
     std::string type = f.take_type();
-    if (type != "pred") return emit_binary(f, type_size(type) == 8 ? op_logic<F, u64> : op_logic<F, u32>, type_size(type));
+    if (type != "pred")
+        return emit_binary(f, type_size(type) == 8 ? op_logic<F, u64> : op_logic<F, u32>, type_size(type));
     int p = d.predicate(f.at(1)), q = d.predicate(f.at(2));
     Op& op = d.emit(op_logic_predicate<F>, OpClass::Integer);
     op.p = p;
@@ -40,8 +52,12 @@ void decode_logic(Form& f) {
 }
 
 // 9.7.8.4 not, 9.7.8.5 cnot: "d = (a==0) ? 1 : 0".
-template <class T> void op_not(Warp& w, const Op& op) { map1<T, T>(w, op.dst, op.a, [](T a) { return static_cast<T>(~a); }); }
-template <class T> void op_cnot(Warp& w, const Op& op) { map1<T, T>(w, op.dst, op.a, [](T a) { return static_cast<T>(a == 0); }); }
+template <class T> void op_not(Warp& w, const Op& op) {
+    map1<T, T>(w, op.dst, op.a, [](T a) { return static_cast<T>(~a); });
+}
+template <class T> void op_cnot(Warp& w, const Op& op) {
+    map1<T, T>(w, op.dst, op.a, [](T a) { return static_cast<T>(a == 0); });
+}
 
 void emit_unary(Form& f, Handler fn, int bytes) {
     Ref a = f.decoder.source(f.at(1), bytes);
@@ -107,7 +123,8 @@ void decode_lop3(Form& f) {
 // 9.7.8.8-9 shl, shr: "Shift amounts greater than the register width N are clamped to N".
 template <class T>
 void op_shl(Warp& w, const Op& op) {
-    map2<T, T, u32>(w, op.dst, op.a, op.b, [](T a, u32 n) { return n >= 8 * sizeof(T) ? T(0) : static_cast<T>(a << n); });
+    map2<T, T, u32>(w, op.dst, op.a, op.b,
+                    [](T a, u32 n) { return n >= 8 * sizeof(T) ? T(0) : static_cast<T>(a << n); });
 }
 template <class T>
 void op_shr(Warp& w, const Op& op) {
@@ -148,7 +165,10 @@ void op_shf(Warp& w, const Op& op) {
 void decode_shf(Form& f) {
     bool left = f.take_any({"l", "r"}) == "l", clamp = f.take_any({"clamp", "wrap"}) == "clamp";
     f.take_type();
-    emit_ternary(f, left ? (clamp ? op_shf<true, true> : op_shf<true, false>) : (clamp ? op_shf<false, true> : op_shf<false, false>), 4);
+    emit_ternary(f,
+                 left ? (clamp ? op_shf<true, true> : op_shf<true, false>)
+                      : (clamp ? op_shf<false, true> : op_shf<false, false>),
+                 4);
 }
 
 // 9.7.9.7 prmt: each selector nibble picks a byte of {b, a}; its msb replicates that byte's sign.
@@ -165,8 +185,9 @@ u32 permute(u32 a, u32 b, u32 selector) {
 }
 
 u32 permute_selector(const std::string& mode, u32 c) {
-    static const u32 f4e[] = {0x3210, 0x4321, 0x5432, 0x6543}, b4e[] = {0x5670, 0x6701, 0x7012, 0x0123}, rc8[] = {0x0000, 0x1111, 0x2222, 0x3333},
-                     ecl[] = {0x3210, 0x3211, 0x3222, 0x3333}, ecr[] = {0x0000, 0x1110, 0x2210, 0x3210}, rc16[] = {0x1010, 0x3232, 0x1010, 0x3232};
+    static const u32 f4e[] = {0x3210, 0x4321, 0x5432, 0x6543}, b4e[] = {0x5670, 0x6701, 0x7012, 0x0123},
+                     rc8[] = {0x0000, 0x1111, 0x2222, 0x3333}, ecl[] = {0x3210, 0x3211, 0x3222, 0x3333},
+                     ecr[] = {0x0000, 0x1110, 0x2210, 0x3210}, rc16[] = {0x1010, 0x3232, 0x1010, 0x3232};
     c &= 3;
     if (mode == "f4e") return f4e[c];
     if (mode == "b4e") return b4e[c];
@@ -180,7 +201,8 @@ void op_prmt(Warp& w, const Op& op) { map3<u32, u32, u32, u32>(w, op.dst, op.a, 
 void op_prmt_mode(Warp& w, const Op& op) {
     static const char* modes[] = {"f4e", "b4e", "rc8", "ecl", "ecr", "rc16"};
     const std::string mode = modes[op.flags];
-    map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, [&](u32 a, u32 b, u32 c) { return permute(a, b, permute_selector(mode, c)); });
+    map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c,
+                             [&](u32 a, u32 b, u32 c) { return permute(a, b, permute_selector(mode, c)); });
 }
 
 void decode_prmt(Form& f) {
@@ -226,17 +248,27 @@ void decode_selp(Form& f) {
     op.dst = f.decoder.dest(f.at(0), bytes);
 }
 
-// 9.7.6.4 slct: "d = (c >= 0) ? a : b"; a NaN selects b.
-template <class T, class C>
-void op_slct(Warp& w, const Op& op) { map3<T, T, T, C>(w, op.dst, op.a, op.b, op.c, [](T a, T b, C c) { return c >= 0 ? a : b; }); }
+// 9.7.6.4 slct: "d = (c >= 0) ? a : b"; a NaN selects b, and under .ftz a subnormal counts as zero.
+template <class T, class C, bool kFlush = false>
+void op_slct(Warp& w, const Op& op) {
+    map3<T, T, T, C>(w, op.dst, op.a, op.b, op.c, [](T a, T b, C c) {
+        if constexpr (kFlush) c = flush(c);
+        return c >= 0 ? a : b;
+    });
+}
+
+template <class T>
+Handler slct_handler(bool real, bool ftz) {
+    return !real ? op_slct<T, s32> : ftz ? op_slct<T, float, true> : op_slct<T, float>;
+}
 
 void decode_slct(Form& f) {
-    f.take("ftz");  // a subnormal counts as zero, and -0 >= 0 either way except for its sign, which the compare ignores
+    bool ftz = f.take("ftz");
     std::string type = f.take_first_type(), by = f.take_first_type();
     int bytes = type_size(type);
     Ref a = f.decoder.source(f.at(1), type), b = f.decoder.source(f.at(2), type), c = f.decoder.source(f.at(3), by);
-    Handler fn = by == "f32" ? (bytes == 8 ? op_slct<u64, float> : op_slct<u32, float>) : (bytes == 8 ? op_slct<u64, s32> : op_slct<u32, s32>);
-    Op& op = f.decoder.emit(fn, OpClass::Compare);
+    Op& op = f.decoder.emit(bytes == 8 ? slct_handler<u64>(by == "f32", ftz) : slct_handler<u32>(by == "f32", ftz),
+                            OpClass::Compare);
     op.a = a;
     op.b = b;
     op.c = c;

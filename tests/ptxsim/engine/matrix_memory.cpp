@@ -1,5 +1,5 @@
-// ldmatrix, stmatrix, movmatrix (PTX ISA 9.7.14.5.15-17). Each 8x8 matrix of 16-bit elements has eight rows of 16 bytes,
-// whose addresses eight lanes give: 0-7 for the first matrix, 8-15 for the second, and so on.
+// ldmatrix, stmatrix, movmatrix (PTX ISA 9.7.14.5.15-17). Each 8x8 matrix of 16-bit elements has eight rows of 16
+// bytes, whose addresses eight lanes give: 0-7 for the first matrix, 8-15 for the second, and so on.
 #include "access.h"
 #include "control.h"
 #include "counters.h"
@@ -12,7 +12,9 @@ namespace {
 
 // "all threads in the warp must execute the same ldmatrix instruction"
 bool enter(Warp& w) {
-    if (w.alive != kFull && w.cta->checks(kCheckDivergence)) w.fail(ErrorKind::Divergence, "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
+    if (w.alive != kFull && w.cta->checks(kCheckDivergence))
+        w.fail(ErrorKind::Divergence,
+               "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
     return w.converge(kFull);
 }
 
@@ -25,23 +27,41 @@ void row_offsets(Warp& w, const Op& op, int rows, u32* offsets) {
     w.active = active;
     for (int i = 0; i < rows; ++i) {
         u64 address = addresses.at[i];
-        if (op.space == Space::None && resolve_generic(address) != Space::Shared) w.fail(ErrorKind::OutOfBounds, "A matrix row's address is not in shared memory.", i);
+        if (op.space == Space::None && resolve_generic(address) != Space::Shared)
+            w.fail(ErrorKind::OutOfBounds, "A matrix row's address is not in shared memory.", i);
         check_alignment(w, i, address, 16, "matrix row");
         shared_pointer(w, i, address, 16);
         offsets[i] = static_cast<u32>(address);
     }
 }
 
-// Lane i gets elements 2(i%4), 2(i%4)+1 of row i/4; transposed, of column i/4.
-u32 fragment(const u8* shared, const u32* rows, int lane, bool transposed) {
-    u32 value = 0;
-    for (int e = 0; e < 2; ++e) {
-        int row = transposed ? lane % 4 * 2 + e : lane / 4, col = transposed ? lane / 4 : lane % 4 * 2 + e;
-        u16 half;
-        std::memcpy(&half, shared + rows[row] + 2 * col, 2);
-        value |= static_cast<u32>(half) << (16 * e);
+// Lane i gets elements 2(i%4), 2(i%4)+1 of row i/4: four lanes get a row as it is.
+void load_plain(const u8* shared, const u32* rows, u32* d) {
+    for (int i = 0; i < 8; ++i) std::memcpy(d + 4 * i, shared + rows[i], 16);
+}
+
+typedef u16 Halves __attribute__((vector_size(16)));
+typedef u32 Words __attribute__((vector_size(16)));
+
+// Lane i gets elements 2(i%4), 2(i%4)+1 of column i/4: pairs of rows interleave to words, and those are transposed.
+void load_transposed(const u8* shared, const u32* rows, u32* d) {
+    Words pairs[4][2];  // of rows 2t, 2t+1: columns 0-3 and 4-7
+    for (int t = 0; t < 4; ++t) {
+        Halves even, odd;
+        std::memcpy(&even, shared + rows[2 * t], 16);
+        std::memcpy(&odd, shared + rows[2 * t + 1], 16);
+        pairs[t][0] = (Words)__builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11);
+        pairs[t][1] = (Words)__builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15);
     }
-    return value;
+    for (int h = 0; h < 2; ++h) {
+        Words a = __builtin_shufflevector(pairs[0][h], pairs[1][h], 0, 4, 1, 5);
+        Words b = __builtin_shufflevector(pairs[2][h], pairs[3][h], 0, 4, 1, 5);
+        Words c = __builtin_shufflevector(pairs[0][h], pairs[1][h], 2, 6, 3, 7);
+        Words e = __builtin_shufflevector(pairs[2][h], pairs[3][h], 2, 6, 3, 7);
+        Words columns[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+                            __builtin_shufflevector(c, e, 0, 1, 4, 5), __builtin_shufflevector(c, e, 2, 3, 6, 7)};
+        std::memcpy(d + 16 * h, columns, sizeof columns);
+    }
 }
 
 void load_matrix(Warp& w, Ref dst, const u32* rows, bool transposed) {
@@ -50,11 +70,7 @@ void load_matrix(Warp& w, Ref dst, const u32* rows, bool transposed) {
     for (int i = 0; i < 8; ++i) bad_rows |= static_cast<u32>(!shadow.read_row(w, rows[i])) << i;
     const u8* shared = w.cta->shared.data();
     u32* d = w.cells<u32>(dst);
-    if (transposed) {
-        for (int lane = 0; lane < kLanes; ++lane) d[lane] = fragment(shared, rows, lane, true);
-    } else {
-        for (int i = 0; i < 8; ++i) std::memcpy(d + 4 * i, shared + rows[i], 16);
-    }
+    transposed ? load_transposed(shared, rows, d) : load_plain(shared, rows, d);
     u32 known = kFull;
     for (int lane = 0; bad_rows && lane < kLanes; ++lane) {
         u32 touched = transposed ? 3u << (lane % 4 * 2) : 1u << (lane / 4);
@@ -99,7 +115,8 @@ void op_movmatrix(Warp& w, const Op& op) {
         for (int e = 0; e < 2; ++e) matrix[lane / 4][lane % 4 * 2 + e] = static_cast<u16>(a[lane] >> (16 * e));
     u32* d = w.cells<u32>(op.dst);
     u32 known = w.defined(op.a) == kFull ? kFull : 0;
-    for (int lane = 0; lane < kLanes; ++lane) d[lane] = static_cast<u32>(matrix[lane % 4 * 2 + 1][lane / 4]) << 16 | matrix[lane % 4 * 2][lane / 4];
+    for (int lane = 0; lane < kLanes; ++lane)
+        d[lane] = static_cast<u32>(matrix[lane % 4 * 2 + 1][lane / 4]) << 16 | matrix[lane % 4 * 2][lane / 4];
     w.define(op.dst, known);
 }
 
@@ -148,7 +165,7 @@ void decode_stmatrix(Form& f) {
     std::vector<u32> refs;
     for (const Operand* x : items_of(f.at(1))) refs.push_back(f.decoder.source(*x, 4));
     Address address = f.decoder.address(f.at(0), Space::Shared);
-    f.decoder.program().sub_word_shared = true;
+    f.decoder.narrow_shared_granule(1);
     fill(f, f.decoder.emit(op_stmatrix, OpClass::StoreShared), m, address, refs);
 }
 

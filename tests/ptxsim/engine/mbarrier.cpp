@@ -11,7 +11,8 @@ namespace {
 
 u32 object_offset(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
     u64 address = addresses.at[lane];
-    if (op.space == Space::None && resolve_generic(address) != Space::Shared) w.fail(ErrorKind::OutOfBounds, "An mbarrier outside shared memory.", lane);
+    if (op.space == Space::None && resolve_generic(address) != Space::Shared)
+        w.fail(ErrorKind::OutOfBounds, "An mbarrier outside shared memory.", lane);
     check_alignment(w, lane, address, 8, "mbarrier");
     shared_pointer(w, lane, address, 8);
     return static_cast<u32>(address);
@@ -20,7 +21,8 @@ u32 object_offset(Warp& w, const Op& op, int lane, const LaneAddresses& addresse
 MemoryBarrier& find(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
     u32 offset = object_offset(w, op, lane, addresses);
     auto found = w.cta->memory_barriers.find(offset);
-    if (found == w.cta->memory_barriers.end()) w.fail(ErrorKind::Undefined, "The mbarrier at " + hex(offset) + " was not initialised.", lane);
+    if (found == w.cta->memory_barriers.end())
+        w.fail(ErrorKind::Undefined, "The mbarrier at " + hex(offset) + " was not initialised.", lane);
     return found->second;
 }
 
@@ -65,6 +67,8 @@ void op_invalidate(Warp& w, const Op& op) {
 void op_arrive(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
+    if (op.flags & 1) w.require_defined(w.defined(op.b), "the count of an mbarrier");
+    if (op.flags & 4) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
         w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
@@ -82,9 +86,11 @@ void op_arrive(Warp& w, const Op& op) {
 void op_test(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
+    w.require_defined(w.defined(op.b), "the phase of an mbarrier");
     u32 result = 0;
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
+        w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
         bool done = op.flags ? (b.phase & 1) != (w.cells<u32>(op.b)[i] & 1) : b.phase > w.cells<u64>(op.b)[i];
         result |= static_cast<u32>(done) << i;
         if (done) w.cta->join_clock(w, b.completed);
@@ -94,7 +100,6 @@ void op_test(Warp& w, const Op& op) {
     w.fragment().pc = w.next;
     w.stop = true;
 }
-
 
 // cp.async.mbarrier.arrive: an arrival once the thread's prior copies have landed; here they land now.
 void op_async_arrive(Warp& w, const Op& op) {
@@ -137,7 +142,8 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
     set_address(op, address);
     op.b = operand;
     op.c = operand;
-    op.flags = static_cast<u8>((has_operand && !expect ? 1 : 0) | (drop ? 2 : 0) | (expect ? 4 : 0) | (expect_only ? 8 : 0));
+    op.flags =
+        static_cast<u8>((has_operand && !expect ? 1 : 0) | (drop ? 2 : 0) | (expect ? 4 : 0) | (expect_only ? 8 : 0));
     op.p = state && f.at(0).kind == Operand::kReg ? 0 : -1;
     if (op.p >= 0) op.dst = d.dest(f.at(0), 8);
 }

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kMaxElements = 8;
 
-// ---- loads --------------------------------------------------------------------------------------------------------------
+// ---- loads ----
 
 // Where each lane's bytes lie, and which lanes' element k is defined.
 struct Loaded {
@@ -61,14 +61,15 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     Loaded from;
     u32 bytes = static_cast<u32>(op.bytes) * op.count;
     std::fill(from.defined, from.defined + op.count, kFull);
-    GlobalAccess access = op.flags & kStrong ? GlobalAccess::Atomic : op.flags & kNonCoherent ? GlobalAccess::ReadNonCoherent : GlobalAccess::Read;
+    GlobalAccess access = op.flags & kStrong        ? GlobalAccess::Atomic
+                          : op.flags & kNonCoherent ? GlobalAccess::ReadNonCoherent
+                                                    : GlobalAccess::Read;
     for_lanes(mask, [&](int i) {
         Allocation* a;
         check_alignment(w, i, addresses.at[i], bytes, "global load");
         from.bytes[i] = global_pointer(w, i, addresses.at[i], bytes, false, a);
         if (!a) return;
         check_global_race(w, i, *a, addresses.at[i], bytes, access);
-        if (op.flags & kStrong) acquire_global(w, addresses.at[i]);
         if (!a->defined) return;
         const u8* known = a->defined + (addresses.at[i] - a->base);
         for (u32 b = 0; b < bytes; ++b)
@@ -76,6 +77,10 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     });
     count_sectors(w.cta->profile[w.current_pc()], addresses.at, mask, bytes);
     store_elements(w, op, from, mask);
+    // After the value was read: what it tells of had been released before it was written.
+    if (!(op.flags & kStrong)) return;
+    for_lanes(mask, [&](int i) { acquire_global(w, addresses.at[i]); });
+    ++w.cta->polls;
 }
 
 void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask) {
@@ -86,9 +91,12 @@ void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
         check_alignment(w, i, addresses.at[i], bytes, "shared load");
         from.bytes[i] = shared_pointer(w, i, addresses.at[i], bytes);
         offsets[i] = static_cast<u32>(addresses.at[i]);
-        if (op.flags & kStrong ? w.cta->shadow.atomic(w, i, offsets[i], bytes) : w.cta->shadow.read(w, i, offsets[i], bytes)) return;
+        if (op.flags & kStrong ? w.cta->shadow.atomic(w, i, offsets[i], bytes)
+                               : w.cta->shadow.read(w, i, offsets[i], bytes))
+            return;
         for (int k = 0; k < op.count; ++k)
-            if (!w.cta->shadow.read(w, i, offsets[i] + static_cast<u32>(k) * op.bytes, op.bytes)) from.defined[k] &= ~(1u << i);
+            if (!w.cta->shadow.read(w, i, offsets[i] + static_cast<u32>(k) * op.bytes, op.bytes))
+                from.defined[k] &= ~(1u << i);
     });
     count_wavefronts(w.cta->profile[w.current_pc()], offsets, mask, bytes);
     store_elements(w, op, from, mask);
@@ -116,7 +124,10 @@ void load_param(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask)
     for_lanes(mask, [&](int i) {
         check_alignment(w, i, addresses.at[i], bytes, "parameter load");
         if (addresses.at[i] + bytes > params.size()) {
-            w.fail(ErrorKind::OutOfBounds, "Read of " + std::to_string(bytes) + " bytes at parameter offset " + hex(addresses.at[i]) + " of " + std::to_string(params.size()) + ".", i);
+            w.fail(ErrorKind::OutOfBounds,
+                   "Read of " + std::to_string(bytes) + " bytes at parameter offset " + hex(addresses.at[i]) + " of " +
+                       std::to_string(params.size()) + ".",
+                   i);
         }
         from.bytes[i] = params.data() + addresses.at[i];
     });
@@ -144,11 +155,12 @@ void load_from(Warp& w, const Op& op, Space space, const LaneAddresses& addresse
 void op_load(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
-    if (op.space == Space::None) return by_window(w, addresses, [&](Space s, u32 mask) { load_from(w, op, s, addresses, mask); });
+    if (op.space == Space::None)
+        return by_window(w, addresses, [&](Space s, u32 mask) { load_from(w, op, s, addresses, mask); });
     load_from(w, op, op.space, addresses, w.active);
 }
 
-// ---- stores -------------------------------------------------------------------------------------------------------------
+// ---- stores ----
 
 // The bytes each lane stores, and which lanes' element k is defined.
 struct Stored {
@@ -178,7 +190,9 @@ void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const S
     u32 undefined = mask & ~values.all_defined;
     if (undefined && w.cta->checks(kCheckUndefined)) {
         int lane = __builtin_ctz(undefined);
-        throw SimError(ErrorKind::Undefined, "An undefined value is stored to global memory.").at_lane(lane).at_address(addresses.at[lane]);
+        throw SimError(ErrorKind::Undefined, "An undefined value is stored to global memory.")
+            .at_lane(lane)
+            .at_address(addresses.at[lane]);
     }
     bool strong = op.flags & kStrong;
     for_lanes(mask, [&](int i) {
@@ -188,7 +202,7 @@ void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const S
         u8* p = global_pointer(w, i, address, bytes, true, a);
         if (a) {
             check_global_race(w, i, *a, address, bytes, strong ? GlobalAccess::Atomic : GlobalAccess::Write);
-            if (strong) release_global(w, address);
+            if (strong) release_global(w, address, op.flags & kRelease);
             if (a->defined) std::memset(a->defined + (address - a->base), 1, bytes);
         }
         std::memcpy(p, values.bytes[i], bytes);
@@ -208,7 +222,9 @@ void store_shared(Warp& w, const Op& op, const LaneAddresses& addresses, const S
         } else if (lane_in(values.all_defined, i)) {
             shadow.write(w, i, at, bytes, true, values.bytes[i]);
         } else {
-            for (int k = 0; k < op.count; ++k) shadow.write(w, i, at + static_cast<u32>(k) * op.bytes, op.bytes, lane_in(values.defined[k], i), nullptr);
+            for (int k = 0; k < op.count; ++k)
+                shadow.write(w, i, at + static_cast<u32>(k) * op.bytes, op.bytes, lane_in(values.defined[k], i),
+                             nullptr);
         }
         std::memcpy(p, values.bytes[i], bytes);
     });
@@ -240,14 +256,16 @@ void op_store(Warp& w, const Op& op) {
     Stored values;
     gather_addresses(w, op, addresses);
     gather_elements(w, op, values, w.active);
-    if (op.space == Space::None) return by_window(w, addresses, [&](Space s, u32 mask) { store_to(w, op, s, addresses, values, mask); });
+    if (op.space == Space::None)
+        return by_window(w, addresses, [&](Space s, u32 mask) { store_to(w, op, s, addresses, values, mask); });
     store_to(w, op, op.space, addresses, values, w.active);
 }
 
-// ---- decoding -----------------------------------------------------------------------------------------------------------
+// ---- decoding ----
 
 Space take_space(Form& f) {
-    std::string s = f.take_any({"global", "shared", "shared::cta", "local", "param", "param::entry", "param::func", "const"});
+    std::string s =
+        f.take_any({"global", "shared", "shared::cta", "local", "param", "param::entry", "param::func", "const"});
     if (s == "global" || s == "const") return Space::Global;
     if (s == "shared" || s == "shared::cta") return Space::Shared;
     if (s == "local") return Space::Local;
@@ -255,19 +273,22 @@ Space take_space(Form& f) {
 }
 
 // .weak, .volatile, .relaxed, .acquire, .release with a scope (8.4-8.5): in one process the scopes coincide.
-// volatile counts as strong on global memory; on shared memory CUDA promises no order for it, so it races like any other.
+// volatile counts as strong on global memory; on shared memory CUDA promises no order for it, so it races like any
+// other.
 u8 take_semantics(Form& f) {
     u8 flags = 0;
     f.take("weak");
     if (f.take("volatile")) flags |= kVolatile;
     if (!f.take_any({"relaxed", "mmio"}).empty()) flags |= kStrong;
     if (f.take("acquire")) flags |= kStrong | kAcquire;
-    if (f.take("release")) flags |= kStrong | kRelease;
-    f.take_any({"gpu", "sys", "cta", "cluster"});
+    bool releases = f.take("release");
+    if (releases) flags |= kStrong;
+    if (f.take_any({"gpu", "sys", "cta", "cluster"}) != "cta" && releases) flags |= kRelease;
     return flags;
 }
 
-void set_memory_operands(Form& f, Op& op, const Address& address, const std::vector<const Operand*>& elements, const std::vector<u32>& refs) {
+void set_memory_operands(Form& f, Op& op, const Address& address, const std::vector<const Operand*>& elements,
+                         const std::vector<u32>& refs) {
     Decoder& d = f.decoder;
     op.a = address.base;
     op.imm = address.offset;
@@ -276,7 +297,9 @@ void set_memory_operands(Form& f, Op& op, const Address& address, const std::vec
     op.list = d.list(refs);
     op.count = static_cast<u8>(refs.size());
     for (size_t k = 0; k < elements.size(); ++k) {
-        int bytes = elements[k]->kind == Operand::kReg ? d.operand_bytes(*elements[k]) : elements[k]->kind == Operand::kSink ? std::max<int>(op.bytes, 4) : op.bytes;
+        int bytes = elements[k]->kind == Operand::kReg    ? d.operand_bytes(*elements[k])
+                    : elements[k]->kind == Operand::kSink ? std::max<int>(op.bytes, 4)
+                                                          : op.bytes;
         if (bytes == 8) op.d |= 1u << k;
         if (bytes == 2) op.c |= 1u << k;
     }
@@ -326,7 +349,8 @@ void decode_load(Form& f) {
     std::vector<const Operand*> elements = elements_of(f.at(0));
     if (elements.size() > kMaxElements || bytes * elements.size() > 32) f.unsupported("vector of that size");
     std::vector<u32> refs;
-    for (const Operand* e : elements) refs.push_back(d.dest(*e, e->kind == Operand::kReg ? d.operand_bytes(*e) : bytes));
+    for (const Operand* e : elements)
+        refs.push_back(d.dest(*e, e->kind == Operand::kReg ? d.operand_bytes(*e) : bytes));
     Address address = d.address(f.at(1), head.space);
     Op& op = d.emit(op_load, memory_class(address.framed ? Space::Local : head.space, true));
     op.bytes = static_cast<u8>(bytes);
@@ -341,7 +365,8 @@ void decode_store(Form& f) {
     std::vector<const Operand*> elements = elements_of(f.at(1));
     if (elements.size() > kMaxElements || bytes * elements.size() > 32) f.unsupported("vector of that size");
     std::vector<u32> refs;
-    for (const Operand* e : elements) refs.push_back(e->kind == Operand::kReg ? d.source(*e, d.operand_bytes(*e)) : d.source(*e, head.type));
+    for (const Operand* e : elements)
+        refs.push_back(e->kind == Operand::kReg ? d.source(*e, d.operand_bytes(*e)) : d.source(*e, head.type));
     Address address = d.address(f.at(0), head.space);
     Op& op = d.emit(op_store, memory_class(address.framed ? Space::Local : head.space, false));
     op.bytes = static_cast<u8>(bytes);

@@ -14,13 +14,15 @@ u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
 
 void* map_pages(u64 bytes, int protection) {
     void* p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) throw SimError(ErrorKind::LaunchLimit, "Cannot map " + std::to_string(bytes) + " bytes of device memory.");
+    if (p == MAP_FAILED)
+        throw SimError(ErrorKind::LaunchLimit, "Cannot map " + std::to_string(bytes) + " bytes of device memory.");
     return p;
 }
 }  // namespace
 
 Allocation::~Allocation() {
     if (defined) munmap(defined, round_up(size + 16, kPage));
+    if (allowed) munmap(allowed, round_up(size + 16, kPage));
     if (shadow) munmap(shadow, round_up((size / 4 + 2) * sizeof(u64), kPage));
     if (mapping) munmap(mapping, mapping_bytes);
 }
@@ -28,8 +30,36 @@ Allocation::~Allocation() {
 u64 Allocation::undefined_bytes() const {
     if (!defined) return 0;
     u64 count = 0;
-    for (u64 i = 0; i < size; ++i) count += defined[i] == 0;
+    for (u64 i = 0; i < size; ++i) count += undefined(i);
     return count;
+}
+
+void Allocation::allow(u64 offset, const std::vector<u64>& shape, const std::vector<u64>& strides, u64 item,
+                       bool is_defined) {
+    u64 last = offset + item, elements = 1;
+    for (size_t d = 0; d < shape.size(); ++d) {
+        elements *= shape[d];
+        if (shape[d]) last += (shape[d] - 1) * strides[d];
+    }
+    if (elements && last > size)
+        throw SimError(ErrorKind::BadProgram, "A view of " + name + " ends at byte " + std::to_string(last) +
+                                                  ", the memory has " + std::to_string(size) + ".");
+    if (!allowed) allowed = static_cast<u8*>(map_pages(round_up(size + 16, kPage), PROT_READ | PROT_WRITE));
+    if (!is_defined && !defined) {
+        defined = static_cast<u8*>(map_pages(round_up(size + 16, kPage), PROT_READ | PROT_WRITE));
+        std::memset(defined, 1, size);
+    }
+    std::vector<u64> index(shape.size(), 0);
+    for (u64 n = 0; n < elements; ++n) {
+        u64 at = offset;
+        for (size_t d = 0; d < shape.size(); ++d) at += index[d] * strides[d];
+        std::memset(allowed + at, 1, item);
+        if (!is_defined) {
+            std::memset(defined + at, 0, item);
+            std::memset(reinterpret_cast<void*>(base + at), 0xff, item);
+        }
+        for (size_t d = shape.size(); d-- > 0 && ++index[d] == shape[d];) index[d] = 0;
+    }
 }
 
 MemoryMap& MemoryMap::instance() {
@@ -53,18 +83,37 @@ AllocationPtr MemoryMap::create(u64 bytes, const std::string& name, bool poison,
         if (!sparse) std::memset(reinterpret_cast<void*>(allocation->base), 0xff, bytes);
         allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
     }
-    allocation->shadow = static_cast<std::atomic<u64>*>(map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    allocation->shadow = static_cast<std::atomic<u64>*>(
+        map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
     insert(allocation);
     return allocation;
 }
 
-AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, bool writable) {
+// A byte has one owner: views that interleave are one registered range with gaps (Allocation::allow).
+void MemoryMap::refuse_overlap(u64 address, u64 bytes, const std::string& name) const {
+    std::shared_ptr<const AllocationTable> all = table();
+    for (const AllocationPtr& a : *all) {
+        if (a->base == address || a->base + a->size <= address || address + bytes <= a->base) continue;
+        throw SimError(ErrorKind::BadProgram, "The memory of " + name + " [" + hex(address) + ", " +
+                                                  hex(address + bytes) + ") overlaps that of " + a->name + " [" +
+                                                  hex(a->base) + ", " + hex(a->base + a->size) +
+                                                  "): register the whole of it once, and allow() its views.");
+    }
+}
+
+AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, bool writable, bool defined) {
+    refuse_overlap(address, bytes, name);
     auto allocation = std::make_shared<Allocation>();
     allocation->base = address;
     allocation->size = bytes;
     allocation->name = name;
     allocation->writable = writable;
-    allocation->shadow = static_cast<std::atomic<u64>*>(map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    if (!defined) {
+        std::memset(reinterpret_cast<void*>(address), 0xff, bytes);
+        allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
+    }
+    allocation->shadow = static_cast<std::atomic<u64>*>(
+        map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
     insert(allocation);
     return allocation;
 }
@@ -72,7 +121,8 @@ AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, 
 void MemoryMap::insert(AllocationPtr allocation) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto next = std::make_shared<AllocationTable>(*table_);
-    auto at = std::lower_bound(next->begin(), next->end(), allocation->base, [](const AllocationPtr& a, u64 b) { return a->base < b; });
+    auto at = std::lower_bound(next->begin(), next->end(), allocation->base,
+                               [](const AllocationPtr& a, u64 b) { return a->base < b; });
     if (at != next->end() && (*at)->base == allocation->base) {
         *at = std::move(allocation);  // memory registered anew
     } else {
@@ -84,7 +134,8 @@ void MemoryMap::insert(AllocationPtr allocation) {
 void MemoryMap::remove(u64 base) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto next = std::make_shared<AllocationTable>(*table_);
-    next->erase(std::remove_if(next->begin(), next->end(), [&](const AllocationPtr& a) { return a->base == base; }), next->end());
+    next->erase(std::remove_if(next->begin(), next->end(), [&](const AllocationPtr& a) { return a->base == base; }),
+                next->end());
     table_ = next;
 }
 
@@ -99,7 +150,8 @@ void MemoryMap::clear_shadows() {
 }
 
 Allocation* find_allocation(const AllocationTable& table, u64 address) {
-    auto at = std::upper_bound(table.begin(), table.end(), address, [](u64 b, const AllocationPtr& a) { return b < a->base; });
+    auto at = std::upper_bound(table.begin(), table.end(), address,
+                               [](u64 b, const AllocationPtr& a) { return b < a->base; });
     return at == table.begin() ? nullptr : std::prev(at)->get();
 }
 

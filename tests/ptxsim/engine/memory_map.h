@@ -16,14 +16,21 @@ struct Allocation {
     std::string name;
     bool writable = true;
     u8* defined = nullptr;               // one byte a byte, nonzero = written; null = all defined
+    u8* allowed = nullptr;               // one byte a byte, zero = a gap between the rows of views; null = no gaps
     std::atomic<u64>* shadow = nullptr;  // race state, one entry per 4 bytes; see race_global.h
     void* mapping = nullptr;             // owned data mapping with its guard pages, or null
     u64 mapping_bytes = 0;
     int pins = 0;
 
     ~Allocation();
-    bool contains(u64 address, u64 bytes) const { return address >= base && bytes <= size && address - base <= size - bytes; }
+    bool contains(u64 address, u64 bytes) const {
+        return address >= base && bytes <= size && address - base <= size - bytes;
+    }
+    bool undefined(u64 byte) const { return defined && !defined[byte] && (!allowed || allowed[byte]); }
     u64 undefined_bytes() const;
+    // Opens the bytes of a strided view; once there is one, all other bytes are gaps. Undefined bytes become NaN
+    // poison.
+    void allow(u64 offset, const std::vector<u64>& shape, const std::vector<u64>& strides, u64 item, bool is_defined);
 };
 
 using AllocationPtr = std::shared_ptr<Allocation>;
@@ -35,13 +42,15 @@ class MemoryMap {
 
     // A mapping of its own between guard pages. Poisoned memory is NaN and undefined until written.
     AllocationPtr create(u64 bytes, const std::string& name, bool poison, bool sparse);
-    AllocationPtr adopt(u64 address, u64 bytes, const std::string& name, bool writable);
+    // Memory of others. Undefined memory is filled with NaN poison, like that of create().
+    AllocationPtr adopt(u64 address, u64 bytes, const std::string& name, bool writable, bool defined);
     void remove(u64 base);
     std::shared_ptr<const AllocationTable> table() const;
     void clear_shadows();
 
   private:
     void insert(AllocationPtr allocation);
+    void refuse_overlap(u64 address, u64 bytes, const std::string& name) const;
     mutable std::mutex mutex_;
     std::shared_ptr<const AllocationTable> table_ = std::make_shared<AllocationTable>();
 };

@@ -33,7 +33,9 @@ struct Matrices {
 // .e4m3 has no infinity; .e5m2 is the upper byte of a half.
 float e4m3(u8 x) {
     int exponent = (x >> 3) & 15, mantissa = x & 7;
-    float value = exponent == 15 && mantissa == 7 ? NAN : exponent ? std::ldexp(1.0f + static_cast<float>(mantissa) / 8, exponent - 7) : std::ldexp(static_cast<float>(mantissa) / 8, -6);
+    float value = exponent == 15 && mantissa == 7 ? NAN
+                  : exponent                      ? std::ldexp(1.0f + static_cast<float>(mantissa) / 8, exponent - 7)
+                                                  : std::ldexp(static_cast<float>(mantissa) / 8, -6);
     return x & 0x80 ? -value : value;
 }
 
@@ -141,7 +143,8 @@ void define_outputs(Warp& w, const Op& op, const MmaShape& s) {
     u32 bad_rows = 0, bad_cols = 0;
     int tiles = s.m / 8;
     for (int reg = 0; reg < s.a_regs; ++reg)
-        for_lanes(~w.defined(op.list[s.c_regs + reg]), [&](int lane) { bad_rows |= 1u << (lane / 4 + 8 * (reg % tiles)); });
+        for_lanes(~w.defined(op.list[s.c_regs + reg]),
+                  [&](int lane) { bad_rows |= 1u << (lane / 4 + 8 * (reg % tiles)); });
     for (int reg = 0; reg < s.b_regs; ++reg)
         for_lanes(~w.defined(op.list[s.c_regs + s.a_regs + reg]), [&](int lane) { bad_cols |= 1u << (lane / 4); });
     int per = s.half_accumulator ? 2 : 1;
@@ -162,7 +165,9 @@ const MmaShape& shape_of(const Op& op) { return *reinterpret_cast<const MmaShape
 
 // "mma.sync.aligned: all threads in the warp must execute the same mma instruction"
 bool enter(Warp& w, const MmaShape& s) {
-    if (w.alive != kFull && w.cta->checks(kCheckDivergence)) w.fail(ErrorKind::Divergence, "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
+    if (w.alive != kFull && w.cta->checks(kCheckDivergence))
+        w.fail(ErrorKind::Divergence,
+               "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
     if (!w.converge(kFull)) return false;
     w.cta->counters->mma_flop += 2ull * s.m * s.n * s.k;
     return true;
@@ -193,7 +198,8 @@ void op_mma_float(Warp& w, const Op& op) {
         for (int lane = 0; lane < kLanes; ++lane) {
             if (s.half_accumulator) {
                 Position p = c_position(lane, 2 * i);
-                d[lane] = static_cast<u32>(half_from_float(m.c[p.row][p.col + 1])) << 16 | half_from_float(m.c[p.row][p.col]);
+                d[lane] =
+                    static_cast<u32>(half_from_float(m.c[p.row][p.col + 1])) << 16 | half_from_float(m.c[p.row][p.col]);
             } else {
                 d[lane] = bit_cast<u32>(canonical(m.c[lane / 4 + 8 * (i / 2)][lane % 4 * 2 + i % 2]));
             }
@@ -206,7 +212,8 @@ template <class H>
 void op_mma_half(Warp& w, const Op& op) {
     const MmaShape& s = shape_of(op);
     if (!enter(w, s)) return;
-    multiply_halves<H>(w, op.list, op.list + s.c_regs, op.list + s.c_regs + s.a_regs, op.list + s.c_regs + s.a_regs + s.b_regs, s.b_regs);
+    multiply_halves<H>(w, op.list, op.list + s.c_regs, op.list + s.c_regs + s.a_regs,
+                       op.list + s.c_regs + s.a_regs + s.b_regs, s.b_regs);
     define_outputs(w, op, s);
 }
 
@@ -279,8 +286,14 @@ bool parse_input(const std::string& type, Input& out) {
 }
 
 MmaShape take_shape(Form& f) {
-    static const struct { const char* name; u8 m, n, k; } shapes[] = {{"m16n8k4", 16, 8, 4}, {"m16n8k8", 16, 8, 8}, {"m16n8k16", 16, 8, 16},
-                                                                     {"m16n8k32", 16, 8, 32}, {"m8n8k4", 8, 8, 4}, {"m8n8k16", 8, 8, 16}};
+    struct Named {
+        const char* name;
+        u8 m, n, k;
+    };
+    // clang-format off
+    static const Named shapes[] = {{"m16n8k4", 16, 8, 4}, {"m16n8k8", 16, 8, 8}, {"m16n8k16", 16, 8, 16},
+                                   {"m16n8k32", 16, 8, 32}, {"m8n8k4", 8, 8, 4}, {"m8n8k16", 8, 8, 16}};
+    // clang-format on
     for (const auto& shape : shapes)
         if (f.take(shape.name)) return MmaShape{shape.m, shape.n, shape.k, 0, 0, 0, kF16, kF16, false, false};
     f.unsupported("shape of the matrices");
@@ -310,8 +323,13 @@ void decode_mma(Form& f) {
     s.b_regs = static_cast<u8>(f.at(2).items.size());
     std::vector<u32> packed((sizeof s + 3) / 4);
     std::memcpy(packed.data(), &s, sizeof s);
-    bool frequent = s.m == 16 && dt == "f32" && s.a_type == s.b_type && (s.a_type == kF16 || s.a_type == kBf16) && s.c_regs == 4;
-    Handler fn = wide ? op_mma_double : integer ? op_mma_integer : !frequent ? op_mma_float : s.a_type == kF16 ? op_mma_half<Half> : op_mma_half<Bfloat>;
+    bool frequent =
+        s.m == 16 && dt == "f32" && s.a_type == s.b_type && (s.a_type == kF16 || s.a_type == kBf16) && s.c_regs == 4;
+    Handler fn = wide               ? op_mma_double
+                 : integer          ? op_mma_integer
+                 : !frequent        ? op_mma_float
+                 : s.a_type == kF16 ? op_mma_half<Half>
+                                    : op_mma_half<Bfloat>;
     Op& op = d.emit(fn, OpClass::Mma);
     op.list = d.list(refs);
     op.targets = d.list(packed);

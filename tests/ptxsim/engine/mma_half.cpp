@@ -1,8 +1,8 @@
-// The product attention lives on: m16n8k16 and m16n8k8 of f16 or bf16 with single-precision accumulators, as 8-wide vectors.
-// A column order of even columns, then odd ones, makes a row of C two runs of four lanes in two registers.
+// The product attention lives on: m16n8k16 and m16n8k8 of f16 or bf16 with single-precision accumulators, as 8-wide
+// vectors. A column order of even columns, then odd ones, makes a row of C two runs of four lanes in two registers.
+#include "mma_half.h"
 #include "fp.h"
 #include "lanes.h"
-#include "mma_half.h"
 
 namespace ptxsim {
 
@@ -19,18 +19,30 @@ template <class H>
 Floats high_halves(Words x);
 
 template <>
-Floats low_halves<Bfloat>(Words x) { return reinterpret_cast<Floats>(x << 16); }
+Floats low_halves<Bfloat>(Words x) {
+    return reinterpret_cast<Floats>(x << 16);
+}
 template <>
-Floats high_halves<Bfloat>(Words x) { return reinterpret_cast<Floats>(x & 0xffff0000u); }
+Floats high_halves<Bfloat>(Words x) {
+    return reinterpret_cast<Floats>(x & 0xffff0000u);
+}
 
 template <>
 Floats low_halves<Half>(Words x) {
     Floats out;
+#if defined(__F16C__) && defined(__AVX2__)
+    __m256i packed = _mm256_permute4x64_epi64(
+        _mm256_packus_epi32(reinterpret_cast<__m256i>(x & 0xffffu), _mm256_setzero_si256()), 0x08);
+    out = reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm256_castsi256_si128(packed)));
+#else
     for (int j = 0; j < 8; ++j) out[j] = to_float(Half{static_cast<u16>(x[j])});
+#endif
     return out;
 }
 template <>
-Floats high_halves<Half>(Words x) { return low_halves<Half>(x >> 16); }
+Floats high_halves<Half>(Words x) {
+    return low_halves<Half>(x >> 16);
+}
 
 Words load_words(const u32* p) {
     Words x;
@@ -38,10 +50,17 @@ Words load_words(const u32* p) {
     return x;
 }
 
-// B's row k: columns 0 2 4 6 1 3 5 7, whose elements lie in lanes 4n + t.
-Words column_words(const u32* r, int t) {
-    const u32* p = r + t;
-    return Words{p[0], p[8], p[16], p[24], p[4], p[12], p[20], p[28]};
+// B's rows 2t and 2t + 1, whose elements lie in lanes 4n + t: a transposition, which leaves columns 0 2 4 6 1 3 5 7.
+void column_words(const u32* r, Words out[4]) {
+    Words x0 = load_words(r), x1 = load_words(r + 8), x2 = load_words(r + 16), x3 = load_words(r + 24);
+    Words u0 = __builtin_shufflevector(x0, x1, 0, 8, 1, 9, 4, 12, 5, 13);
+    Words u1 = __builtin_shufflevector(x2, x3, 0, 8, 1, 9, 4, 12, 5, 13);
+    Words u2 = __builtin_shufflevector(x0, x1, 2, 10, 3, 11, 6, 14, 7, 15);
+    Words u3 = __builtin_shufflevector(x2, x3, 2, 10, 3, 11, 6, 14, 7, 15);
+    out[0] = __builtin_shufflevector(u0, u1, 0, 1, 8, 9, 4, 5, 12, 13);
+    out[1] = __builtin_shufflevector(u0, u1, 2, 3, 10, 11, 6, 7, 14, 15);
+    out[2] = __builtin_shufflevector(u2, u3, 0, 1, 8, 9, 4, 5, 12, 13);
+    out[3] = __builtin_shufflevector(u2, u3, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 
 Floats load_row(const u32* even, const u32* odd, int group) {
@@ -83,10 +102,11 @@ void multiply_halves(Warp& w, const Ref* d, const Ref* a, const Ref* b, const Re
     for (int r = 0; r < 2 * k_registers; ++r) split_a<H>(w.cells<u32>(a[r]), even[r], odd[r]);
     for (int r = 0; r < k_registers; ++r) {
         const u32* words = w.cells<u32>(b[r]);
+        Words x[4];
+        column_words(words, x);
         for (int t = 0; t < 4; ++t) {
-            Words x = column_words(words, t);
-            rows[8 * r + 2 * t] = low_halves<H>(x);
-            rows[8 * r + 2 * t + 1] = high_halves<H>(x);
+            rows[8 * r + 2 * t] = low_halves<H>(x[t]);
+            rows[8 * r + 2 * t + 1] = high_halves<H>(x[t]);
         }
     }
     const u32* c_cells[4] = {w.cells<u32>(c[0]), w.cells<u32>(c[1]), w.cells<u32>(c[2]), w.cells<u32>(c[3])};
@@ -95,18 +115,20 @@ void multiply_halves(Warp& w, const Ref* d, const Ref* a, const Ref* b, const Re
         acc[g] = load_row(c_cells[0], c_cells[1], g);
         acc[g + 8] = load_row(c_cells[2], c_cells[3], g);
     }
-    for (int g = 0; g < 8; g += 2) {  // four rows at a time hide the latency of the chains
-        Floats s0 = acc[g], s1 = acc[g + 1], s2 = acc[g + 8], s3 = acc[g + 9];
+    for (int g = 0; g < 8; g += 4) {  // eight rows at a time hide the latency of the chains
+        Floats sum[8];
+        for (int i = 0; i < 4; ++i) sum[i] = acc[g + i], sum[i + 4] = acc[g + 8 + i];
         for (int r = 0; r < k_registers; ++r)
             for (int t = 0; t < 4; ++t) {
-                int at = 4 * g + t;
+                const float *e0 = even[2 * r] + 4 * g + t, *e1 = even[2 * r + 1] + 4 * g + t;
+                const float *o0 = odd[2 * r] + 4 * g + t, *o1 = odd[2 * r + 1] + 4 * g + t;
                 Floats y = rows[8 * r + 2 * t], z = rows[8 * r + 2 * t + 1];
-                s0 = fused(odd[2 * r][at], z, fused(even[2 * r][at], y, s0));
-                s1 = fused(odd[2 * r][at + 4], z, fused(even[2 * r][at + 4], y, s1));
-                s2 = fused(odd[2 * r + 1][at], z, fused(even[2 * r + 1][at], y, s2));
-                s3 = fused(odd[2 * r + 1][at + 4], z, fused(even[2 * r + 1][at + 4], y, s3));
+                for (int i = 0; i < 4; ++i) sum[i] = fused(e0[4 * i], y, sum[i]);
+                for (int i = 0; i < 4; ++i) sum[i + 4] = fused(e1[4 * i], y, sum[i + 4]);
+                for (int i = 0; i < 4; ++i) sum[i] = fused(o0[4 * i], z, sum[i]);
+                for (int i = 0; i < 4; ++i) sum[i + 4] = fused(o1[4 * i], z, sum[i + 4]);
             }
-        acc[g] = s0, acc[g + 1] = s1, acc[g + 8] = s2, acc[g + 9] = s3;
+        for (int i = 0; i < 4; ++i) acc[g + i] = sum[i], acc[g + 8 + i] = sum[i + 4];
     }
     u32* d_cells[4] = {w.cells<u32>(d[0]), w.cells<u32>(d[1]), w.cells<u32>(d[2]), w.cells<u32>(d[3])};
     for (int g = 0; g < 8; ++g) {

@@ -3,9 +3,7 @@
 
 namespace ptxsim {
 
-struct Position {
-    int row, col;
-};
+struct Position { int row, col; };
 
 // groupID = laneid >> 2, threadID_in_group = laneid % 4. Every shape repeats 8-row by (4 x per_register)-column tiles:
 // A: registers go down the rows first, then along k. B: along k. C: 8 rows a pair.

@@ -77,7 +77,8 @@ struct ModuleHandle {
     }
 };
 
-py::dict launch(Device& device, Program& program, std::array<u32, 3> grid, std::array<u32, 3> block, const py::bytes& params, u32 shared) {
+py::dict launch(Device& device, Program& program, std::array<u32, 3> grid, std::array<u32, 3> block,
+                const py::bytes& params, u32 shared) {
     LaunchConfig config;
     std::copy(grid.begin(), grid.end(), config.grid);
     std::copy(block.begin(), block.end(), config.block);
@@ -104,12 +105,17 @@ void bind_programs(py::module_& m) {
         .def_property_readonly("kernels", [](const ModuleHandle& h) { return kernel_names(*h.module); })
         .def_property_readonly("target", [](const ModuleHandle& h) { return h.module->target; })
         .def_property_readonly("text", [](const ModuleHandle& h) { return h.module->text; })
-        .def("variable", [](const ModuleHandle& h, const std::string& name) {
-            u64 size = 0, address = module_variable_address(h.module, name, &size);
-            return py::make_tuple(address, size);
-        })
-        .def("decode", [](const ModuleHandle& h, const std::string& name) { return decode_kernel(h.module, name); }, py::call_guard<py::gil_scoped_release>());
-    m.def("parse", [](std::string text) { return ModuleHandle{parse_ptx(std::move(text))}; }, py::call_guard<py::gil_scoped_release>());
+        .def("variable",
+             [](const ModuleHandle& h, const std::string& name) {
+                 u64 size = 0, address = module_variable_address(h.module, name, &size);
+                 return py::make_tuple(address, size);
+             })
+        .def(
+            "decode", [](const ModuleHandle& h, const std::string& name) { return decode_kernel(h.module, name); },
+            py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "parse", [](std::string text) { return ModuleHandle{parse_ptx(std::move(text))}; },
+        py::call_guard<py::gil_scoped_release>());
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def_readonly("name", &Program::name)
         .def_readonly("param_bytes", &Program::param_bytes)
@@ -127,28 +133,41 @@ void bind_programs(py::module_& m) {
 }
 
 void bind_memory(py::module_& m) {
-    py::class_<Allocation, AllocationPtr>(m, "Allocation")
+    py::class_<Allocation, AllocationPtr>(m, "Allocation", py::buffer_protocol())  // a view keeps its allocation alive
+        .def_buffer([](Allocation& a) {
+            return py::buffer_info(reinterpret_cast<u8*>(a.base), static_cast<py::ssize_t>(a.size));
+        })
         .def_readonly("address", &Allocation::base)
         .def_readonly("nbytes", &Allocation::size)
         .def_readonly("name", &Allocation::name)
         .def_property_readonly("undefined_bytes", &Allocation::undefined_bytes)
-        .def("read", [](const Allocation& a, u64 offset, u64 n) {
-            if (offset > a.size || n > a.size - offset) throw std::out_of_range("outside the allocation");
-            return py::bytes(reinterpret_cast<const char*>(a.base + offset), n);
-        })
-        .def("write", [](Allocation& a, u64 offset, const py::bytes& data) {
-            std::string text = data;
-            if (offset > a.size || text.size() > a.size - offset) throw std::out_of_range("outside the allocation");
-            std::memcpy(reinterpret_cast<void*>(a.base + offset), text.data(), text.size());
-            if (a.defined) std::memset(a.defined + offset, 1, text.size());
-        })
-        .def_property_readonly("buffer", [](py::object self) {
-            Allocation& a = self.cast<Allocation&>();
-            return py::memoryview::from_memory(reinterpret_cast<void*>(a.base), static_cast<py::ssize_t>(a.size));
-        })
+        .def("read",
+             [](const Allocation& a, u64 offset, u64 n) {
+                 if (offset > a.size || n > a.size - offset) throw std::out_of_range("outside the allocation");
+                 return py::bytes(reinterpret_cast<const char*>(a.base + offset), n);
+             })
+        .def("write",
+             [](Allocation& a, u64 offset, const py::bytes& data) {
+                 std::string text = data;
+                 if (offset > a.size || text.size() > a.size - offset)
+                     throw std::out_of_range("outside the allocation");
+                 std::memcpy(reinterpret_cast<void*>(a.base + offset), text.data(), text.size());
+                 if (a.defined) std::memset(a.defined + offset, 1, text.size());
+             })
+        .def("undefined",
+             [](const Allocation& a) {
+                 std::string map(a.size, '\0');
+                 for (u64 i = 0; i < a.size; ++i) map[i] = a.undefined(i);
+                 return py::bytes(map);
+             })
+        .def("allow", &Allocation::allow)
         .def("release", [](Allocation& a) { MemoryMap::instance().remove(a.base); });
-    m.def("allocate", [](u64 bytes, const std::string& name, bool poison, bool sparse) { return MemoryMap::instance().create(bytes, name, poison, sparse); });
-    m.def("register", [](u64 address, u64 bytes, const std::string& name, bool writable) { return MemoryMap::instance().adopt(address, bytes, name, writable); });
+    m.def("allocate", [](u64 bytes, const std::string& name, bool poison, bool sparse) {
+        return MemoryMap::instance().create(bytes, name, poison, sparse);
+    });
+    m.def("register", [](u64 address, u64 bytes, const std::string& name, bool writable, bool defined) {
+        return MemoryMap::instance().adopt(address, bytes, name, writable, defined);
+    });
     m.def("unregister", [](u64 address) { MemoryMap::instance().remove(address); });
 }
 

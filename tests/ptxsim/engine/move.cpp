@@ -44,7 +44,8 @@ void op_clock(Warp& w, const Op& op) {
 void op_unpack(Warp& w, const Op& op) {
     u64 values[kLanes];
     if (op.flags == 8) std::memcpy(values, w.cells<u64>(op.a), sizeof values);
-    else for (int i = 0; i < kLanes; ++i) values[i] = w.cells<u32>(op.a)[i];
+    else
+        for (int i = 0; i < kLanes; ++i) values[i] = w.cells<u32>(op.a)[i];
     u32 known = w.defined(op.a);
     u64 mask = op.bytes == 8 ? ~0ull : (1ull << (8 * op.bytes)) - 1;
     for (int k = 0; k < op.count; ++k) {
@@ -127,7 +128,8 @@ void decode_mov(Form& f) {
     if (bytes == 16) f.unsupported("128-bit registers");
     if (f.at(0).kind == Operand::kVector || f.at(1).kind == Operand::kVector) return decode_vector_mov(f, bytes);
     const std::string& name = f.at(1).name;
-    if (f.at(1).kind == Operand::kSymbol && (name == "%clock" || name == "%clock64" || name == "%clock_hi" || name.rfind("%globaltimer", 0) == 0)) {
+    if (f.at(1).kind == Operand::kSymbol &&
+        (name == "%clock" || name == "%clock64" || name == "%clock_hi" || name.rfind("%globaltimer", 0) == 0)) {
         Op& op = d.emit(op_clock, OpClass::Other);
         op.dst = d.dest(f.at(0), bytes);
         op.flags = static_cast<u8>(bytes);
@@ -143,7 +145,8 @@ void decode_mov(Form& f) {
 void decode_cvta(Form& f) {
     Decoder& d = f.decoder;
     bool to = f.take("to");
-    std::string space = f.take_any({"global", "shared", "local", "const", "param", "shared::cta", "shared::cluster", "param::entry"});
+    std::string space =
+        f.take_any({"global", "shared", "local", "const", "param", "shared::cta", "shared::cluster", "param::entry"});
     int bytes = type_size(f.take_type());
     u64 window = window_of(space);
     int from_bytes = f.at(1).kind == Operand::kReg ? d.operand_bytes(f.at(1)) : bytes;
@@ -158,7 +161,8 @@ void decode_cvta(Form& f) {
 
 // 9.7.9.19 isspacep: "Query whether a generic address falls within a specified state space window".
 void decode_isspacep(Form& f) {
-    std::string space = f.take_any({"global", "shared", "local", "const", "param", "shared::cta", "shared::cluster", "param::entry"});
+    std::string space =
+        f.take_any({"global", "shared", "local", "const", "param", "shared::cta", "shared::cluster", "param::entry"});
     Ref address = f.decoder.source(f.at(1), 8);
     Op& op = f.decoder.emit(op_is_space, OpClass::Move);
     op.p = f.decoder.predicate_dest(f.at(0));
@@ -179,7 +183,8 @@ void decode_createpolicy(Form& f) {
 }  // namespace
 
 void emit_cast(Decoder& d, Ref dst, int dst_bytes, Ref src, int src_bytes) {
-    Handler fn = dst_bytes == 8 ? (src_bytes == 8 ? op_cast<u64, u64> : op_cast<u64, u32>) : (src_bytes == 8 ? op_cast<u32, u64> : op_cast<u32, u32>);
+    Handler fn = dst_bytes == 8 ? (src_bytes == 8 ? op_cast<u64, u64> : op_cast<u64, u32>)
+                                : (src_bytes == 8 ? op_cast<u32, u64> : op_cast<u32, u32>);
     Op& op = d.emit(fn, OpClass::Move);
     op.dst = dst;
     op.a = src;

@@ -9,7 +9,8 @@ namespace ptxsim {
 namespace {
 
 template <class T>
-using Wide = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, s32, u32>, std::conditional_t<std::is_signed_v<T>, s64, u64>>;
+using Wide = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, s32, u32>,
+                                std::conditional_t<std::is_signed_v<T>, s64, u64>>;
 
 template <class T>
 T low(T a, T b) {
@@ -29,28 +30,40 @@ T high(T a, T b) {
 }
 
 template <class T>
-T plus(T a, T b) { return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a) + static_cast<std::make_unsigned_t<T>>(b)); }
+T plus(T a, T b) {
+    return static_cast<T>(static_cast<std::make_unsigned_t<T>>(a) + static_cast<std::make_unsigned_t<T>>(b));
+}
 
 // 9.7.1.3 mul
 template <class T>
-void op_mul_lo(Warp& w, const Op& op) { map2<T, T, T>(w, op.dst, op.a, op.b, low<T>); }
+void op_mul_lo(Warp& w, const Op& op) {
+    map2<T, T, T>(w, op.dst, op.a, op.b, low<T>);
+}
 template <class T>
-void op_mul_hi(Warp& w, const Op& op) { map2<T, T, T>(w, op.dst, op.a, op.b, high<T>); }
+void op_mul_hi(Warp& w, const Op& op) {
+    map2<T, T, T>(w, op.dst, op.a, op.b, high<T>);
+}
 template <class T>
 void op_mul_wide(Warp& w, const Op& op) {
     using W = Wide<T>;
-    map2<W, T, T>(w, op.dst, op.a, op.b, [](T a, T b) { return static_cast<W>(static_cast<W>(a) * static_cast<W>(b)); });
+    map2<W, T, T>(w, op.dst, op.a, op.b,
+                  [](T a, T b) { return static_cast<W>(static_cast<W>(a) * static_cast<W>(b)); });
 }
 
 // 9.7.1.4 mad
 template <class T>
-void op_mad_lo(Warp& w, const Op& op) { map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return plus(low(a, b), c); }); }
+void op_mad_lo(Warp& w, const Op& op) {
+    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return plus(low(a, b), c); });
+}
 template <class T>
-void op_mad_hi(Warp& w, const Op& op) { map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return plus(high(a, b), c); }); }
+void op_mad_hi(Warp& w, const Op& op) {
+    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return plus(high(a, b), c); });
+}
 template <class T>
 void op_mad_wide(Warp& w, const Op& op) {
     using W = Wide<T>;
-    map3<W, T, T, W>(w, op.dst, op.a, op.b, op.c, [](T a, T b, W c) { return plus<W>(static_cast<W>(static_cast<W>(a) * static_cast<W>(b)), c); });
+    map3<W, T, T, W>(w, op.dst, op.a, op.b, op.c,
+                     [](T a, T b, W c) { return plus<W>(static_cast<W>(static_cast<W>(a) * static_cast<W>(b)), c); });
 }
 void op_mad_hi_sat(Warp& w, const Op& op) {
     map3<s32, s32, s32, s32>(w, op.dst, op.a, op.b, op.c, [](s32 a, s32 b, s32 c) {
@@ -151,35 +164,49 @@ void decode_madc(Form& f) {
 // 9.7.1.5-6 mul24, mad24: "the low 24 bits of the sources"; .hi gives bits 47..16 of the 48-bit product.
 template <class T>
 T product24(T a, T b, bool hi) {
-    auto extend = [](T x) { return std::is_signed_v<T> ? static_cast<s64>(static_cast<s32>(static_cast<u32>(x) << 8) >> 8) : static_cast<s64>(static_cast<u32>(x) & 0xffffff); };
+    auto extend = [](T x) {
+        return std::is_signed_v<T> ? static_cast<s64>(static_cast<s32>(static_cast<u32>(x) << 8) >> 8)
+                                   : static_cast<s64>(static_cast<u32>(x) & 0xffffff);
+    };
     return static_cast<T>(extend(a) * extend(b) >> (hi ? 16 : 0));
 }
 template <class T, bool kHigh>
-void op_mul24(Warp& w, const Op& op) { map2<T, T, T>(w, op.dst, op.a, op.b, [](T a, T b) { return product24(a, b, kHigh); }); }
+void op_mul24(Warp& w, const Op& op) {
+    map2<T, T, T>(w, op.dst, op.a, op.b, [](T a, T b) { return product24(a, b, kHigh); });
+}
 template <class T, bool kHigh>
-void op_mad24(Warp& w, const Op& op) { map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return plus(product24(a, b, kHigh), c); }); }
+void op_mad24(Warp& w, const Op& op) {
+    map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) { return plus(product24(a, b, kHigh), c); });
+}
 
 void decode_mul24(Form& f) {
     bool hi = take_part(f) == "hi", sign = f.take_type() == "s32";
-    emit_binary(f, sign ? (hi ? op_mul24<s32, true> : op_mul24<s32, false>) : (hi ? op_mul24<u32, true> : op_mul24<u32, false>), 4);
+    emit_binary(
+        f, sign ? (hi ? op_mul24<s32, true> : op_mul24<s32, false>) : (hi ? op_mul24<u32, true> : op_mul24<u32, false>),
+        4);
 }
 void decode_mad24(Form& f) {
     bool hi = take_part(f) == "hi", sign = f.take_type() == "s32";
-    emit_ternary(f, sign ? (hi ? op_mad24<s32, true> : op_mad24<s32, false>) : (hi ? op_mad24<u32, true> : op_mad24<u32, false>), 4);
+    emit_ternary(
+        f, sign ? (hi ? op_mad24<s32, true> : op_mad24<s32, false>) : (hi ? op_mad24<u32, true> : op_mad24<u32, false>),
+        4);
 }
 
 // 9.7.1.23-24 dp4a, dp2a: byte (and half) dot products accumulated in 32 bits.
 template <class A, class B>
 void op_dp4a(Warp& w, const Op& op) {
     map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, [](u32 a, u32 b, u32 c) {
-        for (int k = 0; k < 32; k += 8) c += static_cast<u32>(static_cast<s32>(static_cast<A>(a >> k)) * static_cast<s32>(static_cast<B>(b >> k)));
+        for (int k = 0; k < 32; k += 8)
+            c += static_cast<u32>(static_cast<s32>(static_cast<A>(a >> k)) * static_cast<s32>(static_cast<B>(b >> k)));
         return c;
     });
 }
 template <class A, class B, int kShift>
 void op_dp2a(Warp& w, const Op& op) {
     map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, [](u32 a, u32 b, u32 c) {
-        for (int k = 0; k < 2; ++k) c += static_cast<u32>(static_cast<s32>(static_cast<A>(a >> (16 * k))) * static_cast<s32>(static_cast<B>(b >> (kShift + 8 * k))));
+        for (int k = 0; k < 2; ++k)
+            c += static_cast<u32>(static_cast<s32>(static_cast<A>(a >> (16 * k))) *
+                                  static_cast<s32>(static_cast<B>(b >> (kShift + 8 * k))));
         return c;
     });
 }
@@ -191,8 +218,10 @@ void decode_dp4a(Form& f) {
 void decode_dp2a(Form& f) {
     bool hi = f.take_any({"lo", "hi"}) == "hi";
     bool a = f.take_first_type() == "s32", b = f.take_first_type() == "s32";
-    Handler lo_fn = a ? (b ? op_dp2a<s16, s8, 0> : op_dp2a<s16, u8, 0>) : (b ? op_dp2a<u16, s8, 0> : op_dp2a<u16, u8, 0>);
-    Handler hi_fn = a ? (b ? op_dp2a<s16, s8, 16> : op_dp2a<s16, u8, 16>) : (b ? op_dp2a<u16, s8, 16> : op_dp2a<u16, u8, 16>);
+    Handler lo_fn =
+        a ? (b ? op_dp2a<s16, s8, 0> : op_dp2a<s16, u8, 0>) : (b ? op_dp2a<u16, s8, 0> : op_dp2a<u16, u8, 0>);
+    Handler hi_fn =
+        a ? (b ? op_dp2a<s16, s8, 16> : op_dp2a<s16, u8, 16>) : (b ? op_dp2a<u16, s8, 16> : op_dp2a<u16, u8, 16>);
     emit_ternary(f, hi ? hi_fn : lo_fn, 4);
 }
 

@@ -8,7 +8,9 @@
 namespace ptxsim {
 
 namespace {
-int class_bytes(RegClass cls) { return cls == RegClass::B64 ? 8 : cls == RegClass::B16 ? 2 : cls == RegClass::B128 ? 16 : 4; }
+int class_bytes(RegClass cls) {
+    return cls == RegClass::B64 ? 8 : cls == RegClass::B16 ? 2 : cls == RegClass::B128 ? 16 : 4;
+}
 }  // namespace
 
 int Decoder::operand_bytes(const Operand& operand) const {
@@ -61,12 +63,14 @@ Ref Decoder::source(const Operand& operand, int bytes) {
     if (operand.kind == Operand::kReg) {
         RegClass cls = function_->regs[operand.id].cls;
         if (cls == RegClass::Pred || (class_bytes(cls) == 8) != (bytes == 8)) {
-            throw SimError(ErrorKind::Unsupported, "This instruction is not supported: operand " + operand.name + " has another width than the instruction.");
+            throw SimError(ErrorKind::Unsupported, "This instruction is not supported: operand " + operand.name +
+                                                       " has another width than the instruction.");
         }
         return cell_[operand.id];
     }
     if (operand.kind == Operand::kImm) {
-        if (operand.is_float && operand.float_size != bytes) return source(operand, bytes == 8 ? "f64" : bytes == 4 ? "f32" : "f16");
+        if (operand.is_float && operand.float_size != bytes)
+            return source(operand, bytes == 8 ? "f64" : bytes == 4 ? "f32" : "f16");
         return constant(operand.bits, bytes);
     }
     if (operand.kind == Operand::kSymbol) {
@@ -90,13 +94,15 @@ Ref Decoder::source(const Operand& operand, int bytes) {
         u64 bits;
         if (symbol_address(operand, bits)) return constant(bits, bytes);
     }
-    throw SimError(ErrorKind::Unsupported, "This instruction is not supported: its operand `" + operand.name + "` is not known.");
+    throw SimError(ErrorKind::Unsupported,
+                   "This instruction is not supported: its operand `" + operand.name + "` is not known.");
 }
 
 Ref Decoder::source(const Operand& operand, const std::string& type) {
     int bytes = type_size(type);
     if (operand.kind == Operand::kImm && operand.is_float && operand.float_size != bytes) {
-        double value = operand.float_size == 4 ? bit_cast<float>(static_cast<u32>(operand.bits)) : bit_cast<double>(operand.bits);
+        double value =
+            operand.float_size == 4 ? bit_cast<float>(static_cast<u32>(operand.bits)) : bit_cast<double>(operand.bits);
         if (type == "f32") return constant(bit_cast<u32>(static_cast<float>(value)), 4);
         if (type == "f64") return constant(bit_cast<u64>(value), 8);
         throw SimError(ErrorKind::Unsupported, "This instruction is not supported: a float literal as ." + type + ".");
@@ -107,24 +113,30 @@ Ref Decoder::source(const Operand& operand, const std::string& type) {
 Ref Decoder::dest(const Operand& operand, int bytes) {
     const FunctionLayout& here = program_.functions[current_];
     if (operand.kind == Operand::kSink) return bytes == 8 ? here.narrow_cells * kLanes : 0;  // slot 0 of either class
-    if (operand.kind != Operand::kReg) throw SimError(ErrorKind::Unsupported, "This instruction is not supported: its destination is not a register.");
+    if (operand.kind != Operand::kReg)
+        throw SimError(ErrorKind::Unsupported, "This instruction is not supported: its destination is not a register.");
     RegClass cls = function_->regs[operand.id].cls;
     if (cls == RegClass::Pred || (class_bytes(cls) == 8) != (bytes == 8)) {
-        throw SimError(ErrorKind::Unsupported, "This instruction is not supported: destination " + operand.name + " has another width than the instruction.");
+        throw SimError(ErrorKind::Unsupported, "This instruction is not supported: destination " + operand.name +
+                                                   " has another width than the instruction.");
     }
     return cell_[operand.id];
 }
 
 int Decoder::predicate_dest(const Operand& operand) {
     if (operand.kind == Operand::kSink) return 0;
-    if (!is_predicate(operand)) throw SimError(ErrorKind::Unsupported, "This instruction is not supported: its destination is not a predicate.");
+    if (!is_predicate(operand))
+        throw SimError(ErrorKind::Unsupported,
+                       "This instruction is not supported: its destination is not a predicate.");
     return static_cast<int>(cell_[operand.id]);
 }
 
 int Decoder::predicate(const Operand& operand) {
     const FunctionLayout& here = program_.functions[current_];
     bool literal = operand.kind == Operand::kImm;
-    if (!literal && !is_predicate(operand)) throw SimError(ErrorKind::Unsupported, "This instruction is not supported: a predicate operand is not a predicate.");
+    if (!literal && !is_predicate(operand))
+        throw SimError(ErrorKind::Unsupported,
+                       "This instruction is not supported: a predicate operand is not a predicate.");
     if (!literal && !operand.negated) return static_cast<int>(cell_[operand.id]);
     int temp = static_cast<int>(here.predicates - 8 + temporary_predicates_used_++);
     Op& op = emit(literal ? op_set_predicate : op_not_predicate, OpClass::Move);
@@ -141,7 +153,8 @@ const Ref* Decoder::list(const std::vector<u32>& refs) {
 
 // [reg + imm], [variable + imm], [imm].
 Address Decoder::address(const Operand& operand, Space space) {
-    if (operand.kind != Operand::kAddress || operand.items.size() != 1) throw SimError(ErrorKind::Unsupported, "This instruction is not supported: its address operand.");
+    if (operand.kind != Operand::kAddress || operand.items.size() != 1)
+        throw SimError(ErrorKind::Unsupported, "This instruction is not supported: its address operand.");
     const Operand& base = operand.items[0];
     Address out;
     out.offset = operand.offset;
@@ -157,7 +170,9 @@ Address Decoder::address(const Operand& operand, Space space) {
             return out;
         }
         u64 bits;
-        if (!symbol_address(base, bits)) throw SimError(ErrorKind::Unsupported, "This instruction is not supported: the symbol `" + base.name + "` is not known.");
+        if (!symbol_address(base, bits))
+            throw SimError(ErrorKind::Unsupported,
+                           "This instruction is not supported: the symbol `" + base.name + "` is not known.");
         out.kernel_param = space == Space::Param;
         out.offset += static_cast<s64>(bits);
         out.base = constant(0, 8);

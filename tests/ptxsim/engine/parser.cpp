@@ -31,9 +31,9 @@ std::string Module::full_source_of(const Inst& inst) const {
 
 int type_size(const std::string& type) {
     static const std::map<std::string, int> sizes{
-        {"b8", 1},   {"u8", 1},   {"s8", 1},    {"b16", 2},    {"u16", 2},   {"s16", 2},  {"f16", 2},   {"bf16", 2},
-        {"b32", 4},  {"u32", 4},  {"s32", 4},   {"f32", 4},    {"f16x2", 4}, {"bf16x2", 4}, {"tf32", 4}, {"u16x2", 4},
-        {"s16x2", 4}, {"b64", 8}, {"u64", 8},   {"s64", 8},    {"f64", 8},   {"b128", 16}};
+        {"b8", 1},    {"u8", 1},  {"s8", 1},  {"b16", 2}, {"u16", 2},   {"s16", 2},    {"f16", 2},  {"bf16", 2},
+        {"b32", 4},   {"u32", 4}, {"s32", 4}, {"f32", 4}, {"f16x2", 4}, {"bf16x2", 4}, {"tf32", 4}, {"u16x2", 4},
+        {"s16x2", 4}, {"b64", 8}, {"u64", 8}, {"s64", 8}, {"f64", 8},   {"b128", 16}};
     auto it = sizes.find(!type.empty() && type[0] == '.' ? type.substr(1) : type);
     return it == sizes.end() ? 0 : it->second;
 }
@@ -58,7 +58,8 @@ void Parser::parse() {
     bool external = false;
     while (lexer_.peek().kind != Token::kEnd) {
         if (lexer_.accept(";")) continue;
-        if (lexer_.peek().kind != Token::kDirective) lexer_.fail("unexpected `" + lexer_.peek().text + "` at module scope");
+        if (lexer_.peek().kind != Token::kDirective)
+            lexer_.fail("unexpected `" + lexer_.peek().text + "` at module scope");
         std::string name = lexer_.take().text;
         if (name == ".extern" || name == ".common") {
             external = true;

@@ -182,7 +182,8 @@ Operand Parser::parse_operand() {
         operand.kind = Operand::kImm;
         operand.is_float = number.is_float;
         operand.float_size = number.float_size;
-        u64 flipped = number.is_float ? number.bits ^ (number.float_size == 4 ? 1ull << 31 : 1ull << 63) : ~number.bits + 1;
+        u64 flipped =
+            number.is_float ? number.bits ^ (number.float_size == 4 ? 1ull << 31 : 1ull << 63) : ~number.bits + 1;
         operand.bits = negative ? flipped : inverted ? ~number.bits : number.bits;
         return operand;
     }
@@ -207,7 +208,8 @@ Operand Parser::parse_name() {
     operand.id = find_register(token.text);
     operand.kind = operand.id >= 0 ? Operand::kReg : Operand::kSymbol;
     operand.name = operand.id >= 0 ? token.text : find_variable(token.text);
-    if (operand.kind == Operand::kSymbol && (lexer_.peek().is("+") || lexer_.peek().is("-"))) operand.offset = parse_signed();
+    if (operand.kind == Operand::kSymbol && (lexer_.peek().is("+") || lexer_.peek().is("-")))
+        operand.offset = parse_signed();
     return operand;
 }
 

@@ -11,7 +11,8 @@ void put_bytes(std::vector<u8>& bytes, u64 at, u64 value, int size) {
 
 u64 literal_bits(const Token& number, int size) {
     if (!number.is_float || number.float_size == size) return number.bits;
-    double value = number.float_size == 4 ? bit_cast<float>(static_cast<u32>(number.bits)) : bit_cast<double>(number.bits);
+    double value =
+        number.float_size == 4 ? bit_cast<float>(static_cast<u32>(number.bits)) : bit_cast<double>(number.bits);
     return size == 4 ? bit_cast<u32>(static_cast<float>(value)) : bit_cast<u64>(value);
 }
 }  // namespace

@@ -18,9 +18,9 @@ class Parser {
   private:
     struct Scope {
         int id;
-        std::map<std::string, int> regs;                       // name → register id
-        std::map<std::string, std::pair<int, int>> ranges;     // prefix → (first id, count)
-        std::map<std::string, std::string> variables;          // name → unique name
+        std::map<std::string, int> regs;                    // name → register id
+        std::map<std::string, std::pair<int, int>> ranges;  // prefix → (first id, count)
+        std::map<std::string, std::string> variables;       // name → unique name
     };
 
     // parser.cpp: module level

@@ -50,22 +50,22 @@ const char* class_name(OpClass cls);
 struct Op {
     Handler fn = nullptr;
     Ref dst = 0, a = 0, b = 0, c = 0;
-    Ref d = 0;               // fourth source, or second destination
-    int guard = -1;          // predicate index
+    Ref d = 0;       // fourth source, or second destination
+    int guard = -1;  // predicate index
     bool guard_negated = false;
     OpClass cls = OpClass::Other;
     Space space = Space::None;
-    u8 bytes = 0;            // of one element of a memory access
-    u8 count = 0;            // elements of a vector access
+    u8 bytes = 0;  // of one element of a memory access
+    u8 count = 0;  // elements of a vector access
     u8 flags = 0;
     u16 flags2 = 0;
-    int p = -1, q = -1;      // predicate indices of sources or destinations
-    u32 target = 0;          // pc of a branch
-    u32 reconverge = 0;      // pc where a divergent branch's lanes meet again; kNoPc if nowhere
+    int p = -1, q = -1;  // predicate indices of sources or destinations
+    u32 target = 0;      // pc of a branch
+    u32 reconverge = 0;  // pc where a divergent branch's lanes meet again; kNoPc if nowhere
     s64 imm = 0;
     const Ref* list = nullptr;  // vector operands
     const u32* targets = nullptr;
-    u32 inst = 0;            // index into Program::places
+    u32 inst = 0;  // index into Program::places
 };
 
 constexpr u32 kNoPc = 0xffffffffu;
@@ -83,7 +83,7 @@ struct FunctionLayout {
     u32 entry_pc = 0, exit_pc = 0;
     u32 narrow_cells = 0, wide_cells = 0;  // 32-bit and 64-bit registers
     u32 predicates = 0;
-    u32 local_bytes = 0;                   // .local and .param variables of one lane's frame
+    u32 local_bytes = 0;  // .local and .param variables of one lane's frame
     u32 frame_cells() const { return narrow_cells * kLanes + wide_cells * 2 * kLanes; }
 };
 
@@ -104,11 +104,11 @@ struct Program {
     std::vector<std::string> messages;      // of ops that stop
     std::vector<ParamSlot> params;
     u32 param_bytes = 0;
-    u32 static_shared = 0;                  // bytes, before the dynamic part
-    u32 dynamic_begin = 0;                  // address of the dynamic part
-    bool sub_word_shared = false;           // some access to shared memory is narrower than 4 bytes
-    int registers = 0, spill_bytes = 0;     // from ptxas; 0 if unknown
-    u32 max_dynamic_shared = 0;             // cudaFuncSetAttribute; 0 = not set
+    u32 static_shared = 0;               // bytes, before the dynamic part
+    u32 dynamic_begin = 0;               // address of the dynamic part
+    int shared_granule_shift = 2;        // log2 of the bytes of the narrowest access to shared memory, at most 2
+    int registers = 0, spill_bytes = 0;  // from ptxas; 0 if unknown
+    u32 max_dynamic_shared = 0;          // cudaFuncSetAttribute; 0 = not set
     std::string text_at(u32 pc) const;
 };
 

@@ -48,8 +48,8 @@ struct Inst {
     int guard = -1;  // register id
     bool guard_negated = false;
     int line = 0;
-    int loc = -1;    // index into Module::locs
-    int scope = 0;   // for labels
+    int loc = -1;   // index into Module::locs
+    int scope = 0;  // for labels
     u32 text_begin = 0, text_end = 0;
 
     bool has(const char* mod) const {
@@ -64,7 +64,7 @@ struct Variable {
     Space space = Space::None;
     int align = 1;
     u64 size = 0;
-    bool external = false;                            // .extern or of unknown size
+    bool external = false;  // .extern or of unknown size
     std::vector<u8> init;
     std::vector<std::pair<u64, std::string>> relocs;  // (offset, symbol) of addresses in init
     std::vector<s64> reloc_addends;
@@ -80,8 +80,8 @@ struct Function {
     bool entry = false, defined = false;
     std::vector<Variable> results, params;
     std::vector<RegDecl> regs;
-    std::vector<Variable> locals;               // .local, .param and .shared variables of the body
-    std::map<std::string, int> local_index;     // unique name → locals
+    std::vector<Variable> locals;            // .local, .param and .shared variables of the body
+    std::map<std::string, int> local_index;  // unique name → locals
     std::vector<Inst> body;
     std::vector<int> scope_parent{-1};
     std::map<std::pair<int, std::string>, Label> labels;
@@ -113,7 +113,7 @@ struct Module {
 
     // The instruction as written, on one line.
     std::string text_of(const Inst& inst) const;
-    std::string source_of(const Inst& inst) const;    // file:line
+    std::string source_of(const Inst& inst) const;       // file:line
     std::string full_source_of(const Inst& inst) const;  // and where that was inlined
     std::string place(int file, int line) const;
 };

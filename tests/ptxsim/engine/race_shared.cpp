@@ -6,6 +6,27 @@
 
 namespace ptxsim {
 
+namespace {
+
+// Four granules of a 16-byte row, looked at together: rows are what cp.async writes and ldmatrix reads.
+typedef u32 Row __attribute__((vector_size(16)));
+typedef s32 SignedRow __attribute__((vector_size(16)));
+
+Row load(const u32* p) {
+    Row row;
+    std::memcpy(&row, p, sizeof row);
+    return row;
+}
+void store(u32* p, Row row) { std::memcpy(p, &row, sizeof row); }
+Row splat(u32 x) { return Row{x, x, x, x}; }
+bool any(Row row) {
+    u64 halves[2];
+    std::memcpy(halves, &row, sizeof row);
+    return (halves[0] | halves[1]) != 0;
+}
+
+}  // namespace
+
 void SharedShadow::reset(u32 bytes, int granule_shift, u32 warps) {
     shift_ = granule_shift;
     granules_ = (bytes >> granule_shift) + 1;
@@ -15,16 +36,19 @@ void SharedShadow::reset(u32 bytes, int granule_shift, u32 warps) {
     reads_.assign(static_cast<size_t>(granules_) * warps, 0);
 }
 
-// Everything another warp did up to clock[other] happened before; of its own warp, other lanes' accesses only up to the last sync.
+// Everything another warp did up to clock[other] happened before; of its own warp, other lanes' accesses only up to the
+// last sync.
 void SharedShadow::update_limits(Warp& w) {
     for (size_t i = 0; i < w.clock.size(); ++i) w.read_limit[i] = w.clock[i];
-    w.read_limit[w.id] = w.clock[w.id] - 1;
-    if (w.clock[w.id] >= epoch::kClockMask) w.fail(ErrorKind::Unsupported, "A warp synchronises more than 524286 times; race detection has no clock left.");
+    if (w.cta->checks(kCheckRaceWarp)) w.read_limit[w.id] = w.clock[w.id] - 1;
+    if (w.clock[w.id] >= epoch::kClockMask)
+        w.fail(ErrorKind::Unsupported, "A warp synchronises more than 524286 times; race detection has no clock left.");
 }
 
 void SharedShadow::report(Warp& w, int lane, u32 granule, const std::string& other) const {
     u32 offset = granule << shift_;
-    SimError error(ErrorKind::Race, "Race on shared memory at offset " + hex(offset) + ": warp " + std::to_string(w.id) + " lane " + std::to_string(lane) +
+    SimError error(ErrorKind::Race, "Race on shared memory at offset " + hex(offset) + ": warp " +
+                                        std::to_string(w.id) + (lane < 0 ? "" : " lane " + std::to_string(lane)) +
                                         " is not ordered after " + other + ".");
     error.at_lane(lane).at_address(offset);
     throw error;
@@ -32,16 +56,20 @@ void SharedShadow::report(Warp& w, int lane, u32 granule, const std::string& oth
 
 void SharedShadow::check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, bool reading) {
     if (entry & epoch::kAsync && w.cta->checks(kCheckAsync)) {
-        report(w, lane, granule, std::string("the cp.async of warp ") + std::to_string(epoch::warp(entry)) + " lane " +
-               std::to_string(epoch::lane(entry)) + " to the same bytes (" + w.program->text_at(writer_pc_[granule]) +
-               "), which is still in flight: its thread has not waited for it");
+        report(w, lane, granule,
+               std::string("the cp.async of warp ") + std::to_string(epoch::warp(entry)) + " lane " +
+                   std::to_string(epoch::lane(entry)) + " to the same bytes (" +
+                   w.program->text_at(writer_pc_[granule]) +
+                   "), which is still in flight: its thread has not waited for it");
     }
     if (!w.cta->checks(kCheckRace)) return;
     u32 other = epoch::warp(entry);
     if (epoch::clock(entry) <= w.read_limit[other]) return;
     if (other == static_cast<u32>(w.id) && epoch::lane(entry) == static_cast<u32>(lane)) return;
-    report(w, lane, granule, std::string(reading ? "the write" : "an earlier write") + " by warp " + std::to_string(other) + " lane " +
-           std::to_string(epoch::lane(entry)) + " (" + w.program->text_at(writer_pc_[granule]) + "): no barrier between them");
+    report(w, lane, granule,
+           std::string(reading ? "the write" : "an earlier write") + " by warp " + std::to_string(other) + " lane " +
+               std::to_string(epoch::lane(entry)) + " (" + w.program->text_at(writer_pc_[granule]) +
+               "): no barrier between them");
 }
 
 // Looks at all marks without branches first; the culprit is searched only if there is one.
@@ -58,8 +86,9 @@ void SharedShadow::check_reads(Warp& w, int lane, u32 first, u32 last) {
             u32 mark = reads_[static_cast<size_t>(other) * granules_ + g], reader = mark & 127;
             if ((mark >> 7) <= w.read_limit[other]) continue;
             if (other == static_cast<u32>(w.id) && (reader == kWholeWarp || reader == static_cast<u32>(lane))) continue;
-            report(w, lane, g, "a read by warp " + std::to_string(other) + (reader < 32 ? " lane " + std::to_string(reader) : "") +
-                   ": the bytes are overwritten while they may still be read");
+            report(w, lane, g,
+                   "a read by warp " + std::to_string(other) + (reader < 32 ? " lane " + std::to_string(reader) : "") +
+                       ": the bytes are overwritten while they may still be read");
         }
     }
 }
@@ -89,16 +118,39 @@ bool SharedShadow::read(Warp& w, int lane, u32 offset, u32 bytes) {
 
 // A row is mostly written by one lane at one time, and read by nobody else of the warp since: one look suffices then.
 bool SharedShadow::read_row(Warp& w, u32 offset) {
-    u32 g = offset >> 2, clock = w.clock[w.id];
-    if (shift_ != 2) return read(w, static_cast<int>(kWholeWarp), offset, 16);
-    const u32* e = writes_.data() + g;
-    u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_ + g;
-    u32 mine = clock << 7 | kWholeWarp, differs = (e[0] ^ e[1]) | (e[0] ^ e[2]) | (e[0] ^ e[3]);
-    bool plain = differs == 0 && (e[0] & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined && epoch::clock(e[0]) <= w.read_limit[epoch::warp(e[0])];
-    for (int i = 0; i < 4; ++i) plain &= (marks[i] >> 7) != clock || marks[i] == mine;
+    u32 begin = offset >> shift_, end = begin + row_granules(), clock = w.clock[w.id], first = writes_[begin];
+    u32* marks = reads_.data() + static_cast<size_t>(w.id) * granules_;
+    Row mine = splat(clock << 7 | kWholeWarp), unlike{};
+    for (u32 g = begin; g < end; g += 4) {
+        Row old = load(marks + g), others = (Row)((old >> 7) == splat(clock)) & (Row)(old != mine);
+        unlike |= (load(writes_.data() + g) ^ splat(first)) | others;  // others read since the last sync
+    }
+    bool plain = !any(unlike) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
+                 epoch::clock(first) <= w.read_limit[epoch::warp(first)];
     if (!plain) return read(w, static_cast<int>(kWholeWarp), offset, 16);
-    for (int i = 0; i < 4; ++i) marks[i] = mine;
+    for (u32 g = begin; g < end; g += 4) store(marks + g, mine);
     return true;
+}
+
+// True if a write of the row by this warp conflicts with nothing; false if it takes a closer look.
+bool SharedShadow::row_is_free(const Warp& w, u32 begin) const {
+    u32 first = writes_[begin], end = begin + row_granules();
+    if ((first & epoch::kAsync) || epoch::clock(first) > w.read_limit[epoch::warp(first)]) return false;
+    Row late{};
+    for (u32 g = begin; g < end; g += 4) late |= load(writes_.data() + g) ^ splat(first);
+    const u32* marks = reads_.data();
+    for (u32 other = 0; other < warps_; ++other, marks += granules_) {
+        SignedRow limit = (SignedRow)splat(w.read_limit[other]);  // clocks are too short to be negative
+        for (u32 g = begin; g < end; g += 4) late |= (Row)((SignedRow)(load(marks + g) >> 7) > limit);
+    }
+    return !any(late);
+}
+
+void SharedShadow::set_row(const Warp& w, u32 begin, u32 entry) {
+    for (u32 g = begin; g < begin + row_granules(); g += 4) {
+        store(writes_.data() + g, splat(entry));
+        store(writer_pc_.data() + g, splat(w.current_pc()));
+    }
 }
 
 bool SharedShadow::same_store(const Warp& w, u32 granule, u32 entry, u32 offset, u32 bytes, const u8* data) const {
@@ -112,9 +164,11 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     u32 mine = epoch::make(w.id, lane, w.clock[w.id], defined ? epoch::kDefined : 0);
     u32 pc = w.current_pc();
+    if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) return set_row(w, first, mine);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
-        if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data)) check_write_epoch(w, lane, g, writes_[g], false);
+        if (writes_[g] != mine && !same_store(w, g, writes_[g], offset, bytes, data))
+            check_write_epoch(w, lane, g, writes_[g], false);
         writes_[g] = mine;
         writer_pc_[g] = pc;
     }
@@ -136,20 +190,36 @@ bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
 
 void SharedShadow::atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool defined) {
     atomic(w, lane, offset, bytes);
+    define(offset, bytes, defined);
+}
+
+void SharedShadow::define(u32 offset, u32 bytes, bool defined) {
     u32 flag = defined ? epoch::kDefined : 0;
-    for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g) writes_[g] = (writes_[g] & ~epoch::kDefined) | flag;
+    for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g)
+        writes_[g] = (writes_[g] & ~epoch::kDefined) | flag;
 }
 
 void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
+    u32 first = offset >> shift_;
+    if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) {
+        return set_row(w, first, epoch::make(w.id, lane, w.clock[w.id], epoch::kAsync));
+    }
     write(w, lane, offset, bytes, false, nullptr);
     for (u32 g = offset >> shift_; g <= (offset + bytes - 1) >> shift_; ++g) writes_[g] |= epoch::kAsync;
 }
 
 void SharedShadow::complete_async(Warp& w, int lane, u32 offset, u32 bytes, u32 defined_bytes) {
+    if (bytes == 16 && offset % 16 == 0 && (defined_bytes & 0xffff) == 0xffff) {
+        Row entry = splat(epoch::make(w.id, lane, w.clock[w.id], epoch::kDefined));
+        u32 begin = offset >> shift_;
+        for (u32 g = begin; g < begin + row_granules(); g += 4) store(writes_.data() + g, entry);
+        return;
+    }
     u32 granule_bits = (1u << (1 << shift_)) - 1;
     for (u32 at = 0; at < bytes; at += 1u << shift_) {
         u32 known = (defined_bytes >> at) & granule_bits;
-        writes_[(offset + at) >> shift_] = epoch::make(w.id, lane, w.clock[w.id], known == granule_bits ? epoch::kDefined : 0);
+        writes_[(offset + at) >> shift_] =
+            epoch::make(w.id, lane, w.clock[w.id], known == granule_bits ? epoch::kDefined : 0);
     }
 }
 

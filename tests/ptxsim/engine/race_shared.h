@@ -1,9 +1,9 @@
 // Happens-before race detection and definedness on a CTA's shared memory.
 //
 // Each granule (4 bytes, or less if the program has narrower shared accesses) remembers its last write as an epoch
-// (warp, lane, clock of that warp) and, for each warp, the clock of its last read. Warp clocks advance at synchronisation;
-// a warp's clock vector says up to which clock of every other warp it is ordered after. An access races with an earlier one
-// unless that one's epoch is within the accessor's limits.
+// (warp, lane, clock of that warp) and, for each warp, the clock of its last read. Warp clocks advance at
+// synchronisation; a warp's clock vector says up to which clock of every other warp it is ordered after. An access
+// races with an earlier one unless that one's epoch is within the accessor's limits.
 #pragma once
 
 #include <string>
@@ -39,6 +39,7 @@ class SharedShadow {
     bool read_row(Warp& w, u32 offset);
     // Atomics conflict with plain accesses but not with each other.
     bool atomic(Warp& w, int lane, u32 offset, u32 bytes);
+    void define(u32 offset, u32 bytes, bool defined);
     void atomic_store(Warp& w, int lane, u32 offset, u32 bytes, bool defined);
     // A cp.async destination: written from now on, undefined until complete() by the issuing thread.
     void begin_async(Warp& w, int lane, u32 offset, u32 bytes);
@@ -52,6 +53,9 @@ class SharedShadow {
     void check_reads(Warp& w, int lane, u32 first, u32 last);
     [[noreturn]] void report(Warp& w, int lane, u32 granule, const std::string& other) const;
     void mark_read(Warp& w, int lane, u32 granule);
+    u32 row_granules() const { return 16u >> shift_; }
+    bool row_is_free(const Warp& w, u32 granule) const;
+    void set_row(const Warp& w, u32 granule, u32 entry);
 
     int shift_ = 2;
     u32 granules_ = 0, warps_ = 0;

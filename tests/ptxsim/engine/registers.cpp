@@ -1,5 +1,5 @@
-// Liveness and linear-scan assignment of virtual registers to cells. Lanes run one program each, so what is dead on a lane's
-// path may be reused although other lanes of the warp are elsewhere: writes are masked.
+// Liveness and linear-scan assignment of virtual registers to cells. Lanes run one program each, so what is dead on a
+// lane's path may be reused although other lanes of the warp are elsewhere: writes are masked.
 #include <algorithm>
 #include <queue>
 
@@ -15,10 +15,14 @@ void collect(const Operand& operand, std::vector<int>& ids) {
 }
 
 bool writes_first_operand(const Inst& inst) {
-    static const std::vector<std::string> none{"st",  "red",  "bra",  "brx",  "bar",   "barrier", "ret",      "exit",  "trap",     "call",
-                                               "cp",  "membar", "fence", "prefetch", "prefetchu", "nanosleep", "stmatrix", "brkpt", "discard", "applypriority", "pmevent", "griddepcontrol"};
+    static const std::vector<std::string> none{
+        "st",       "red",   "bra",     "brx",           "bar",     "barrier",       "ret",       "exit",
+        "trap",     "call",  "cp",      "membar",        "fence",   "prefetch",      "prefetchu", "nanosleep",
+        "stmatrix", "brkpt", "discard", "applypriority", "pmevent", "griddepcontrol"};
     if (inst.opcode == "bar" || inst.opcode == "barrier") return inst.has("red") && inst.operands.size() > 1;
-    if (inst.opcode == "mbarrier") return inst.has("test_wait") || inst.has("try_wait") || inst.has("pending_count") || inst.has("arrive") || inst.has("arrive_drop");
+    if (inst.opcode == "mbarrier")
+        return inst.has("test_wait") || inst.has("try_wait") || inst.has("pending_count") || inst.has("arrive") ||
+               inst.has("arrive_drop");
     return std::find(none.begin(), none.end(), inst.opcode) == none.end();
 }
 
@@ -26,13 +30,12 @@ using BitSet = std::vector<u64>;
 void set_bit(BitSet& s, int i) { s[i >> 6] |= 1ull << (i & 63); }
 void clear_bit(BitSet& s, int i) { s[i >> 6] &= ~(1ull << (i & 63)); }
 
-struct Interval {
-    int id, begin, end;
-};
+struct Interval { int id, begin, end; };
 
 class Liveness {
   public:
-    Liveness(const Function& function, const Flow& flow) : function_(function), flow_(flow), words_((function.regs.size() + 63) / 64) {}
+    Liveness(const Function& function, const Flow& flow)
+        : function_(function), flow_(flow), words_((function.regs.size() + 63) / 64) {}
 
     std::vector<Interval> intervals() {
         local_sets();

@@ -24,9 +24,13 @@ FatBinary* Runtime::add_binary(const void* data) {
 
 void Runtime::remove_binary(FatBinary* binary) {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (auto it = functions_.begin(); it != functions_.end();) it = it->second.binary == binary ? functions_.erase(it) : std::next(it);
-    for (auto it = variables_.begin(); it != variables_.end();) it = it->second.binary == binary ? variables_.erase(it) : std::next(it);
-    binaries_.erase(std::remove_if(binaries_.begin(), binaries_.end(), [&](const auto& b) { return b.get() == binary; }), binaries_.end());
+    for (auto it = functions_.begin(); it != functions_.end();)
+        it = it->second.binary == binary ? functions_.erase(it) : std::next(it);
+    for (auto it = variables_.begin(); it != variables_.end();)
+        it = it->second.binary == binary ? variables_.erase(it) : std::next(it);
+    binaries_.erase(
+        std::remove_if(binaries_.begin(), binaries_.end(), [&](const auto& b) { return b.get() == binary; }),
+        binaries_.end());
 }
 
 void Runtime::add_function(FatBinary* binary, const void* host, const std::string& name) {
@@ -50,7 +54,8 @@ HostFunction* Runtime::function(const void* host) {
 
 Device& Runtime::device() {
     if (device_) return *device_;
-    SimError error(ErrorKind::BadProgram, "Host code uses the GPU, but no device is active: call it inside `with device:`.");
+    SimError error(ErrorKind::BadProgram,
+                   "Host code uses the GPU, but no device is active: call it inside `with device:`.");
     error.placed = true;
     throw error;
 }
@@ -69,7 +74,9 @@ int Runtime::take_last_error() {
 namespace {
 int code_of(const SimError& error, bool device) {
     if (!device) return kCudaNoDevice;
-    if (error.kind == ErrorKind::LaunchLimit) return error.message.find("registers") != std::string::npos ? kCudaLaunchOutOfResources : kCudaInvalidConfiguration;
+    if (error.kind == ErrorKind::LaunchLimit)
+        return error.message.find("registers") != std::string::npos ? kCudaLaunchOutOfResources
+                                                                    : kCudaInvalidConfiguration;
     return error.kind == ErrorKind::BadProgram ? kCudaInvalidSource : kCudaLaunchFailure;
 }
 }  // namespace
@@ -86,7 +93,8 @@ int Runtime::guarded(const std::function<void()>& action) {
 
 std::shared_ptr<Program> Runtime::program(HostFunction& f) {
     Device& d = device();
-    if (!f.binary->module) f.binary->module = parse_ptx(extract_ptx(f.binary->data, d.profile->major * 10 + d.profile->minor));
+    if (!f.binary->module)
+        f.binary->module = parse_ptx(extract_ptx(f.binary->data, d.profile->major * 10 + d.profile->minor));
     if (!f.program) f.program = decode_kernel(f.binary->module, f.name);
     if (f.program->registers == 0) {
         auto found = probe ? probe(f.binary->module->text, f.name, d.profile->name) : std::make_pair(1, 0);
@@ -105,7 +113,8 @@ void Runtime::launch(const void* host, const u32* grid, const u32* block, void**
     std::copy(block, block + 3, config.block);
     config.dynamic_shared = static_cast<u32>(shared);
     config.params.resize(p->param_bytes);
-    for (size_t i = 0; i < p->params.size(); ++i) std::memcpy(config.params.data() + p->params[i].offset, args[i], p->params[i].size);
+    for (size_t i = 0; i < p->params.size(); ++i)
+        std::memcpy(config.params.data() + p->params[i].offset, args[i], p->params[i].size);
     p->max_dynamic_shared = f->dynamic_shared_limit;
     reports.emplace_back(f->name, device().launch(*p, config));
     if (reports.size() > 4096) reports.erase(reports.begin());
@@ -120,7 +129,9 @@ u64 Runtime::variable_address(const void* host, u64* bytes) {
         variable = found->second;
     }
     Device& d = device();
-    if (!variable.binary->module) variable.binary->module = parse_ptx(extract_ptx(variable.binary->data, d.profile->major * 10 + d.profile->minor));
+    if (!variable.binary->module)
+        variable.binary->module =
+            parse_ptx(extract_ptx(variable.binary->data, d.profile->major * 10 + d.profile->minor));
     return module_variable_address(variable.binary->module, variable.name, bytes);
 }
 

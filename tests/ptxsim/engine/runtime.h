@@ -80,7 +80,8 @@ class Runtime {
     void mark_defined(u64 address, u64 bytes);
 
     std::unique_ptr<SimError> pending;
-    std::function<std::pair<int, int>(const std::string& text, const std::string& kernel, const std::string& arch)> probe;
+    std::function<std::pair<int, int>(const std::string& text, const std::string& kernel, const std::string& arch)>
+        probe;
     std::vector<std::pair<std::string, LaunchReport>> reports;
     static thread_local std::vector<CallConfiguration> calls;
 

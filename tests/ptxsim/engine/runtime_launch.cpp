@@ -9,9 +9,7 @@ using ptxsim::u64;
 
 namespace {
 
-struct Dim3 {
-    u32 x, y, z;
-};
+struct Dim3 { u32 x, y, z; };
 
 // cudaLaunchConfig_t
 struct LaunchConfigC {
@@ -47,7 +45,8 @@ int set_dynamic_shared(const void* host, int value) {
 
 u32 resident_blocks(const ptxsim::Program& program, int threads, std::size_t shared) {
     const ptxsim::DeviceProfile& p = *runtime().device().profile;
-    u32 warps = (static_cast<u32>(threads) + 31) / 32, per_warp = (static_cast<u32>(program.registers) * 32 + 255) / 256 * 256;
+    u32 warps = (static_cast<u32>(threads) + 31) / 32,
+        per_warp = (static_cast<u32>(program.registers) * 32 + 255) / 256 * 256;
     u32 blocks = std::min(p.max_blocks_per_sm, p.max_threads_per_sm / std::max(warps * 32, 1u));
     if (per_warp) blocks = std::min(blocks, p.registers_per_block / std::max(per_warp * warps, 1u));
     u64 bytes = program.static_shared + shared + 1024;
@@ -70,7 +69,8 @@ void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void** handle) { runtime().remove_binary(reinterpret_cast<ptxsim::FatBinary*>(handle)); }
 char __cudaInitModule(void**) { return 1; }
 
-void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, void*, void*, void*, void*, int*) {
+void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, void*, void*, void*, void*,
+                            int*) {
     runtime().add_function(reinterpret_cast<ptxsim::FatBinary*>(handle), host, name);
 }
 void __cudaRegisterVar(void** handle, char* host, char*, const char* name, int, std::size_t, int, int) {
@@ -100,11 +100,21 @@ int __cudaGetKernel(const void** kernel, const void* host) {
     return ptxsim::kCudaSuccess;
 }
 int cudaGetKernel(const void** kernel, const void* host) { return __cudaGetKernel(kernel, host); }
-int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) { return launch(kernel, grid, block, args, shared); }
-int __cudaLaunchKernel_ptsz(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) { return launch(kernel, grid, block, args, shared); }
-int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) { return launch(function, grid, block, args, shared); }
-int cudaLaunchCooperativeKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) { return launch(function, grid, block, args, shared); }
-int cudaLaunchKernelExC(const LaunchConfigC* config, const void* function, void** args) { return launch(function, config->grid, config->block, args, config->shared); }
+int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
+    return launch(kernel, grid, block, args, shared);
+}
+int __cudaLaunchKernel_ptsz(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
+    return launch(kernel, grid, block, args, shared);
+}
+int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
+    return launch(function, grid, block, args, shared);
+}
+int cudaLaunchCooperativeKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
+    return launch(function, grid, block, args, shared);
+}
+int cudaLaunchKernelExC(const LaunchConfigC* config, const void* function, void** args) {
+    return launch(function, config->grid, config->block, args, config->shared);
+}
 
 int cudaFuncSetAttribute(const void* function, int attribute, int value) {
     if (attribute == kMaxDynamicSharedAttribute) return set_dynamic_shared(function, value);
@@ -124,14 +134,17 @@ int cudaFuncGetAttributes(FunctionAttributes* out, const void* host) {
         out->max_threads = program->function->max_threads ? program->function->max_threads : 1024;
         out->registers = program->registers;
         out->ptx_version = out->binary_version = p.major * 10 + p.minor;
-        out->max_dynamic_shared = static_cast<int>(std::max(f->dynamic_shared_limit, p.shared_per_block - program->static_shared));
+        out->max_dynamic_shared =
+            static_cast<int>(std::max(f->dynamic_shared_limit, p.shared_per_block - program->static_shared));
     });
 }
 
-int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* host, int threads, std::size_t shared, unsigned) {
+int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* host, int threads,
+                                                           std::size_t shared, unsigned) {
     ptxsim::HostFunction* f = runtime().function(host);
     if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
-    return runtime().guarded([&] { *blocks = static_cast<int>(resident_blocks(*runtime().program(*f), threads, shared)); });
+    return runtime().guarded(
+        [&] { *blocks = static_cast<int>(resident_blocks(*runtime().program(*f), threads, shared)); });
 }
 int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* host, int threads, std::size_t shared) {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, host, threads, shared, 0);

@@ -28,9 +28,12 @@ int allocate(void** out, std::size_t bytes) {
     return runtime().guarded([&] { *out = runtime().allocate(bytes); });
 }
 
-int release(void* pointer) { return runtime().release(pointer) ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue); }
+int release(void* pointer) {
+    return runtime().release(pointer) ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
+}
 
 int attribute_of(const ptxsim::DeviceProfile& p, int attribute, int* value) {
+    // clang-format off
     switch (attribute) {
         case 1: *value = 1024; return 0;                                   // MaxThreadsPerBlock
         case 2: case 3: *value = 1024; return 0;                           // MaxBlockDimX, Y
@@ -56,13 +59,12 @@ int attribute_of(const ptxsim::DeviceProfile& p, int attribute, int* value) {
         case 111: *value = 1024; return 0;                                 // ReservedSharedMemoryPerBlock
         case 115: *value = 1; return 0;                                    // MemoryPoolsSupported
     }
+    // clang-format on
     *value = 0;
     return 0;
 }
 
-struct Event {
-    std::chrono::steady_clock::time_point time;
-};
+struct Event { std::chrono::steady_clock::time_point time; };
 
 }  // namespace
 
@@ -73,7 +75,9 @@ int cudaMallocAsync(void** out, std::size_t bytes, void*) { return allocate(out,
 int cudaMallocManaged(void** out, std::size_t bytes, unsigned) { return allocate(out, bytes); }
 int cudaFree(void* p) { return release(p); }
 int cudaFreeAsync(void* p, void*) { return release(p); }
-int cudaMallocHost(void** out, std::size_t bytes) { return (*out = std::malloc(bytes)) ? 0 : runtime().fail(ptxsim::kCudaMemoryAllocation); }
+int cudaMallocHost(void** out, std::size_t bytes) {
+    return (*out = std::malloc(bytes)) ? 0 : runtime().fail(ptxsim::kCudaMemoryAllocation);
+}
 int cudaHostAlloc(void** out, std::size_t bytes, unsigned) { return cudaMallocHost(out, bytes); }
 int cudaFreeHost(void* p) {
     std::free(p);
@@ -106,7 +110,8 @@ int cudaMemcpyToSymbol(const void* symbol, const void* from, std::size_t bytes, 
     int code = cudaGetSymbolAddress(&to, symbol);
     return code ? code : copy(static_cast<char*>(to) + offset, from, bytes);
 }
-int cudaMemcpyToSymbolAsync(const void* symbol, const void* from, std::size_t bytes, std::size_t offset, int kind, void*) {
+int cudaMemcpyToSymbolAsync(const void* symbol, const void* from, std::size_t bytes, std::size_t offset, int kind,
+                            void*) {
     return cudaMemcpyToSymbol(symbol, from, bytes, offset, kind);
 }
 int cudaMemcpyFromSymbol(void* to, const void* symbol, std::size_t bytes, std::size_t offset, int) {
@@ -167,7 +172,8 @@ int cudaEventRecord(void* event, void*) {
 int cudaEventSynchronize(void*) { return 0; }
 int cudaEventQuery(void*) { return 0; }
 int cudaEventElapsedTime(float* ms, void* from, void* to) {
-    *ms = std::chrono::duration<float, std::milli>(static_cast<Event*>(to)->time - static_cast<Event*>(from)->time).count();
+    *ms = std::chrono::duration<float, std::milli>(static_cast<Event*>(to)->time - static_cast<Event*>(from)->time)
+              .count();
     return 0;
 }
 int cudaEventElapsedTime_v2(float* ms, void* from, void* to) { return cudaEventElapsedTime(ms, from, to); }

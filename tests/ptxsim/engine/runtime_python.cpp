@@ -20,7 +20,8 @@ auto locked_probe(py::function f) {
 }  // namespace
 
 void bind_runtime(py::module_& m) {
-    m.def("set_current_device", [](std::shared_ptr<Device> device) { Runtime::instance().set_device(std::move(device)); });
+    m.def("set_current_device",
+          [](std::shared_ptr<Device> device) { Runtime::instance().set_device(std::move(device)); });
     m.def("set_probe", [](py::function f) { Runtime::instance().probe = locked_probe(std::move(f)); });
     m.def("take_error", []() -> py::object {
         Runtime& r = Runtime::instance();
@@ -33,7 +34,8 @@ void bind_runtime(py::module_& m) {
     });
     m.def("take_reports", [] {
         py::list out;
-        for (const auto& [name, report] : Runtime::instance().reports) out.append(py::make_tuple(name, to_python(report)));
+        for (const auto& [name, report] : Runtime::instance().reports)
+            out.append(py::make_tuple(name, to_python(report)));
         Runtime::instance().reports.clear();
         return out;
     });

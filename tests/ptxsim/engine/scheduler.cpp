@@ -6,9 +6,10 @@ namespace ptxsim {
 
 namespace {
 
-constexpr u64 kTurn = 100'000;       // warp instructions a CTA runs before the next resident one gets its turn
+constexpr u64 kTurn = 100'000;        // warp instructions a CTA runs before the next resident one gets its turn
 constexpr u64 kPatience = 1'000'000;  // a CTA that runs longer may be waiting for one that has not started
 constexpr size_t kMostResident = 4096;
+constexpr u64 kGraceTurns = 100;  // for CTAs before the failed one: time to fail too, unless they wait for it
 
 // Hands out CTA numbers once each, permuted by a Feistel network so that a grid of any size needs no table.
 class CtaOrder {
@@ -16,8 +17,9 @@ class CtaOrder {
     CtaOrder(u64 count, u64 seed) : count_(count), seed_(seed) {
         while ((1ull << (2 * half_bits_)) < count_) ++half_bits_;
     }
-    bool next(u64& cta) {
-        u64 n = taken_++;
+    // The position tells how many were handed out before.
+    bool next(u64& cta, u64& position) {
+        u64 n = position = taken_++;
         if (n >= count_) return false;
         do n = permute(n);
         while (n >= count_);
@@ -43,9 +45,24 @@ class CtaOrder {
 struct Shared {
     const Launch& launch;
     CtaOrder order;
-    std::atomic<bool> failed{false};
+    // Threads fail in any order. The error reported is that of the CTA handed out first, as with one thread.
+    std::atomic<u64> failed_at{kNever};
     std::mutex mutex;
     std::exception_ptr error;
+
+    static constexpr u64 kNever = ~0ull;
+    bool failed() const { return failed_at != kNever; }
+    void fail(u64 position) {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (position >= failed_at) return;
+        error = std::current_exception();
+        failed_at = position;
+    }
+};
+
+struct Resident {
+    std::unique_ptr<Cta> cta;
+    u64 position;
 };
 
 class Worker {
@@ -56,9 +73,7 @@ class Worker {
         try {
             loop();
         } catch (...) {
-            std::lock_guard<std::mutex> lock(shared_.mutex);
-            if (!shared_.error) shared_.error = std::current_exception();
-            shared_.failed = true;
+            shared_.fail(position_);
         }
     }
     const std::vector<Profile>& profile() const { return profile_; }
@@ -67,24 +82,26 @@ class Worker {
   private:
     void loop() {
         if (!admit()) return;
-        while (!resident_.empty() && !shared_.failed) {
-            for (size_t i = 0; i < resident_.size() && !shared_.failed;) {
-                Cta& cta = *resident_[i];
-                if (!cta.run(kTurn)) {
+        for (u64 grace = kGraceTurns; !resident_.empty() && grace;) {
+            for (size_t i = 0; i < resident_.size() && grace;) {
+                position_ = resident_[i].position;
+                if (shared_.failed()) --grace;
+                if (position_ < shared_.failed_at && !resident_[i].cta->run(kTurn)) {
                     ++i;
                     continue;
                 }
-                spare_.push_back(std::move(resident_[i]));
+                spare_.push_back(std::move(resident_[i].cta));
                 resident_.erase(resident_.begin() + static_cast<long>(i));
             }
-            bool impatient = !resident_.empty() && resident_.back()->issued > kPatience;
+            bool impatient =
+                !resident_.empty() && (resident_.back().cta->issued > kPatience || resident_.back().cta->waits());
             if (resident_.empty() || (impatient && resident_.size() < kMostResident)) admit();
         }
     }
 
     bool admit() {
         u64 index;
-        if (!shared_.order.next(index)) return false;
+        if (shared_.failed() || !shared_.order.next(index, position_)) return false;
         std::unique_ptr<Cta> cta;
         if (spare_.empty()) {
             cta = std::make_unique<Cta>();
@@ -95,21 +112,23 @@ class Worker {
         cta->profile = profile_.data();
         cta->counters = &counters_;
         cta->start(shared_.launch, static_cast<u32>(index));
-        resident_.push_back(std::move(cta));
+        resident_.push_back({std::move(cta), position_});
         return true;
     }
 
     Shared& shared_;
     std::vector<Profile> profile_;
     Counters counters_;
-    std::vector<std::unique_ptr<Cta>> resident_, spare_;
+    std::vector<Resident> resident_;
+    std::vector<std::unique_ptr<Cta>> spare_;
+    u64 position_ = 0;  // of the CTA at work
 };
 
 }  // namespace
 
 LaunchReport run_grid(const Launch& launch, int threads) {
     u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
-    Shared shared{launch, {ctas, launch.seed}, {}, {}, {}};
+    Shared shared{launch, {ctas, launch.seed}};
     std::vector<std::unique_ptr<Worker>> workers;
     u64 count = std::min<u64>(static_cast<u64>(std::max(threads, 1)), ctas);
     for (u64 i = 0; i < count; ++i) workers.push_back(std::make_unique<Worker>(shared));

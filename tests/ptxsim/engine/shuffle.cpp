@@ -8,15 +8,28 @@ namespace {
 
 enum ShuffleMode : u8 { kUp, kDown, kButterfly, kIndex };
 
-// The source lane of shfl, or the lane itself when out of the segment (p = false). c packs clamp (4..0) and segment mask (12..8).
+// The source lane of shfl, or the lane itself when out of the segment (p = false). c packs clamp (4..0) and segment
+// mask (12..8).
 int shuffle_source(u8 mode, int lane, u32 b, u32 c, bool& in_range) {
     int bval = static_cast<int>(b & 31), cval = static_cast<int>(c & 31), mask = static_cast<int>((c >> 8) & 31);
     int max_lane = (lane & mask) | (cval & ~mask), min_lane = lane & mask, j = 0;
     switch (mode) {
-        case kUp: j = lane - bval; in_range = j >= max_lane; break;
-        case kDown: j = lane + bval; in_range = j <= max_lane; break;
-        case kButterfly: j = lane ^ bval; in_range = j <= max_lane; break;
-        default: j = min_lane | (bval & ~mask); in_range = j <= max_lane; break;
+        case kUp:
+            j = lane - bval;
+            in_range = j >= max_lane;
+            break;
+        case kDown:
+            j = lane + bval;
+            in_range = j <= max_lane;
+            break;
+        case kButterfly:
+            j = lane ^ bval;
+            in_range = j <= max_lane;
+            break;
+        default:
+            j = min_lane | (bval & ~mask);
+            in_range = j <= max_lane;
+            break;
     }
     return in_range ? j : lane;
 }
@@ -134,12 +147,24 @@ void op_redux(Warp& w, const Op& op) {
     warp_sync_memory(w);
 }
 
-struct RAdd { u32 operator()(u32 a, u32 b) const { return a + b; } };
-struct RAnd { u32 operator()(u32 a, u32 b) const { return a & b; } };
-struct ROr { u32 operator()(u32 a, u32 b) const { return a | b; } };
-struct RXor { u32 operator()(u32 a, u32 b) const { return a ^ b; } };
-struct RMin { template <class T> T operator()(T a, T b) const { return b < a ? b : a; } };
-struct RMax { template <class T> T operator()(T a, T b) const { return a < b ? b : a; } };
+struct RAdd {
+    u32 operator()(u32 a, u32 b) const { return a + b; }
+};
+struct RAnd {
+    u32 operator()(u32 a, u32 b) const { return a & b; }
+};
+struct ROr {
+    u32 operator()(u32 a, u32 b) const { return a | b; }
+};
+struct RXor {
+    u32 operator()(u32 a, u32 b) const { return a ^ b; }
+};
+struct RMin {
+    template <class T> T operator()(T a, T b) const { return b < a ? b : a; }
+};
+struct RMax {
+    template <class T> T operator()(T a, T b) const { return a < b ? b : a; }
+};
 
 void decode_redux(Form& f) {
     Decoder& d = f.decoder;

@@ -8,25 +8,56 @@ namespace ptxsim {
 
 namespace {
 enum Index : u32 {
-    kTidX, kTidY, kTidZ, kNtidX, kNtidY, kNtidZ, kCtaidX, kCtaidY, kCtaidZ, kNctaidX, kNctaidY, kNctaidZ,
-    kLaneid, kWarpid, kNwarpid, kSmid, kNsmid, kZero, kOne, kMaskEq, kMaskLe, kMaskLt, kMaskGe, kMaskGt,
-    kTotalShared, kDynamicShared, kSharedReserved, kTrue, kGridid /* 64 bits: two cells */, kCount = kGridid + 2,
+    kTidX,
+    kTidY,
+    kTidZ,
+    kNtidX,
+    kNtidY,
+    kNtidZ,
+    kCtaidX,
+    kCtaidY,
+    kCtaidZ,
+    kNctaidX,
+    kNctaidY,
+    kNctaidZ,
+    kLaneid,
+    kWarpid,
+    kNwarpid,
+    kSmid,
+    kNsmid,
+    kZero,
+    kOne,
+    kMaskEq,
+    kMaskLe,
+    kMaskLt,
+    kMaskGe,
+    kMaskGt,
+    kTotalShared,
+    kDynamicShared,
+    kSharedReserved,
+    kTrue,
+    kGridid /* 64 bits: two cells */,
+    kCount = kGridid + 2,
 };
 
 const std::map<std::string, u32>& names() {
+    // clang-format off
     static const std::map<std::string, u32> table{
-        {"%tid.x", kTidX}, {"%tid.y", kTidY}, {"%tid.z", kTidZ}, {"%ntid.x", kNtidX}, {"%ntid.y", kNtidY}, {"%ntid.z", kNtidZ},
-        {"%ctaid.x", kCtaidX}, {"%ctaid.y", kCtaidY}, {"%ctaid.z", kCtaidZ}, {"%nctaid.x", kNctaidX}, {"%nctaid.y", kNctaidY},
-        {"%nctaid.z", kNctaidZ}, {"%laneid", kLaneid}, {"%warpid", kWarpid}, {"%nwarpid", kNwarpid}, {"%smid", kSmid},
-        {"%nsmid", kNsmid}, {"%lanemask_eq", kMaskEq}, {"%lanemask_le", kMaskLe}, {"%lanemask_lt", kMaskLt},
-        {"%lanemask_ge", kMaskGe}, {"%lanemask_gt", kMaskGt}, {"%total_smem_size", kTotalShared},
-        {"%aggr_smem_size", kTotalShared}, {"%dynamic_smem_size", kDynamicShared}, {"%reserved_smem_offset_begin", kZero},
+        {"%tid.x", kTidX}, {"%tid.y", kTidY}, {"%tid.z", kTidZ}, {"%ntid.x", kNtidX}, {"%ntid.y", kNtidY},
+        {"%ntid.z", kNtidZ}, {"%ctaid.x", kCtaidX}, {"%ctaid.y", kCtaidY}, {"%ctaid.z", kCtaidZ},
+        {"%nctaid.x", kNctaidX}, {"%nctaid.y", kNctaidY}, {"%nctaid.z", kNctaidZ}, {"%laneid", kLaneid},
+        {"%warpid", kWarpid}, {"%nwarpid", kNwarpid}, {"%smid", kSmid}, {"%nsmid", kNsmid},
+        {"%lanemask_eq", kMaskEq}, {"%lanemask_le", kMaskLe}, {"%lanemask_lt", kMaskLt}, {"%lanemask_ge", kMaskGe},
+        {"%lanemask_gt", kMaskGt}, {"%total_smem_size", kTotalShared}, {"%aggr_smem_size", kTotalShared},
+        {"%dynamic_smem_size", kDynamicShared}, {"%reserved_smem_offset_begin", kZero},
         {"%reserved_smem_offset_end", kSharedReserved}, {"%reserved_smem_offset_0", kZero}, {"%gridid", kGridid},
         // A cluster of one CTA is what a launch without a cluster has (PTX ISA 10, %cluster_*).
         {"%clusterid.x", kCtaidX}, {"%clusterid.y", kCtaidY}, {"%clusterid.z", kCtaidZ}, {"%nclusterid.x", kNctaidX},
-        {"%nclusterid.y", kNctaidY}, {"%nclusterid.z", kNctaidZ}, {"%cluster_ctaid.x", kZero}, {"%cluster_ctaid.y", kZero},
-        {"%cluster_ctaid.z", kZero}, {"%cluster_nctaid.x", kOne}, {"%cluster_nctaid.y", kOne}, {"%cluster_nctaid.z", kOne},
-        {"%cluster_ctarank", kZero}, {"%cluster_nctarank", kOne}, {"WARP_SZ", kTrue}};
+        {"%nclusterid.y", kNctaidY}, {"%nclusterid.z", kNctaidZ}, {"%cluster_ctaid.x", kZero},
+        {"%cluster_ctaid.y", kZero}, {"%cluster_ctaid.z", kZero}, {"%cluster_nctaid.x", kOne},
+        {"%cluster_nctaid.y", kOne}, {"%cluster_nctaid.z", kOne}, {"%cluster_ctarank", kZero},
+        {"%cluster_nctarank", kOne}, {"WARP_SZ", kTrue}};
+    // clang-format on
     return table;
 }
 

@@ -15,9 +15,18 @@ u32 uniform(Warp& w, Ref ref, const char* what) {
     w.require_defined(w.defined(ref), what);
     u32 value = w.cells<u32>(ref)[__builtin_ctz(w.active)];
     for_lanes(w.active, [&](int i) {
-        if (w.cells<u32>(ref)[i] != value) w.fail(ErrorKind::Divergence, std::string("Lanes of a warp give different values for ") + what + ".", i);
+        if (w.cells<u32>(ref)[i] != value)
+            w.fail(ErrorKind::Divergence, std::string("Lanes of a warp give different values for ") + what + ".", i);
     });
     return value;
+}
+
+// Lanes of a warp that will never come, once all others have come one by one: a warp counts as whole.
+u32 absent_lanes(const Warp& w, int id) {
+    u32 waiting = 0;
+    for (const Fragment& f : w.fragments)
+        if (f.state == FragmentState::AtBarrier && f.barrier == id && !w.program->code[f.pc].count) waiting |= f.mask;
+    return waiting && waiting == w.alive ? static_cast<u32>(kLanes - popcount(waiting)) : 0;
 }
 
 // "the barrier's expected arrival count": that of the instruction, or every thread of the CTA that has not exited.
@@ -28,15 +37,19 @@ u32 live_threads(const Cta& cta) {
 }
 
 void check_count(Warp& w, Barrier& b, int id, bool counted, u32 expected) {
-    if (counted && (expected == 0 || expected % kLanes)) w.fail(ErrorKind::Divergence, "The thread count " + std::to_string(expected) + " of a barrier is not a multiple of the warp size.");
+    if (counted && (expected == 0 || expected % kLanes))
+        w.fail(ErrorKind::Divergence,
+               "The thread count " + std::to_string(expected) + " of a barrier is not a multiple of the warp size.");
     if (counted && expected > w.cta->warp_count * kLanes) {
-        w.fail(ErrorKind::Deadlock, "Barrier " + std::to_string(id) + " waits for " + std::to_string(expected) + " threads, the CTA has " + std::to_string(w.cta->thread_count) + ".");
+        w.fail(ErrorKind::Deadlock, "Barrier " + std::to_string(id) + " waits for " + std::to_string(expected) +
+                                        " threads, the CTA has " + std::to_string(w.cta->thread_count) + ".");
     }
     if (b.arrived == 0) {
         b.counted = counted;
         b.expected = expected;
     } else if (b.counted != counted || (counted && b.expected != expected)) {
-        w.fail(ErrorKind::Divergence, "Warps give barrier " + std::to_string(id) + " different thread counts: " + std::to_string(b.expected) + " and " + std::to_string(expected) + ".");
+        w.fail(ErrorKind::Divergence, "Warps give barrier " + std::to_string(id) + " different thread counts: " +
+                                          std::to_string(b.expected) + " and " + std::to_string(expected) + ".");
     }
 }
 
@@ -72,14 +85,17 @@ void op_barrier(Warp& w, const Op& op) {
         return take_result(w, op, b);
     }
     if (op.count && !w.converge(kFull)) return;
+    bool waits = op.flags != kArrive;
+    u32 rest = f.mask & ~w.active;
+    if (waits && !op.count && rest) return w.diverge({{f.pc, w.active}, {w.next, rest}}, w.next);
     bool counted = op.flags2 != 0;
     check_count(w, b, id, counted, counted ? uniform(w, op.b, "the barrier's thread count") : 0);
     contribute(w, op, b);
-    b.arrived += op.count ? kLanes : static_cast<u32>(popcount(w.active));
+    bool whole = op.count || (!waits && w.active == w.alive);
+    b.arrived += whole ? kLanes : static_cast<u32>(popcount(w.active));
     merge_clock(b.clock, w.clock);
     w.clock[w.id] += 1;
     SharedShadow::update_limits(w);
-    bool waits = op.flags != kArrive;
     if (waits) {
         Fragment& here = w.fragment();
         here.barrier = id;
@@ -173,7 +189,9 @@ void Cta::join_clock(Warp& warp, const std::vector<u32>& clock) {
 void Cta::complete_if_full(int id) {
     Barrier& b = barriers[id];
     u32 expected = b.counted ? b.expected : live_threads(*this);
-    if (b.arrived < expected || b.arrived == 0) return;
+    u32 arrived = b.arrived;
+    for (const Warp& warp : warps) arrived += absent_lanes(warp, id);
+    if (arrived < expected || b.arrived == 0) return;
     for (Warp& warp : warps) {
         bool waited = false;
         for (Fragment& f : warp.fragments) {

@@ -28,7 +28,8 @@ void Warp::start(Cta& owner, int index, u32 lanes, u64 seed) {
     f.pc = program->functions[0].entry_pc;
 }
 
-// A call's registers follow its caller's; they start poisoned and undefined in the lanes that make the call.
+// A call's registers follow its caller's; they start undefined in the lanes that make the call, and poisoned unless
+// other lanes may be using the same cells in a call of their own.
 void Warp::push_frame(const FunctionLayout& callee, u32 return_pc) {
     Fragment& f = fragment();
     Frame frame;
@@ -45,7 +46,7 @@ void Warp::push_frame(const FunctionLayout& callee, u32 return_pc) {
     if (registers.size() < cells) registers.resize(cells, 0xffffffffu);
     if (register_defined.size() < cells / kLanes + 2) register_defined.resize(cells / kLanes + 2);
     if (predicate_bits.size() < count + 1) predicate_bits.resize(count + 1), predicate_defined_bits.resize(count + 1);
-    std::fill(registers.begin() + frame.cells, registers.begin() + cells, 0xffffffffu);
+    if (f.mask == alive) std::fill(registers.begin() + frame.cells, registers.begin() + cells, 0xffffffffu);
     for (u32 i = frame.cells / kLanes; i < cells / kLanes; ++i) register_defined[i] &= ~f.mask;
     for (u32 i = frame.predicates; i < count; ++i) predicate_defined_bits[i] &= ~f.mask;
     reserve_local(frame.local + callee.local_bytes);
@@ -59,7 +60,8 @@ void Warp::reserve_local(u32 bytes) {
     u32 stride = (bytes + 63) / 64 * 64;
     std::vector<u8> data(static_cast<size_t>(stride) * kLanes, 0xff), known(static_cast<size_t>(stride) * kLanes, 0);
     for (int lane = 0; lane < kLanes; ++lane) {
-        std::copy_n(local.begin() + static_cast<size_t>(lane) * local_stride, local_stride, data.begin() + static_cast<size_t>(lane) * stride);
+        std::copy_n(local.begin() + static_cast<size_t>(lane) * local_stride, local_stride,
+                    data.begin() + static_cast<size_t>(lane) * stride);
         std::copy_n(local_defined.begin() + static_cast<size_t>(lane) * local_stride, local_stride,
                     known.begin() + static_cast<size_t>(lane) * stride);
     }
@@ -148,7 +150,8 @@ u32 Warp::run_fragment(u32 quantum) {
 // With the check off, an undefined predicate goes the way the seed says.
 void Warp::decide_undefined_guard(u32 lanes) {
     u32 both = kCheckUndefined | kCheckUndefinedBranch;
-    if ((cta->launch->checks & both) == both) fail(ErrorKind::Undefined, "An undefined value reaches a branch or guard predicate.", __builtin_ctz(lanes));
+    if ((cta->launch->checks & both) == both)
+        fail(ErrorKind::Undefined, "An undefined value reaches a branch or guard predicate.", __builtin_ctz(lanes));
     active = (active & ~lanes) | (static_cast<u32>(random.next()) & lanes);
 }
 

@@ -30,9 +30,9 @@ struct Fragment {
     u32 pc = 0, mask = 0;
     int join = -1;
     FragmentState state = FragmentState::Runnable;
-    u32 sync_mask = 0;       // lanes this fragment waits for at a warp-level .sync
-    int barrier = -1;        // the barrier it waits at
-    bool released = false;   // the barrier it waited at has completed
+    u32 sync_mask = 0;      // lanes this fragment waits for at a warp-level .sync
+    int barrier = -1;       // the barrier it waits at
+    bool released = false;  // the barrier it waited at has completed
     std::vector<Frame> frames;
 };
 
@@ -40,17 +40,17 @@ struct Fragment {
 struct AsyncCopy {
     u32 mask = 0, group = 0;
     u8 bytes = 0;
-    bool arrived = false;     // the data are in place already, though not visible yet
+    bool arrived = false;  // the data are in place already, though not visible yet
     u32 destination[kLanes];
     const u8* source[kLanes];
-    u32 size[kLanes];         // bytes read; the rest of `bytes` is zero-filled
-    u32 defined[kLanes];      // one bit a byte
+    u32 size[kLanes];     // bytes read; the rest of `bytes` is zero-filled
+    u32 defined[kLanes];  // one bit a byte
 };
 
 struct Warp {
     // What handlers touch most.
-    u32 active = 0;   // lanes executing the current op
-    u32 next = 0;     // pc after the current op
+    u32 active = 0;  // lanes executing the current op
+    u32 next = 0;    // pc after the current op
     u32* files[3] = {};
     u32* defined_files[3] = {};
     u32* predicates = nullptr;
@@ -60,12 +60,12 @@ struct Warp {
     Cta* cta = nullptr;
     const Program* program = nullptr;
     int id = 0;
-    u32 alive = 0;    // lanes that have not exited
+    u32 alive = 0;  // lanes that have not exited
     Random random;
 
     std::vector<Fragment> fragments;
     std::vector<Join> joins;
-    int current = 0;  // fragment being executed
+    int current = 0;    // fragment being executed
     bool stop = false;  // the handler blocked, split or ended the current fragment
 
     // Shared-memory happens-before state: clock[w] = the last sync of warp w known here; limit see race.h.

@@ -1,7 +1,8 @@
 """A strict GPU on the CPU: runs the PTX that nvcc made, and stops at the first broken rule."""
 
 from . import errors
-from .device import CHECKS, Counters, Device, Tensor, raise_pending
+from ._engine import folder as engine_folder
+from .device import CHECKS, Counters, Device, Registration, Tensor, raise_pending
 from .errors import (
     BadProgram,
     Deadlock,
@@ -16,10 +17,10 @@ from .errors import (
     Unsupported,
 )
 from .library import Library, compile_object, link_library
-from .module import Kernel, Module, compile_cu, find_nvcc, load_ptx, set_smem_limit
+from .module import Kernel, Module, compile_cu, find_nvcc, load_ptx, set_smem_limit, use_ptxas_log
 
 __all__ = [
     "CHECKS", "BadProgram", "Counters", "Deadlock", "Device", "Divergence", "Kernel", "LaunchLimit", "Library", "Misaligned", "Module",
-    "OutOfBounds", "Race", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object", "errors",
-    "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit",
+    "OutOfBounds", "Race", "Registration", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object",
+    "engine_folder", "errors", "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit", "use_ptxas_log",
 ]  # fmt: skip

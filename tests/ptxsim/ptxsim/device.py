@@ -12,7 +12,10 @@ from .errors import BadProgram
 from .module import Kernel, probe_resources
 
 # "undefined_branch" is the part of "undefined" that concerns predicates: with it off, such a branch goes the seed's way.
-CHECKS = ("bounds", "align", "undefined", "undefined_branch", "race", "race_global", "divergence", "deadlock", "limits", "async")
+# "race_warp" is the part of "race" between lanes of one warp: kernels older than Volta take a warp for one thread.
+CHECKS = (
+    "bounds", "align", "undefined", "undefined_branch", "race", "race_warp", "race_global", "divergence", "deadlock", "limits", "async",
+)  # fmt: skip
 
 
 class Counters(dict):
@@ -44,11 +47,15 @@ class Tensor:
         """Bytes that nobody has written yet."""
         return self._allocation.undefined_bytes
 
+    def undefined(self) -> np.ndarray:
+        """Which elements have bytes that nobody has written yet, as booleans of the tensor's shape."""
+        return undefined_of(self._allocation).reshape(*self.shape, self.dtype.itemsize).any(-1)
+
     def numpy(self) -> np.ndarray:
         """A view of the memory; what was never written reads as NaN (all ones)."""
         if self.nbytes == 0:
             return np.empty(self.shape, self.dtype)
-        return np.frombuffer(self._allocation.buffer, self.dtype).reshape(self.shape)
+        return np.frombuffer(self._allocation, self.dtype).reshape(self.shape)
 
     def read(self, offset: int, nbytes: int) -> bytes:
         return self._allocation.read(offset, nbytes)
@@ -66,6 +73,35 @@ class Tensor:
             self._allocation.release()
         except Exception:  # the interpreter is going down
             pass
+
+
+class Registration:
+    """Host memory of others that kernels may touch, until it is unregistered."""
+
+    def __init__(self, allocation: Any) -> None:
+        self._allocation = allocation
+
+    def allow(self, offset: int, shape: Sequence[int], strides: Sequence[int], itemsize: int, defined: bool = True) -> Registration:
+        """Opens the bytes of a strided view (offset and strides in bytes). After the first view all bytes outside the
+        views are gaps, which no kernel may touch. A view that is not defined is fresh output: NaN poison, undefined."""
+        self._allocation.allow(offset, list(shape), list(strides), itemsize, defined)
+        return self
+
+    @property
+    def undefined_bytes(self) -> int:
+        """Bytes that nobody has written yet, without the gaps."""
+        return self._allocation.undefined_bytes
+
+    def undefined(self) -> np.ndarray:
+        """Which bytes nobody has written yet, as booleans."""
+        return undefined_of(self._allocation)
+
+    def unregister(self) -> None:
+        self._allocation.release()
+
+
+def undefined_of(allocation: Any) -> np.ndarray:
+    return np.frombuffer(allocation.undefined(), np.bool_)
 
 
 class Device:
@@ -133,9 +169,10 @@ class Device:
         """Zeros that take memory only where touched: strides beyond 2**32 for kilobytes."""
         return Tensor(native.allocate(nbytes, name, False, True), (nbytes,), np.dtype(np.uint8))
 
-    def register(self, address: int, nbytes: int, name: str = "host", writable: bool = True) -> None:
-        """Lets kernels touch host memory owned by others."""
-        native.register(address, nbytes, name, writable)
+    def register(self, address: int, nbytes: int, name: str = "host", writable: bool = True, defined: bool = True) -> Registration:
+        """Lets kernels touch host memory owned by others. Memory that is not defined is fresh output: it is filled with
+        NaN poison, and undefined until a kernel writes it."""
+        return Registration(native.register(address, nbytes, name, writable, defined))
 
     def unregister(self, address: int) -> None:
         native.unregister(address)

@@ -132,7 +132,10 @@ def run_tool(command: Sequence[str]) -> str:
 
 def preprocessed(nvcc: str, source: Path, flags: Sequence[str]) -> bytes:
     """What the compiler will see, headers included: the cache key of a compilation."""
-    return subprocess.run([nvcc, "-E", *flags, str(source)], capture_output=True, check=True).stdout
+    result = subprocess.run([nvcc, "-E", *flags, str(source)], capture_output=True)
+    if result.returncode:
+        raise RuntimeError(f"{source} does not compile:\n{result.stderr.decode()}")
+    return result.stdout
 
 
 def source_file(path_or_source: str | os.PathLike[str]) -> Path:
@@ -174,6 +177,22 @@ def ptxas_resources(text: str, arch: str) -> dict[str, dict[str, int]]:
         return {}  # PTX for another architecture family, or hand-written PTX ptxas refuses: the limit goes unchecked
 
 
+_build_logs: dict[tuple[str, int], dict[str, int]] = {}
+
+
+def use_ptxas_log(log: str) -> None:
+    """What ptxas -v said when the kernels were built: spares asking it again for each of them."""
+    for part in re.split(r"(?=Compiling entry function)", log):
+        if match := re.search(r"for 'sm_(\d+)", part):
+            _build_logs.update({(name, int(match[1])): found for name, found in parse_ptxas(part).items()})
+
+
+def resources_of_build(name: str, arch: str) -> dict[str, int] | None:
+    """Of the newest architecture that the device can run."""
+    runs = [(built, found) for (kernel, built), found in _build_logs.items() if kernel == name and built <= int(arch[3:])]
+    return max(runs, key=lambda run: run[0])[1] if runs else None
+
+
 def parse_ptxas(log: str) -> dict[str, dict[str, int]]:
     kernels: dict[str, dict[str, int]] = {}
     current = None
@@ -212,5 +231,5 @@ def probe_resources(kernel: Kernel, arch: str) -> None:
 def kernel_resources(text: str, name: str, arch: str) -> tuple[int, int]:
     if os.environ.get("PTXSIM_PTXAS", "1") == "0":
         return 1, 0
-    found = ptxas_resources(one_kernel_text(text, name), arch).get(name)
+    found = resources_of_build(name, arch) or ptxas_resources(one_kernel_text(text, name), arch).get(name)
     return (found["registers"], found["spill_bytes"]) if found else (1, 0)

@@ -117,6 +117,23 @@ def softmax(dev, build):
     return counters
 
 
+def attention(dev, build, n=128):
+    """A causal head of bf16; the kernel also sets the simulator's speed (bench.py)."""
+    rng = np.random.default_rng(8)
+    q, k, v = (bf16_bits(rng.standard_normal((n, 64))) for _ in range(3))
+    out = dev.empty((n, 64), np.uint16, "out")
+    inputs = [dev.tensor(x, name=name) for x, name in ((q, "q"), (k, "k"), (v, "v"))]
+    scale_log2 = np.float32(math.log2(math.e) / 8)
+    counters = dev.launch(kernel(build, "attention", "attention"), n // 64, 128, [*inputs, out, INT(n), scale_log2])
+    q, k, v = (bf16_values(x).astype(np.float64) for x in (q, k, v))
+    scores = np.where(np.tri(n, dtype=bool), q @ k.T / 8, -np.inf)
+    exact = np.exp(scores - scores.max(1, keepdims=True))
+    exact = exact @ v / exact.sum(1, keepdims=True)
+    error = np.linalg.norm(bf16_values(out.numpy()) - exact, axis=1)
+    assert (error < 0.01 * np.linalg.norm(exact, axis=1)).all()
+    return counters
+
+
 def persistent(dev, build):
     x = np.random.default_rng(7).random((11, 64), np.float32)
     y, counter = dev.empty((11, 64), np.float32, "y"), dev.tensor(np.zeros(1, np.uint32), name="counter")
@@ -287,5 +304,5 @@ def doubles(dev, build):
     return counters
 
 
-PROGRAMS = [reduce, reduce_tree, scan, histogram, contend, transpose, gemm, softmax, persistent, last_block_sums, specialise,
+PROGRAMS = [reduce, reduce_tree, scan, histogram, contend, transpose, gemm, softmax, attention, persistent, last_block_sums, specialise,
             calls, switches, collatz, early_exits, local_sort, bfloats, halves, functions, doubles]

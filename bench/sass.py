@@ -1,0 +1,124 @@
+"""What ptxas made of a kernel: the instructions of its main loop, by nvdisasm.
+
+nvdisasm comes with CUDA or from PyPI (nvidia-cuda-nvdisasm). The machine code is taken from the
+objects that ship.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+import subprocess
+import sysconfig
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MACHINE_CODE = 190  # EM_CUDA
+LABEL = re.compile(r"^(\.L_x_\d+):")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;")
+TARGET = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The innermost loop that holds the most tensor core instructions.
+
+    Blocks that a branch of the loop leaps over are left out if they hold no tensor core
+    instruction (masks and rescales), unless they start copies: those run in every step.
+    """
+
+    opcodes: Counter[str]
+
+    @property
+    def hmma(self) -> int:
+        return self.opcodes["HMMA"]
+
+    @property
+    def others_per_hmma(self) -> float:
+        return (self.opcodes.total() - self.hmma) / self.hmma
+
+
+def find_nvdisasm() -> str:
+    roots = {Path(sysconfig.get_paths()[key]) / "nvidia" for key in ("purelib", "platlib")}
+    packaged = [path for root in roots for path in root.glob("*/bin/nvdisasm")]
+    found = shutil.which("nvdisasm") or next(map(str, packaged), None)
+    if found is None:
+        raise SystemExit("no nvdisasm: pip install nvidia-cuda-nvdisasm, or put CUDA's on PATH")
+    return found
+
+
+def main_loops(path: Path) -> dict[str, Loop]:
+    """The main loop of each kernel of an object, by mangled name."""
+    return {
+        name: loop
+        for image in machine_code(path.read_bytes())
+        for name, lines in functions(disassembled(image))
+        if (loop := main_loop(lines)) is not None
+    }
+
+
+def machine_code(data: bytes) -> Iterator[bytes]:
+    """The ELF images of kernels that lie, uncompressed, in a host object."""
+    at = data.find(b"\x7fELF", 1)
+    while at != -1:
+        (machine,) = struct.unpack_from("<H", data, at + 18)
+        if machine == MACHINE_CODE:
+            program, section = struct.unpack_from("<QQ", data, at + 32)
+            entry, programs, entry_s, sections = struct.unpack_from("<HHHH", data, at + 54)
+            end = max(program + entry * programs, section + entry_s * sections)
+            yield data[at : at + end]
+        at = data.find(b"\x7fELF", at + 4)
+
+
+def disassembled(image: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(image)
+        file.flush()
+        command = [find_nvdisasm(), "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def functions(text: str) -> Iterator[tuple[str, list[str]]]:
+    for part in re.split(r"^\.text\.", text, flags=re.M)[1:]:
+        name, _, body = part.partition(":")
+        yield name, body.splitlines()
+
+
+def main_loop(lines: list[str]) -> Loop | None:
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    for line in lines:
+        if label := LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif instruction := INSTRUCTION.match(line):
+            instructions.append(instruction[1])
+    loops = [
+        _loop(instructions[labels[target] : i + 1], labels[target], labels)
+        for i, target in _branches(instructions)
+        if labels[target] <= i
+    ]
+    return max((x for x in loops if x.hmma), key=lambda x: x.hmma, default=None)
+
+
+def _branches(instructions: list[str]) -> Iterator[tuple[int, str]]:
+    for i, instruction in enumerate(instructions):
+        if target := TARGET.search(instruction):
+            yield i, target[1]
+
+
+def _loop(body: list[str], start: int, labels: dict[str, int]) -> Loop:
+    kept = set(range(len(body)))
+    for i, target in _branches(body):
+        over = range(i + 1, labels[target] - start)
+        names = {_opcode(body[j]) for j in over if j < len(body)}
+        if body[i].startswith("@") and names and not names & {"HMMA", "LDGSTS"}:
+            kept -= set(over)
+    return Loop(Counter(_opcode(body[i]) for i in kept))
+
+
+def _opcode(instruction: str) -> str:
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].split(".")[0]

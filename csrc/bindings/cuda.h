@@ -1,0 +1,86 @@
+// From tensors to the params of a CUDA kernel. The launch is left open: cuda.cpp gives it torch's
+// stream, the simulator of the tests its own device.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "cu_seqlens.h"
+
+namespace diffattn::bindings {
+
+using Launch = void (*)(const FwdParams& p, const Tensor& q);
+
+// Kernels copy rows in pieces of 16 bytes.
+inline bool is_aligned(const Tensor& t) {
+  constexpr int64_t kBytes = 16;
+  const int64_t elements = kBytes / t.element_size();
+  bool aligned = last_is_contiguous(t) && reinterpret_cast<uintptr_t>(t.data_ptr()) % kBytes == 0;
+  for (int64_t dim = 0; dim + 1 < t.dim(); ++dim) aligned &= stride_of(t, dim) % elements == 0;
+  return aligned;
+}
+
+inline Tensor with_aligned_rows(const Tensor& t) {
+  if (is_aligned(t)) return t;
+  return t.is_contiguous() ? torch::stable::clone(t) : torch::stable::contiguous(t);
+}
+
+// DIFFATTN_CHECK=1 reads what only the device knows, at the price of a sync for each call.
+inline bool values_are_wanted() {
+  const char* asked = std::getenv("DIFFATTN_CHECK");
+  return asked && !std::strcmp(asked, "1");
+}
+
+inline void check_kernel_dtype(const Tensor& q) {
+  check(q.scalar_type() == ScalarType::Half || q.scalar_type() == ScalarType::BFloat16,
+        "q has dtype ", q.scalar_type(),
+        ", accepted on CUDA: fp16 and bf16; on CPU tensors also fp32 and fp64");
+}
+
+// The arguments as the kernels need them.
+inline Attention for_kernel(Attention a) {
+  check_kernel_dtype(a.q);
+  if (values_are_wanted()) check_values(a);
+  if (a.packed) {  // max_seqlen may be generous, the grid follows it
+    a.shape.seqlen_q = std::min(a.shape.seqlen_q, a.total_q());
+    a.shape.seqlen_k = std::min(a.shape.seqlen_k, a.total_k());
+  }
+  a.q = with_aligned_rows(a.q);
+  a.k = with_aligned_rows(a.k);
+  a.v = with_aligned_rows(a.v);
+  if (a.norm_weight) a.norm_weight = with_aligned_rows(*a.norm_weight);
+  return a;
+}
+
+// Rows that no sequence owns, where cu_seqlens are wrong and nobody looked, are zero.
+inline Tensor written(Tensor t, const Attention& a) {
+  return a.packed ? torch::stable::zero_(t) : t;
+}
+
+template <Launch launch>
+Outputs cuda_fwd(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
+                 OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
+                 int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
+                 int64_t window_right, std::optional<double> norm_eps, double out_scale,
+                 bool /*deterministic*/, bool training) {
+  const Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k,
+                                  max_seqlen_q, max_seqlen_k, norm_eps});
+  const bool normed = training && norm_eps;  // without a norm the output is O itself
+  Tensor out = written(a.new_output(), a), lse = written(a.new_statistics(true), a);
+  Tensor o = normed ? written(a.new_output(), a) : a.new_absent();
+  Tensor o2 = training ? written(a.new_output(), a) : a.new_absent();
+  Tensor rstd = normed ? written(a.new_statistics(false), a) : a.new_absent();
+  FwdParams p{};
+  fill_inputs(p, a, softmax_scale, window_left, window_right, out_scale);
+  p.out = view_of(out, a.packed);
+  p.lse = statistics_view(lse, a.packed, true);
+  if (training) p.o2 = view_of(o2, a.packed);
+  if (normed) {
+    p.o = view_of(o, a.packed);
+    p.rstd = statistics_view(rstd, a.packed, false);
+  }
+  if (!a.empty()) launch(p, a.q);
+  return {out, lse, o, o2, rstd};
+}
+
+}  // namespace diffattn::bindings

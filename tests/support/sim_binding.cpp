@@ -1,0 +1,104 @@
+// The twin of csrc/bindings/cuda.cpp for CPU tensors: the same functions and the kernels that ship,
+// linked with the simulator's CUDA runtime. Params are handed to Python, which tells the simulator
+// what memory they describe and then launches.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/library.h>
+
+#include "../../csrc/bindings/cuda.h"
+
+namespace py = pybind11;
+
+namespace diffattn::bindings {
+namespace {
+
+py::object* launcher = nullptr;  // never freed: the interpreter may go first
+
+void launch(const FwdParams& p, const Tensor& /*q*/) {
+  const py::gil_scoped_acquire lock;
+  try {
+    (*launcher)(py::cast(&p, py::return_value_policy::reference));
+  } catch (const py::error_already_set& error) {  // torch knows another pybind11
+    throw std::runtime_error(error.what());
+  }
+}
+
+void fwd(const FwdParams& p) {
+  const py::gil_scoped_release unlock;  // the simulator asks Python for the kernels' registers
+  cuda::fwd(p, nullptr);
+}
+
+template <class Struct, class Pointer>
+auto address(Pointer Struct::* member) {
+  return std::pair(
+      [member](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*member); },
+      [member](Struct& s, uintptr_t at) { s.*member = reinterpret_cast<Pointer>(at); });
+}
+
+template <class Class, class Pointer>
+void def_address(Class& c, const char* name, Pointer Class::type::* member) {
+  const auto [get, set] = address(member);
+  c.def_property(name, get, set);
+}
+
+void bind_parts(py::module_& m) {
+  py::enum_<DType>(m, "DType").value("f16", DType::f16).value("bf16", DType::bf16);
+  py::class_<View> view(m, "View");
+  view.def(py::init<>())
+      .def_readwrite("batch", &View::batch)
+      .def_readwrite("row", &View::row)
+      .def_readwrite("head", &View::head)
+      .def_readwrite("comp", &View::comp);
+  def_address(view, "data", &View::data);
+  py::class_<Shape>(m, "Shape")
+      .def_readwrite("batch", &Shape::batch)
+      .def_readwrite("seqlen_q", &Shape::seqlen_q)
+      .def_readwrite("seqlen_k", &Shape::seqlen_k)
+      .def_readwrite("nheads", &Shape::nheads)
+      .def_readwrite("nheads_k", &Shape::nheads_k)
+      .def_readwrite("headdim", &Shape::headdim)
+      .def_readwrite("headdim_v", &Shape::headdim_v)
+      .def_readwrite("k_components", &Shape::k_components);
+  py::class_<Window>(m, "Window")
+      .def_readwrite("left", &Window::left)
+      .def_readwrite("right", &Window::right);
+  py::class_<Norm> norm(m, "Norm");
+  norm.def_readwrite("eps", &Norm::eps).def_readwrite("scale", &Norm::scale);
+  def_address(norm, "weight", &Norm::weight);
+  py::class_<Varlen> varlen(m, "Varlen");
+  varlen.def_readwrite("total_q", &Varlen::total_q).def_readwrite("total_k", &Varlen::total_k);
+  def_address(varlen, "cu_seqlens_q", &Varlen::cu_seqlens_q);
+  def_address(varlen, "cu_seqlens_k", &Varlen::cu_seqlens_k);
+}
+
+void bind_params(py::module_& m) {
+  py::class_<FwdParams>(m, "FwdParams")
+      .def(py::init<>())
+      .def_readwrite("dtype", &FwdParams::dtype)
+      .def_readwrite("shape", &FwdParams::shape)
+      .def_readwrite("q", &FwdParams::q)
+      .def_readwrite("k", &FwdParams::k)
+      .def_readwrite("v", &FwdParams::v)
+      .def_readwrite("lam", &FwdParams::lam)
+      .def_readwrite("out", &FwdParams::out)
+      .def_readwrite("lse", &FwdParams::lse)
+      .def_readwrite("o", &FwdParams::o)
+      .def_readwrite("o2", &FwdParams::o2)
+      .def_readwrite("rstd", &FwdParams::rstd)
+      .def_readwrite("softmax_scale", &FwdParams::softmax_scale)
+      .def_readwrite("window", &FwdParams::window)
+      .def_readwrite("norm", &FwdParams::norm)
+      .def_readwrite("varlen", &FwdParams::varlen);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(diffattn_sim, CPU, m) { m.impl("fwd", TORCH_BOX(&cuda_fwd<launch>)); }
+
+PYBIND11_MODULE(sim_binding, m) {
+  bind_parts(m);
+  bind_params(m);
+  m.def("fwd", &fwd);
+  m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });
+}
+
+}  // namespace diffattn::bindings
