@@ -175,7 +175,7 @@ _library = torch.library.Library("diffattn", "IMPL")
 _missing = _load_cuda()
 if _missing:
     _refuse_cuda("fwd", _missing)
-_refuse_cuda("bwd", _missing or "the backward kernels for CUDA do not exist yet: use CPU tensors")
+    _refuse_cuda("bwd", _missing)
 _refuse_cuda("decode", _missing or "the decode kernels for CUDA do not exist yet: use CPU tensors")
 
 for _device in ("CPU", "CUDA"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
-NO_KERNELS_YET = {"has_backward": False, "has_decode": False}  # for CUDA
+NO_KERNELS_YET = {"has_decode": False}  # for CUDA
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -13,7 +13,8 @@ namespace {
 
 py::object* launcher = nullptr;  // never freed: the interpreter may go first
 
-void launch(const FwdParams& p, const Tensor& /*q*/) {
+template <class Params>
+void launch(const Params& p, const Tensor& /*q*/) {
   const py::gil_scoped_acquire lock;
   try {
     (*launcher)(py::cast(&p, py::return_value_policy::reference));
@@ -22,9 +23,10 @@ void launch(const FwdParams& p, const Tensor& /*q*/) {
   }
 }
 
-void fwd(const FwdParams& p) {
+template <class Params, void run(const Params&, void*)>
+void run_kernels(const Params& p) {
   const py::gil_scoped_release unlock;  // the simulator asks Python for the kernels' registers
-  cuda::fwd(p, nullptr);
+  run(p, nullptr);
 }
 
 template <class Struct, class Pointer>
@@ -88,16 +90,46 @@ void bind_params(py::module_& m) {
       .def_readwrite("window", &FwdParams::window)
       .def_readwrite("norm", &FwdParams::norm)
       .def_readwrite("varlen", &FwdParams::varlen);
+  py::class_<BwdParams> bwd(m, "BwdParams");
+  bwd.def(py::init<>())
+      .def_readwrite("dtype", &BwdParams::dtype)
+      .def_readwrite("shape", &BwdParams::shape)
+      .def_readwrite("q", &BwdParams::q)
+      .def_readwrite("k", &BwdParams::k)
+      .def_readwrite("v", &BwdParams::v)
+      .def_readwrite("lam", &BwdParams::lam)
+      .def_readwrite("o", &BwdParams::o)
+      .def_readwrite("o2", &BwdParams::o2)
+      .def_readwrite("lse", &BwdParams::lse)
+      .def_readwrite("rstd", &BwdParams::rstd)
+      .def_readwrite("dout", &BwdParams::dout)
+      .def_readwrite("dlse", &BwdParams::dlse)
+      .def_readwrite("dq", &BwdParams::dq)
+      .def_readwrite("dk", &BwdParams::dk)
+      .def_readwrite("dv", &BwdParams::dv)
+      .def_readwrite("dlam", &BwdParams::dlam)
+      .def_readwrite("softmax_scale", &BwdParams::softmax_scale)
+      .def_readwrite("window", &BwdParams::window)
+      .def_readwrite("norm", &BwdParams::norm)
+      .def_readwrite("varlen", &BwdParams::varlen)
+      .def_readwrite("deterministic", &BwdParams::deterministic);
+  def_address(bwd, "dnorm_weight", &BwdParams::dnorm_weight);
+  def_address(bwd, "workspace", &BwdParams::workspace);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn_sim, CPU, m) { m.impl("fwd", TORCH_BOX(&cuda_fwd<launch>)); }
+STABLE_TORCH_LIBRARY_IMPL(diffattn_sim, CPU, m) {
+  m.impl("fwd", TORCH_BOX(&cuda_fwd<launch<FwdParams>>));
+  m.impl("bwd", TORCH_BOX(&cuda_bwd<launch<BwdParams>>));
+}
 
 PYBIND11_MODULE(sim_binding, m) {
   bind_parts(m);
   bind_params(m);
-  m.def("fwd", &fwd);
+  m.def("run", &run_kernels<FwdParams, cuda::fwd>);
+  m.def("run", &run_kernels<BwdParams, cuda::bwd>);
+  m.def("bwd_workspace_bytes", &cuda::bwd_workspace_bytes);
   m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });
 }
 

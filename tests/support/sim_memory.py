@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ class Memory:
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
     written: bool = False
+    scratch: bool = False
 
     @property
     def end(self) -> int:
@@ -44,8 +45,8 @@ class Memory:
         return sizes, strides, piece
 
 
-def described(p: Any) -> list[Memory]:
-    """Every tensor of FwdParams, as csrc/diffattn.h has it; of outputs the rows with an owner."""
+def described(p: Any, workspace_bytes: Callable[[Any], int]) -> list[Memory]:
+    """Every tensor of the params, as csrc/diffattn.h has it; of outputs the rows with an owner."""
     s, packed = p.shape, p.varlen.cu_seqlens_q != 0
     batch = 1 if packed else s.batch
     total_q = p.varlen.total_q if packed else s.seqlen_q
@@ -71,27 +72,63 @@ def described(p: Any) -> list[Memory]:
         vector("cu_seqlens_q", p.varlen.cu_seqlens_q, s.batch + 1),
         vector("cu_seqlens_k", p.varlen.cu_seqlens_k, s.batch + 1),
     ]
-    outputs = [
-        rows("out", p.out, total_q, s.nheads, 1, s.headdim_v),
+    saved = [
         rows("o", p.o, total_q, s.nheads, 1, s.headdim_v),
         rows("o2", p.o2, total_q, s.nheads, 1, s.headdim_v),
         numbers("lse", p.lse, 2),
         numbers("rstd", p.rstd, 1),
     ]
-    outputs = [memory for memory in outputs if memory.exists()]
-    if packed:
-        outputs = [part for memory in outputs for part in _owned(memory, p)]
+    if not hasattr(p, "dout"):
+        outputs = [rows("out", p.out, total_q, s.nheads, 1, s.headdim_v), *saved]
+        return _existing(inputs, _of_queries(outputs, p))
+    inputs += [
+        *saved,
+        rows("dout", p.dout, total_q, s.nheads, 1, s.headdim_v),
+        numbers("dlse", p.dlse, 2),
+    ]
+    of_queries = [rows("dq", p.dq, total_q, s.nheads, 2, s.headdim), numbers("dlam", p.dlam, 1)]
+    of_keys = [
+        rows("dk", p.dk, total_k, s.nheads_k, s.k_components, s.headdim),
+        rows("dv", p.dv, total_k, s.nheads_k, 1, s.headdim_v),
+    ]
+    outputs = [
+        *_of_queries(of_queries, p),
+        *_of_keys(of_keys, p),
+        vector("dnorm_weight", p.dnorm_weight, s.headdim_v),
+    ]
+    # What of the workspace is written is the kernels' own affair; nothing of it is defined at first.
+    scratch = Memory("workspace", p.workspace, 1, (workspace_bytes(p),), (1,), scratch=True)
+    return _existing([*inputs, scratch], outputs)
+
+
+def _existing(inputs: list[Memory], outputs: list[Memory]) -> list[Memory]:
     outputs = [replace(memory, written=True) for memory in outputs]
     return [memory for memory in inputs + outputs if memory.exists()]
 
 
-def _owned(memory: Memory, p: Any) -> Iterator[Memory]:
+def _of_queries(memories: list[Memory], p: Any) -> list[Memory]:
+    return _by_sequence(memories, p, p.varlen.cu_seqlens_q, p.varlen.total_q, p.shape.seqlen_q)
+
+
+def _of_keys(memories: list[Memory], p: Any) -> list[Memory]:
+    return _by_sequence(memories, p, p.varlen.cu_seqlens_k, p.varlen.total_k, p.shape.seqlen_k)
+
+
+def _by_sequence(
+    memories: list[Memory], p: Any, cu_seqlens: int, total: int, longest: int
+) -> list[Memory]:
+    memories = [memory for memory in memories if memory.exists()]
+    if cu_seqlens == 0:
+        return memories
+    ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(cu_seqlens))
+    return [part for memory in memories for part in _owned(memory, ends, total, longest)]
+
+
+def _owned(memory: Memory, ends: Any, total: int, longest: int) -> Iterator[Memory]:
     """The rows of a packed output that belong to a sequence: all, if cu_seqlens are right."""
-    ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(p.varlen.cu_seqlens_q))
-    total = p.varlen.total_q
     owned = np.zeros(total + 2, np.int8)
     for first, last in zip(ends[:-1], ends[1:], strict=True):
-        last = min(last, first + p.shape.seqlen_q)
+        last = min(last, first + longest)
         owned[1 + np.clip(first, 0, total) : 1 + np.clip(last, 0, total)] = 1
     for first, last in np.flatnonzero(np.diff(owned)).reshape(-1, 2).tolist():
         _, *others = memory.sizes[1:]
@@ -106,7 +143,7 @@ def registered(device: Any, memories: list[Memory]) -> Iterator[None]:
     try:
         yield
         for group, region in regions:
-            if region.undefined_bytes:
+            if region.undefined_bytes and not any(memory.scratch for memory in group):
                 raise AssertionError(_unwritten(group, region))
     finally:
         for _, region in regions:
@@ -129,11 +166,11 @@ def _overlapping(memories: list[Memory]) -> list[list[Memory]]:
 def _register(device: Any, group: list[Memory]) -> Any:
     first, end = group[0].address, max(memory.end for memory in group)
     name = "+".join(dict.fromkeys(memory.name for memory in group))
-    writable = any(memory.written for memory in group)
+    writable = any(memory.written or memory.scratch for memory in group)
     region = device.register(first, end - first, name, writable=writable)
     for memory in group:
         sizes, strides, piece = memory.blocks()
-        region.allow(memory.address - first, sizes, strides, piece, defined=not memory.written)
+        region.allow(memory.address - first, sizes, strides, piece, defined=not (memory.written or memory.scratch))
     return region
 
 

@@ -29,7 +29,8 @@ class Simulator:
         self._error: Exception | None = None
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
-        self._take_over("fwd")
+        for op in ("fwd", "bwd"):
+            self._take_over(op)
         self.binding.set_launcher(self._launch)
 
     @contextmanager
@@ -45,14 +46,14 @@ class Simulator:
         """The entry point of the waist; raises what the simulator found."""
         with self.device:
             try:
-                self.binding.fwd(params)
+                self.binding.run(params)
             except RuntimeError:
                 ptxsim.raise_pending()
                 raise
 
     def _launch(self, params: Any) -> None:
         try:
-            with registered(self.device, described(params)):
+            with registered(self.device, described(params, self.binding.bwd_workspace_bytes)):
                 self.launch(params)
         except Exception as error:
             self._error = error  # C++ knows only what it says
