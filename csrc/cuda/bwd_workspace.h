@@ -16,8 +16,8 @@ struct RowConstants {
 };
 
 struct BwdWorkspace {
-  char* rows;           // [block, head]   RowConstants; u, the gradient of O but for rstd, as a tile
-  float* dq;            // [block, head, 2, 2·d/8, 4, 32]   d padded; accumulator fragments
+  char* rows;  // [block, head]   RowConstants; u, the gradient of O but for rstd, as a tile
+  float* dq;   // [block, head, 2, 2·d/8, 4, 32]   d padded; accumulator fragments
   float* weight_parts;  // [block, head, dv]   each block's part of the norm weight's gradient
   int* turns;           // [block, head]   key blocks that have added to dq
   int* tickets;         // [1]   key blocks that have been taken

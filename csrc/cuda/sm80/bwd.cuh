@@ -58,8 +58,8 @@ class StepLoader {
   using Element = typename T::Element;
 
  public:
-  __device__ StepLoader(const BwdParams& params, const BwdWorkspace& work,
-                        const Sequence& sequence, char* smem)
+  __device__ StepLoader(const BwdParams& params, const BwdWorkspace& work, const Sequence& sequence,
+                        char* smem)
       : smem_(smem),
         seqlen_q_(sequence.seqlen_q),
         fill_q_(static_cast<const Element*>(params.q.data) + sequence.q_offset(params.q),
@@ -84,11 +84,16 @@ class StepLoader {
   template <int kFrom, int kBytes>
   __device__ void copy(char* to, const RowWalk& at) const {
     using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
-    const unsigned mine = threadIdx.x * 16;
+    // A warp's pieces are neighbours if that comes out even: then one address serves them all.
+    constexpr int kShare = kBytes / T::kWarps;
+    constexpr bool kEven = kShare % 512 == 0;
+    constexpr int kStep = kEven ? 512 : T::kThreads * 16, kEnd = kEven ? kShare : kBytes;
+    const unsigned mine =
+        kEven ? threadIdx.x / 32 * kShare + threadIdx.x % 32 * 16 : threadIdx.x * 16;
     const char* const from = rows_ + (uint64_t(at.block) * T::kRowsBytes + mine);
 #pragma unroll
-    for (int i = 0; i < kBytes; i += T::kThreads * 16)
-      if (i + T::kThreads * 16 <= kBytes || i + mine < kBytes)
+    for (int i = 0; i < kEnd; i += kStep)
+      if (i + kStep <= kEnd || i + mine < kBytes)
         Copy::copy(*reinterpret_cast<const cute::uint128_t*>(from + (kFrom + i)),
                    *reinterpret_cast<cute::uint128_t*>(to + mine + i));
   }
@@ -113,10 +118,10 @@ __device__ void load_keys(const BwdParams& params, const Sequence& sequence, int
 #pragma unroll
   for (int comp = 0; comp < T::kComponentsK; ++comp)
     PanelFill<typename T::KTile, T::kThreads>(rows(params.k, comp), params.k.row,
-                                             int(params.shape.headdim), threadIdx.x)
+                                              int(params.shape.headdim), threadIdx.x)
         .start(smem + comp * T::KTile::kBytes, keys_left);
   PanelFill<typename T::VTile, T::kThreads>(rows(params.v, 0), params.v.row,
-                                           int(params.shape.headdim_v), threadIdx.x)
+                                            int(params.shape.headdim_v), threadIdx.x)
       .start(smem + T::kStages, keys_left);
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
@@ -211,8 +216,7 @@ class GradWriter {
   }
 
   __device__ void store(const Acc& grad, const View& to, int comp, int end_col) const {
-    const int64_t offset =
-        sequence_.k_offset(to) + head_k_ * to.head + comp * to.comp;
+    const int64_t offset = sequence_.k_offset(to) + head_k_ * to.head + comp * to.comp;
     store_rows<Element, typename T::OutTile>(grad, smem_ + warp_ * T::OutTile::kBytes, to, offset,
                                              first_key_, sequence_.seqlen_k, part_.first_col,
                                              end_col, lane_);
@@ -260,8 +264,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int grad_map = keep_uniform(T::kMaps + part.which * T::MapTile::kBytes +
                                     T::MapTile::blocks(0, part.first_key / 16));
   const int grad_rows_of = part.which == 0 ? T::kU : T::kQ + (part.which - 1) * T::QTile::kBytes;
-  const int grad_rows = keep_uniform((T::kJointK ? 0 : grad_rows_of) +
-                                     T::UTile::blocks(0, part.first_col / 16));
+  const int grad_rows =
+      keep_uniform((T::kJointK ? 0 : grad_rows_of) + T::UTile::blocks(0, part.first_col / 16));
   const bool grad_rows_are_staged = T::kTwoStagesU || part.which != 0;
   GradFragment<T> grad = {};
 
@@ -271,10 +275,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int dq_block = dq_group % (T::kDqColGroups / 2) * T::kDqCols / 16;
   const int dq_map = keep_uniform(T::kMaps + (1 + dq_comp) * T::MapTile::kBytes +
                                   T::MapTile::blocks(dq_row_tile, 0));
-  const int dq_keys = keep_uniform(dq_comp % T::kComponentsK * T::KTile::kBytes +
-                                   T::KTile::blocks(0, dq_block));
-  const unsigned dq_to = 4 * keep(lane + DqLayout<T::kHeadDim>::tile(
-                                             dq_row_tile, dq_group * T::kDqCols / 8));
+  const int dq_keys =
+      keep_uniform(dq_comp % T::kComponentsK * T::KTile::kBytes + T::KTile::blocks(0, dq_block));
+  const unsigned dq_to =
+      4 * keep(lane + DqLayout<T::kHeadDim>::tile(dq_row_tile, dq_group * T::kDqCols / 8));
   const Turn turn(work.turns, params.deterministic);
 
   const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
@@ -304,8 +308,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
     {
       ScoreFragment<T> s[2] = {}, dp = {};
-      multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage,
-                         chunks_at + score_keys);
+      multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage, chunks_at + score_keys);
       multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
       const auto& constants = *reinterpret_cast<const RowConstants*>(smem + T::kStages + stage);
       if (steps.is_full(step))
@@ -335,8 +338,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
     char* const dq = reinterpret_cast<char*>(work.dq) +
                      (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + dq_to);
-    accumulate_dq<T>(rows_at + dq_map, rows_at + dq_keys, reinterpret_cast<float*>(dq), turn,
-                     block, int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
+    accumulate_dq<T>(rows_at + dq_map, rows_at + dq_keys, reinterpret_cast<float*>(dq), turn, block,
+                     int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
   GradWriter<T>(params, sequence, tile.head_k, first_key, part, warp, lane, smem).run(grad);
@@ -365,8 +368,9 @@ template <int kHeadDim>
 void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t stream) {
   const auto launch = [&](auto element) {
     using Element = decltype(element);
-    is_narrow(params.shape) ? launch_tiles<BwdTraits<Element, kHeadDim, kHeadDim>>(params, work, stream)
-           : launch_tiles<BwdTraits<Element, kHeadDim, 2 * kHeadDim>>(params, work, stream);
+    is_narrow(params.shape)
+        ? launch_tiles<BwdTraits<Element, kHeadDim, kHeadDim>>(params, work, stream)
+        : launch_tiles<BwdTraits<Element, kHeadDim, 2 * kHeadDim>>(params, work, stream);
   };
   params.dtype == DType::bf16 ? launch(__nv_bfloat16()) : launch(__half());
 }

@@ -28,8 +28,7 @@ class Turn {
     if (!ordered_) return;
     if (threadIdx.x == 0)
       while (__nv_atomic_load_n(turns_ + block, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) !=
-             before) {
-      }
+             before) {}
     __syncthreads();  // those before have added their part
   }
 
@@ -57,8 +56,7 @@ __device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Tu
   for (int depth = 0; depth < T::kKeys / 16; ++depth) {
     uint32_t a[T::kDqRowTiles][4];  // 16 rows x 16 keys
 #pragma unroll
-    for (int m = 0; m < T::kDqRowTiles; ++m)
-      load_matrices(a[m], ds + T::MapTile::blocks(m, depth));
+    for (int m = 0; m < T::kDqRowTiles; ++m) load_matrices(a[m], ds + T::MapTile::blocks(m, depth));
 #pragma unroll
     for (int col = 0; col < T::kDqCols / 16; ++col) {
       uint32_t b[4];  // [column tile, half of the keys]
@@ -83,9 +81,8 @@ __device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Tu
 
 // A CTA rounds a block of rows of one head.
 template <class T>
-__global__ void __launch_bounds__(128)
-    round_dq_kernel(const __grid_constant__ BwdParams params,
-                    const __grid_constant__ BwdWorkspace work) {
+__global__ void __launch_bounds__(128) round_dq_kernel(const __grid_constant__ BwdParams params,
+                                                       const __grid_constant__ BwdWorkspace work) {
   using Element = typename T::Element;
   using Layout = DqLayout<T::kHeadDim>;
   const Shape& shape = params.shape;
@@ -107,8 +104,8 @@ __global__ void __launch_bounds__(128)
     const int row = i / (2 * kChunks), comp = i / kChunks % 2, chunk = i % kChunks;
     if (row >= rows || chunk * kChunk >= shape.headdim) continue;
     // Columns 2t lie in one accumulator register of the quad, columns 2t + 1 in the next.
-    const float* fragment = dq + Layout::tile(row / 16, comp * kChunks + chunk) +
-                            row % 16 / 8 * 64 + row % 8 * 4;
+    const float* fragment =
+        dq + Layout::tile(row / 16, comp * kChunks + chunk) + row % 16 / 8 * 64 + row % 8 * 4;
     const float4 even = *reinterpret_cast<const float4*>(fragment);
     const float4 odd = *reinterpret_cast<const float4*>(fragment + 32);
     const uint4 rounded{Half<Element>::pack(even.x * scale, odd.x * scale),

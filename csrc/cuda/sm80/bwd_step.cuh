@@ -79,8 +79,7 @@ class MapWriter {
         lane_(lane),
         log2_scale_(log2_scale) {
 #pragma unroll
-    for (int n = 0; n < 2; ++n)
-      targets_[n] = keep(MapTile::offset(lane / 4, n * 8 + lane % 4 * 2));
+    for (int n = 0; n < 2; ++n) targets_[n] = keep(MapTile::offset(lane / 4, n * 8 + lane % 4 * 2));
   }
 
   // Keys are counted from key 0 of the sequence where there is a mask.

@@ -35,15 +35,17 @@ struct BwdTraits {
   static constexpr int kDqCols = 2 * kHeadDim / kDqColGroups;
 
   // Before the main kernel: lanes that share a row of u, a chunk of columns each.
-  static constexpr int kRowLanes =
-      kHeadDimV > 128 ? 32 : kHeadDimV > 64 ? 16 : kHeadDimV > 32 ? 8 : 4;
+  static constexpr int kRowLanes = kHeadDimV > 128  ? 32
+                                   : kHeadDimV > 64 ? 16
+                                   : kHeadDimV > 32 ? 8
+                                                    : 4;
 
   // All tiles of a step's rows have the same panels.
   using QTile = PanelTile<kRows, kHeadDim>;  // one component
   using UTile = PanelTile<kRows, kHeadDimV>;
-  using KTile = PanelTile<kKeys, kHeadDim>;   // one component
-  using VTile = PanelTile<kKeys, kHeadDimV>;  // only until V is in registers
-  using MapTile = PanelTile<kRows, kKeys>;    // A, dS1 or dS2
+  using KTile = PanelTile<kKeys, kHeadDim>;    // one component
+  using VTile = PanelTile<kKeys, kHeadDimV>;   // only until V is in registers
+  using MapTile = PanelTile<kRows, kKeys>;     // A, dS1 or dS2
   using OutTile = Tile<kGradKeys, kGradCols>;  // one warp's
 
   // What the preparation leaves of a block of rows, in the order in which it lies here too.
