@@ -1,5 +1,5 @@
-# From a fresh clone: `make test` or `make demo` does all that they need. There are no CUDA
-# kernels of ours yet; nvcc compiles what the simulator's tests run.
+# From a fresh clone: `make test` or `make demo` does all that they need, nvcc included. CUDA kernels
+# are compiled whether or not there is a GPU; without one the tests run them in the simulator.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,6 +7,7 @@ TORCH ?= torch>=2.10
 MAX_JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
 SIM_ARGS ?=
+MUTANTS_ARGS ?= --shape 64 128
 BENCH_ARGS ?= --direction fwd fwdbwd --dtype fp32 bf16
 DEMO_ARGS ?=
 export MAX_JOBS
@@ -18,15 +19,18 @@ BUILT := $(VENV)/.built
 NVCC := $(VENV)/.nvcc
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
+HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test lint bench plot wheel cmake clean help
+.PHONY: setup build demo test mutants lint bench plot wheel cmake clean help
 
 help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
 	@echo 'build   rebuild the native code after a change'
 	@echo 'demo    train a small model on real text and let it write (DEMO_ARGS)'
-	@echo 'test    the test suite (PYTEST_ARGS), the simulator included (SIM_ARGS)'
+	@echo 'test    the test suite on the CPU, the simulated GPU and a GPU if there is one (PYTEST_ARGS),'
+	@echo '        and the simulator by itself (SIM_ARGS)'
+	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
 	@echo 'plot    redraw docs/speed.svg and the table in README.md from docs/speed.csv'
@@ -41,15 +45,16 @@ build: $(BUILT)
 $(DEPS): pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet '$(TORCH)' 'setuptools>=77' ninja
+	$(PY) -m pip install --quiet --no-deps nvidia-cutlass==4.2.0.0  # headers; its tools need more
 	touch $@
 
 # The first time pip builds and installs; afterwards setup.py recompiles only what changed.
-$(BUILT): $(NATIVE) setup.py $(DEPS)
+$(BUILT): $(NATIVE) setup.py build_cuda.py $(DEPS) $(NVCC)
 	if test $(INSTALLED) -nt $(DEPS); then $(PY) setup.py --quiet build_ext --inplace; \
 	else $(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]' && touch $(INSTALLED); fi
 	touch $@
 
-# The simulator runs what nvcc compiles; without one on the machine it comes from PyPI.
+# Without an nvcc on the machine it comes from PyPI.
 $(NVCC): $(DEPS)
 	command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || $(PY) -m pip install --quiet \
 	  nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
@@ -59,15 +64,20 @@ $(NVCC): $(DEPS)
 demo: $(BUILT)
 	$(PY) examples/train_lm.py --out demo_out $(DEMO_ARGS)
 
-test: $(BUILT) $(NVCC)
+test: $(BUILT)
 	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --device sim $(PYTEST_ARGS)
+	if $(PY) -c '$(HAS_GPU)'; then $(PY) -m pytest --device cuda $(PYTEST_ARGS); fi
 	cd tests/ptxsim && $(abspath $(PY)) -m pytest $(SIM_ARGS)
+
+mutants: $(BUILT)
+	$(PY) tests/mutants.py $(MUTANTS_ARGS)
 
 lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp tests/support/*.cpp
 
 bench: $(BUILT)
 	$(PY) bench/speed.py --csv docs/speed.csv $(BENCH_ARGS)
@@ -75,7 +85,7 @@ bench: $(BUILT)
 plot: $(BUILT)
 	$(PY) bench/plot.py docs/speed.csv
 
-wheel: $(DEPS)
+wheel: $(DEPS) $(NVCC)
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 cmake:

@@ -30,7 +30,7 @@ FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]
 # One file an instruction set; dispatch.cpp chooses at run time, so only these get such flags.
 ISA_FLAGS = {
     "kernels_portable.cpp": [],
-    "kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
     "kernels_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
 }
 if platform.machine() not in ("x86_64", "AMD64"):

@@ -76,12 +76,12 @@ struct BwdParams {
   Norm norm;
   Varlen varlen;
   bool deterministic;  // bitwise the same from run to run; the CPU backend always is
-  void* workspace;     // cuda::bwd_workspace_bytes of these params; the CPU backend has its own
 };
 
 struct Rotary {
   const void* cos = nullptr;  // [seqlen_ro, dim / 2] in the tensors' dtype; absent: no rotation
   const void* sin = nullptr;
+  int64_t seqlen = 0;  // positions that the tables have
   int64_t dim = 0;
   bool interleaved = true;
 };
@@ -98,6 +98,7 @@ struct Cache {
   const int32_t* batch_idx = nullptr;  // [batch]
   const int32_t* leftpad = nullptr;    // [batch]
   int64_t seqlen_new = 0;              // keys appended to every sequence
+  int64_t blocks = 0;                  // sequences, or pages, that the cache has room for
   Paging paging;
   Rotary rotary;
 };
@@ -139,9 +140,14 @@ namespace cuda {
 // Throws std::runtime_error where the device or a size is not supported.
 void fwd(const FwdParams&, void* stream);
 
-// The workspace need not be initialised, and holds nothing that outlives the call.
-int64_t bwd_workspace_bytes(const BwdParams&);
-void bwd(const BwdParams&, void* stream);
+// The bytes of device memory that bwd needs besides its tensors, not initialised; from shapes and
+// totals alone. Bases and strides of dout, o and o2 too are multiples of 16 bytes.
+int64_t bwd_workspace(const BwdParams&);
+void bwd(const BwdParams&, void* workspace, void* stream);
+
+// The bytes of device memory that decode needs besides its tensors; from shapes alone.
+int64_t decode_workspace(const DecodeParams&);
+void decode(const DecodeParams&, void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace diffattn

@@ -52,11 +52,25 @@ def test_the_checks_are_those_of_the_cpu() -> None:
         forward(torch.bfloat16, headdim=12)
 
 
-def test_ops_without_kernels_say_so() -> None:
-    why = "without CUDA" if torch.version.cuda is None else "build" if MODULE is None else "yet"
-    q, k = torch.zeros(1, 1, 2, 2, 8), torch.zeros(1, 1, 2, 8)
-    with refuses("decode", "CUDA", why):
-        call("decode", q, q, k, k, *[None] * 9, 1.0, -1, -1, True, None, 1.0, 0)
+def test_backward_is_there_or_says_why_not() -> None:
+    missing = ("bwd", "CUDA", "without CUDA" if torch.version.cuda is None else "build")
+    q = torch.zeros(1, 1, 2, 2, 8)
+    saved = (q, None, *[q] * 4, None, *[q] * 4, None, None, 0, 0)
+    with refuses(*missing if MODULE is None else ("v has shape", "headdim_v")):
+        call("bwd", *saved, 1.0, -1, -1, None, 1.0, False)
+
+
+@built
+def test_decode_checks_what_the_cpu_need_not() -> None:
+    """Caches are written in place: one whose rows are not aligned cannot be copied."""
+    q, cache = torch.zeros(1, 1, 1, 2, 8, dtype=torch.bfloat16), torch.zeros(300).bfloat16()
+    lam = torch.zeros(1, 1, 1)
+    k, v = cache[1:257].view(1, 16, 1, 2, 8), torch.zeros(1, 16, 1, 16).bfloat16()
+    tail = (*[None] * 9, 1.0, -1, -1, True, None, 1.0, 0)
+    with refuses("k_cache", "16 bytes"):
+        call("decode", q, k, v, lam, *tail)
+    with refuses("q has dtype", "fp16", "bf16", "CPU"):
+        call("decode", q.float(), k.float(), v.float(), lam, *tail)
 
 
 @built

@@ -14,7 +14,7 @@ from support.impls import Impl
 from support.refusal import refuses
 from torch import Tensor
 
-pytestmark = [pytest.mark.needs("has_ops"), pytest.mark.needs("has_decode")]
+pytestmark = pytest.mark.needs("has_ops")
 Arguments = dict[str, Any]
 
 

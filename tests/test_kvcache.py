@@ -13,7 +13,6 @@ from support.data import flat, make_problem
 from support.impls import Impl
 from torch import Tensor
 
-pytestmark = pytest.mark.needs("has_decode")
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=short)
 KIND = pytest.mark.parametrize("kind", KINDS)
 

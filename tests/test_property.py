@@ -59,7 +59,6 @@ def test_legal_backward(impl: Impl, data: st.DataObject) -> None:
     check_backward(impl, make_problem(case, impl.device))
 
 
-@pytest.mark.needs("has_decode")
 @given(data=st.data())
 def test_legal_decode(impl: Impl, data: st.DataObject) -> None:
     case = data.draw(legal(impl.dtypes, 70))
@@ -133,7 +132,6 @@ def test_wild_packed_arguments_never_crash(impl: Impl, data: st.DataObject) -> N
     _result_or_error(impl.varlen, args)
 
 
-@pytest.mark.needs("has_decode")
 @settings(max_examples=250)
 @given(data=st.data())
 def test_wild_cache_arguments_never_crash(impl: Impl, data: st.DataObject) -> None:

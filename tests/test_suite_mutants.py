@@ -59,7 +59,7 @@ def heavy_tile(
         dtype, acc = q.dtype, wide(q.dtype)
         q, k, v = (x.to(acc) for x in (q.unflatten(2, (-1, 2)), k.unflatten(2, (-1, 2)), v))
         outs = []
-        exact = reference.diff_flash_attn_func
+        exact: Function = reference.diff_flash_attn_func
         for component in (0, 1):
             qc, kc = (x if component == 0 else x.flip(3) for x in (q, k))
             scale = kwargs["softmax_scale"]

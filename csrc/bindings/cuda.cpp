@@ -9,20 +9,16 @@ namespace diffattn::bindings {
 namespace {
 
 // On q's device, whichever is current, and behind what torch has queued there.
-template <class Params, void run(const Params&, void*)>
-void launch(const Params& p, const Tensor& q) {
+void launch(const FwdParams& p, const Tensor& q) {
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
-  run(p, stream);
+  cuda::fwd(p, stream);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
-  m.impl("fwd", TORCH_BOX((&cuda_fwd<launch<FwdParams, cuda::fwd>>)));
-  m.impl("bwd", TORCH_BOX((&cuda_bwd<launch<BwdParams, cuda::bwd>>)));
-}
+STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) { m.impl("fwd", TORCH_BOX(&cuda_fwd<launch>)); }
 
 }  // namespace diffattn::bindings
 

@@ -46,9 +46,19 @@ struct KvCache {
     c.batch_idx = int32_data(batch_idx);
     c.leftpad = int32_data(leftpad);
     c.seqlen_new = seqlen_new();
+    c.blocks = k_cache.size(0);
     if (block_table) c.paging = {int32_data(block_table), block_table->stride(0), page_size()};
-    if (cos) c.rotary = {cos->data_ptr(), sin->data_ptr(), rotary_dim(), interleaved};
+    if (cos) c.rotary = {cos->data_ptr(), sin->data_ptr(), cos->size(0), rotary_dim(), interleaved};
     return c;
+  }
+
+  Tensor new_output() const {
+    return torch::stable::new_empty(q,
+                                    {shape.batch, shape.seqlen_q, shape.nheads, shape.headdim_v});
+  }
+  Tensor new_statistics() const {
+    return torch::stable::new_empty(q, {2, shape.batch, shape.nheads, shape.seqlen_q},
+                                    compute_type(q));
   }
 
  private:
@@ -118,5 +128,30 @@ struct KvCache {
           "rotary_cos and rotary_sin must be contiguous");
   }
 };
+
+inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor& lse,
+                              double softmax_scale, int64_t window_left, int64_t window_right,
+                              bool rotary_interleaved, double out_scale, int64_t num_splits) {
+  check(num_splits >= 0, "num_splits is ", num_splits, ", expected 0 (chosen here) or more");
+  DecodeParams p{};
+  p.dtype = dtype_of(c.q);
+  p.shape = c.shape;
+  p.q = view_of(c.q, false);
+  p.lam = view_of(c.lam, false);
+  p.out = view_of(out, false);
+  p.lse = statistics_view(lse, false, true);
+  p.k_cache = view_of(c.k_cache, false);
+  p.v_cache = view_of(c.v_cache, false);
+  if (c.k) {
+    p.k_new = view_of(*c.k, false);
+    p.v_new = view_of(*c.v, false);
+  }
+  p.cache = c.cache(rotary_interleaved);
+  p.softmax_scale = softmax_scale;
+  p.window = {window_left, window_right};
+  p.norm = norm_of(c.norm_weight, c.norm_eps, out_scale);
+  p.num_splits = num_splits;
+  return p;
+}
 
 }  // namespace diffattn::bindings

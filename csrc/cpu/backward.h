@@ -1,16 +1,17 @@
-// Backward over the whole problem, in steps of two halves: some blocks of query rows, then all blocks
-// of keys. Where there are KV heads enough, each thread takes whole ones, for a panel is cheapest to
-// read where it was written; else all threads share the halves of a wave of heads, so that even one
-// head uses every thread. Either way each sum has the same order.
+// Backward over the whole problem. Where there are KV heads enough, each thread takes whole ones, and
+// both halves of a block of query rows follow each other in its cache; else all threads share a wave of
+// heads, in steps of two halves: some blocks of rows, then all blocks of keys, so that even one head
+// uses every thread. Either way each sum has the same order.
 #pragma once
-#include "backward_keys.h"
+#include "backward_rows.h"
 #include "forward.h"
 
 namespace diffattn::cpu {
 namespace {
 
 // How the work is cut. Blocks of rows of a unit (all query heads of its KV head) are numbered
-// 0 .. blocks, the longest first; a step takes `slots` of them from each unit.
+// 0 .. blocks, the longest first; a step takes `slots` of them from each unit, one where a thread works
+// alone.
 template <class C>
 struct BackwardPlan {
   int64_t group, units, rows, row_blocks, blocks, packed, wave, slots, bytes;
@@ -20,17 +21,27 @@ struct BackwardPlan {
     const Shape& s = p.shape;
     group = s.nheads / s.nheads_k;
     units = s.batch * s.nheads_k;
-    rows = block_rows<C>(s.seqlen_q, s.seqlen_k, 3);
+    rows = gradient_rows(s);
     row_blocks = ceil_div(s.seqlen_q, rows);
     blocks = group * row_blocks;
     packed = PackedHead<C>::size(s);
     const int64_t packed_bytes = 2 * packed * int64_t(sizeof(C));
     wave = threads == 1 ? 1 : wave_size(units, packed_bytes, kPackedBytes);
     const int64_t panels = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
-    slots = wave_size(blocks, wave * panels, kPanelBytes);
+    slots = threads == 1 ? 1 : wave_size(blocks, wave * panels, kPanelBytes);
     if (slots < ceil_div(threads, wave)) slots = ceil_div(threads, wave);
     if (slots > blocks) slots = blocks;
     bytes = wave * (packed_bytes + slots * panels);
+  }
+
+  // Long sequences are served better by more rows, among which the reading of all keys and the adding to
+  // all their gradients is shared, while panels stay small.
+  static int64_t gradient_rows(const Shape& s) {
+    constexpr int64_t kLong = 1024, kPanelBytes = 4 << 20;
+    if (s.seqlen_q >= kLong)
+      for (const int64_t rows : {kMostRows, int64_t(64)})
+        if (3 * rows * s.seqlen_k * int64_t(sizeof(C)) <= kPanelBytes) return rows;
+    return block_rows<C>(s.seqlen_q, s.seqlen_k, 3);
   }
 };
 
@@ -38,10 +49,10 @@ template <class C>
 class Backward {
  public:
   // dweights [units][blocks][dv]: parts of the norm weight's gradient, or null.
-  Backward(const BwdParams& p, const Parallel& parallel, C* dweights)
+  Backward(const BwdParams& p, const Parallel& parallel, const BackwardPlan<C>& plan, C* dweights)
       : p_(p),
         parallel_(parallel),
-        plan_(p, parallel.threads),
+        plan_(plan),
         dweights_(dweights),
         packs_(2 * plan_.wave * plan_.packed),
         scratch_(parallel.threads, p.shape, plan_.rows),
@@ -53,13 +64,14 @@ class Backward {
       load();
       for (int64_t block = 0; block < plan_.blocks; block += plan_.slots) {
         row_half(block);
-        key_half();
+        if (!alone()) key_half();
       }
       store();
     }
   }
 
  private:
+  bool alone() const { return parallel_.threads == 1; }
   const Shape& shape() const { return p_.shape; }
   PackedHead<C> pack(int64_t i) const { return {shape(), packs_ + i * plan_.packed}; }
   PackedHead<C> keys_of(int64_t unit) const { return pack(2 * unit); }
@@ -98,8 +110,9 @@ class Backward {
       if (rows.size() == 0) return;
       const int64_t kv_head = (wave_.first + unit) % shape().nheads_k;
       const int64_t q_head = kv_head * plan_.group + block / plan_.row_blocks;
-      const PackedHead<C> kv = keys_of(unit);
-      GradRows<C>(p_, s, q_head, rows, kv, mine, scratch_[worker], dweight).run();
+      const PackedHead<C> kv = keys_of(unit), grads = grads_of(unit);
+      GradRows<C>(p_, s, q_head, rows, kv, mine, scratch_[worker], dweight)
+          .run(alone() ? &grads : nullptr);
     });
   }
 
@@ -112,7 +125,7 @@ class Backward {
       for (int64_t i = 0; i < plan_.slots; ++i) {
         const GradBlock<C>& block = slot(unit, i);
         const Range keys = meet({j, j + kKeys}, block.keys);
-        if (keys.size()) accumulate_keys(p_, s, block, keys, grads);
+        if (keys.size()) accumulate_keys(p_, s, block, block.panels(keys.begin), keys, grads);
       }
     });
   }
@@ -124,7 +137,7 @@ class Backward {
 
   const BwdParams& p_;
   const Parallel parallel_;
-  const BackwardPlan<C> plan_;
+  const BackwardPlan<C>& plan_;
   C* const dweights_;
   Wave wave_;
   Buffer<C> packs_;
@@ -134,9 +147,8 @@ class Backward {
 
 // Whether each thread takes whole KV heads: if that keeps all busy and their memory is modest.
 template <class C>
-bool whole_heads(const BwdParams& p, int threads) {
+bool whole_heads(const BackwardPlan<C>& alone, int threads) {
   constexpr int64_t kMostBytes = 28 << 20;
-  const BackwardPlan<C> alone(p, 1);
   const bool even = alone.units % threads == 0 || alone.units >= 4 * threads;
   return threads > 1 && even && threads * alone.bytes <= kMostBytes;
 }
@@ -151,17 +163,19 @@ void sum_dweights(int64_t parts, int64_t dv, const C* dweights, C* sum) {
 template <class C>
 void backward(const BwdParams& p, const Parallel& all) {
   const Parallel parallel = threads_for(all, p.shape);
-  const BackwardPlan<C> plan(p, parallel.threads);
+  const BackwardPlan<C> alone(p, 1);
+  const bool whole = whole_heads(alone, parallel.threads);
+  const BackwardPlan<C> plan = whole ? alone : BackwardPlan<C>(p, parallel.threads);
   const int64_t parts = plan.units * plan.blocks, dv = p.shape.headdim_v;
   const Buffer<C> dweights(p.dnorm_weight ? parts * dv : 0);
   C* const parts_of_weight = p.dnorm_weight ? dweights.get() : nullptr;
-  if (whole_heads<C>(p, parallel.threads)) {
-    const Parallel alone{1, parallel.run};
-    Workers<Backward<C>> workers(parallel.threads, p, alone, parts_of_weight);
+  if (whole) {
+    const Parallel one{1, parallel.run};
+    Workers<Backward<C>> workers(parallel.threads, p, one, plan, parts_of_weight);
     for_each(parallel, plan.units,
              [&](int64_t unit, int worker) { workers[worker].run({unit, unit + 1}); });
   } else {
-    Backward<C>(p, parallel, parts_of_weight).run({0, plan.units});
+    Backward<C>(p, parallel, plan, parts_of_weight).run({0, plan.units});
   }
   if (p.dnorm_weight) sum_dweights(parts, dv, dweights.get(), static_cast<C*>(p.dnorm_weight));
 }

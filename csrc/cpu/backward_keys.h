@@ -1,15 +1,42 @@
 // Backward, second half: a block of keys against the blocks of rows of one step.
 //   dK_c += s·dS_cᵀ·Q_c     dV += (P1 - λ·P2)ᵀ·dO
 #pragma once
-#include "backward_rows.h"
+#include "packed.h"
 
 namespace diffattn::cpu {
 namespace {
 
-// Adds what a block of rows gives to the keys `keys`, a block of its panel.
+// Three panels [keys][lanes] from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A.
 template <class C>
-void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<C>& block, Range keys,
-                     const PackedHead<C>& grads) {
+struct KeyPanels {
+  C* first;
+  int64_t distance;
+  C* operator[](int which) const { return first + which * distance; }
+};
+
+// A block of rows as the second half reads it.
+template <class C>
+struct GradBlock {
+  int64_t lanes, panel_size;
+  Buffer<C> panel;    // [3][keys][lanes]
+  Buffer<C> q, dout;  // [comp][lanes][leading(d)], [lanes][leading(dv)]
+  Range rows, keys;   // keys is empty where there is nothing to add
+
+  GradBlock(const Shape& s, int64_t lanes)
+      : lanes(lanes),
+        panel_size(cpu::panel_size(s.seqlen_k, lanes)),
+        panel(3 * panel_size),
+        q(2 * lanes * leading<C>(s.headdim)),
+        dout(lanes * leading<C>(s.headdim_v)) {}
+
+  KeyPanels<C> panels(int64_t j) const { return {panel + (j - keys.begin) * lanes, panel_size}; }
+};
+
+// Adds what a block of rows gives to `keys`, a block of keys; panels holds dS1, dS2 and A from its first
+// key on.
+template <class C>
+void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<C>& block,
+                     const KeyPanels<C>& panels, Range keys, const PackedHead<C>& grads) {
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
   const int64_t j = keys.begin;
@@ -17,9 +44,9 @@ void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<C>& 
   for (int64_t m = 0; m < keys.size(); ++m)
     seen[m] = meet(visible_rows(s, p.window, j + m), block.rows);
   for (int c = 0; c < 2; ++c)
-    product_over_ranges<C>(keys.size(), d, seen, block.rows.begin, {block.at(c, j), block.lanes, 1},
+    product_over_ranges<C>(keys.size(), d, seen, block.rows.begin, {panels[c], block.lanes, 1},
                            {block.q + c * block.lanes * ldk, 0, ldk}, grads.k[c] + j * ldk, ldk);
-  product_over_ranges<C>(keys.size(), dv, seen, block.rows.begin, {block.at(2, j), block.lanes, 1},
+  product_over_ranges<C>(keys.size(), dv, seen, block.rows.begin, {panels[2], block.lanes, 1},
                          {block.dout, 0, ldv}, grads.v + j * ldv, ldv);
 }
 

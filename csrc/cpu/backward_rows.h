@@ -1,8 +1,9 @@
 // Backward, first half: a block of query rows against all its keys. It recomputes both maps from
-// the LSE, sums D1 and D2 over whole rows, so that neither O nor O2 is needed, and leaves in panels
-// what the second half multiplies: dS1, dS2 and A = P1 - λ·P2.
+// the LSE, sums D1 and D2 over whole rows, so that neither O nor O2 is needed, and then forms what the
+// second half multiplies: dS1, dS2 and A = P1 - λ·P2.
 //   D_c = Σ_j P_c·dP     dS1 = P1·(dP - D1)     dS2 = -λ·P2·(dP - D2)     dλ = -D2
 #pragma once
+#include "backward_keys.h"
 #include "norm.h"
 #include "packed.h"
 #include "softmax.h"
@@ -10,39 +11,19 @@
 namespace diffattn::cpu {
 namespace {
 
-// A block of rows as the second half reads it.
-template <class C>
-struct GradBlock {
-  int64_t lanes, panel_size;
-  Buffer<C> panel;    // [3][keys][lanes]   P1, P2, dP, then dS1, dS2, A
-  Buffer<C> q, dout;  // [comp][lanes][leading(d)], [lanes][leading(dv)]
-  Range rows, keys;   // keys is empty where there is nothing to add
-
-  GradBlock(const Shape& s, int64_t lanes)
-      : lanes(lanes),
-        panel_size(cpu::panel_size(s.seqlen_k, lanes)),
-        panel(3 * panel_size),
-        q(2 * lanes * leading<C>(s.headdim)),
-        dout(lanes * leading<C>(s.headdim_v)) {}
-
-  C* at(int which, int64_t j) const {
-    return panel + which * panel_size + (j - keys.begin) * lanes;
-  }
-};
-
 template <class C>
 struct BackwardScratch {
   Buffer<C> query, dout;  // [comp][lanes / NR][d][NR], [lanes / NR][dv][NR]
-  Buffer<C> scores;       // [S1, S2, dP][kKeys][lanes], so that panels are written once
+  Buffer<C> block;        // [S1, S2] or [dS1, dS2, A] of a block of keys: [3][kKeys][lanes]
   Buffer<C> dq;           // [comp][lanes][leading(d)]
   Buffer<C> o;            // [leading(dv)]
-  alignas(kLine) C lse[2][kRows], dsum[2][kRows], lam[kRows];
+  alignas(kLine) C lse[2][kMostRows], dsum[2][kMostRows], lam[kMostRows];
   Limits<C> limits;
 
   BackwardScratch(const Shape& s, int64_t lanes)
       : query(2 * lanes * s.headdim),
         dout(lanes * s.headdim_v),
-        scores(3 * kKeys * lanes),
+        block(3 * kKeys * lanes),
         dq(2 * lanes * leading<C>(s.headdim)),
         o(leading<C>(s.headdim_v)) {}
 };
@@ -71,14 +52,19 @@ class GradRows {
     load_statistics();
   }
 
-  void run() {
+  // With grads, the second half follows at once, block of keys by block of keys, and what it reads never
+  // leaves the cache; without, it is left in the panels.
+  void run(const PackedHead<C>* grads) {
     const Range keys = block_.keys;
     for (int64_t j = keys.begin; j < keys.end; j += kKeys) recompute(j);
     finish_sums();
     __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
     for (int64_t j = keys.begin; j < keys.end; j += kKeys) {
-      score_gradients(j);
-      accumulate_dq(j);
+      const KeyPanels<C> panels =
+          grads ? KeyPanels<C>{x_.block, kKeys * lanes()} : block_.panels(j);
+      score_gradients(j, panels);
+      accumulate_dq(j, panels);
+      if (grads) accumulate_keys(p_, s_, block_, panels, block_of(keys, j), *grads);
     }
     store_dq();
   }
@@ -134,33 +120,42 @@ class GradRows {
   void recompute(int64_t j) {
     const int64_t n = block_of(block_.keys, j).size();
     const int64_t size = kKeys * lanes();
-    C *s1 = x_.scores, *s2 = s1 + size, *grad = s2 + size;
+    C *s1 = x_.block, *s2 = s1 + size;
+    const KeyPanels<C> panels = block_.panels(j);
+    C *p1 = panels[0], *p2 = panels[1], *dp = panels[2];
+    const bool masked = x_.limits.set(sight_.visible, lanes(), j, n);
     for (int c = 0; c < 2; ++c)
       product_to_panel<C>(n, d(), {kv_.k[c] + j * ldq(), ldq(), 1}, x_.query + c * lanes() * d(),
-                          lanes(), s1 + c * size);
-    product_to_panel<C>(n, dv(), {kv_.v + j * ldv(), ldv(), 1}, x_.dout.get(), lanes(), grad);
-    if (x_.limits.set(sight_.visible, lanes(), j, n)) {
-      x_.limits.mask(s1, n, lanes(), -kInf<C>);
-      x_.limits.mask(s2, n, lanes(), -kInf<C>);
-      x_.limits.mask(grad, n, lanes(), C(0));
+                          lanes(), x_.limits.seen, s1 + c * size);
+    product_to_panel<C>(n, dv(), {kv_.v + j * ldv(), ldv(), 1}, x_.dout.get(), lanes(),
+                        x_.limits.seen, dp);
+    if (masked) {
+      x_.limits.mask(s1, lanes(), -kInf<C>);
+      x_.limits.mask(s2, lanes(), -kInf<C>);
+      x_.limits.mask(dp, lanes(), C(0));
     }
-    C *p1 = block_.at(0, j), *p2 = block_.at(1, j), *dp = block_.at(2, j);
     const V factor = S::set(scale_.score * kLog2e<C>);
-    for (int64_t r = 0; r < lanes(); r += S::W) {
-      const V lse1 = S::load(x_.lse[0] + r), lse2 = S::load(x_.lse[1] + r);
-      V d1 = S::load(x_.dsum[0] + r), d2 = S::load(x_.dsum[1] + r);
-      for (int64_t i = r; i < n * lanes(); i += lanes()) {
-        const V e1 = exp2<C>(S::load(s1 + i) * factor - lse1);
-        const V e2 = exp2<C>(S::load(s2 + i) * factor - lse2);
-        const V g = S::load(grad + i);
-        S::store(p1 + i, e1);
-        S::store(p2 + i, e2);
-        S::store(dp + i, g);
-        d1 += e1 * g;
-        d2 += e2 * g;
+    for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>) {
+      const Range keys = x_.limits.seen[r0 / NR<C>];
+      V d1[NV] = {}, d2[NV] = {};
+      for (int64_t i = keys.begin * lanes() + r0; i < keys.end * lanes(); i += lanes()) {
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) {
+          const int64_t at = i + v * S::W, r = r0 + v * S::W;
+          const V e1 = exp2<C>(S::load(s1 + at) * factor - S::load(x_.lse[0] + r));
+          const V e2 = exp2<C>(S::load(s2 + at) * factor - S::load(x_.lse[1] + r));
+          const V g = S::load(dp + at);
+          S::store(p1 + at, e1);
+          S::store(p2 + at, e2);
+          d1[v] += e1 * g;
+          d2[v] += e2 * g;
+        }
       }
-      S::store(x_.dsum[0] + r, d1);
-      S::store(x_.dsum[1] + r, d2);
+      for (int v = 0; v < NV; ++v) {
+        const int64_t r = r0 + v * S::W;
+        S::store(x_.dsum[0] + r, S::load(x_.dsum[0] + r) + d1[v]);
+        S::store(x_.dsum[1] + r, S::load(x_.dsum[1] + r) + d2[v]);
+      }
     }
   }
 
@@ -177,28 +172,33 @@ class GradRows {
     }
   }
 
-  void score_gradients(int64_t j) {
+  void score_gradients(int64_t j, const KeyPanels<C>& to) {
     const int64_t n = block_of(block_.keys, j).size();
-    C *p1 = block_.at(0, j), *p2 = block_.at(1, j), *dp = block_.at(2, j);
+    const KeyPanels<C> panels = block_.panels(j);
+    const C *p1 = panels[0], *p2 = panels[1], *dp = panels[2];
+    C *ds1 = to[0], *ds2 = to[1], *a = to[2];
     const C scale = C(p_.softmax_scale);
-    for (int64_t r = 0; r < lanes(); r += S::W) {
-      const V lam = S::load(x_.lam + r);
-      const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
-      for (int64_t i = r; i < n * lanes(); i += lanes()) {
-        const V e1 = S::load(p1 + i), e2 = S::load(p2 + i), g = S::load(dp + i);
-        S::store(p1 + i, scale * e1 * (g + sum1));
-        S::store(p2 + i, scale * e2 * (sum2 - lam * g));
-        S::store(dp + i, e1 - lam * e2);
+    for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>)
+      for (int64_t i = r0; i < n * lanes(); i += lanes()) {
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) {
+          const int64_t at = i + v * S::W, r = r0 + v * S::W;
+          const V lam = S::load(x_.lam + r);
+          const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
+          const V e1 = S::load(p1 + at), e2 = S::load(p2 + at), g = S::load(dp + at);
+          S::store(ds1 + at, scale * e1 * (g + sum1));
+          S::store(ds2 + at, scale * e2 * (sum2 - lam * g));
+          S::store(a + at, e1 - lam * e2);
+        }
       }
-    }
   }
 
-  void accumulate_dq(int64_t j) {
-    Range seen[kRows];
+  void accumulate_dq(int64_t j, const KeyPanels<C>& panels) {
+    Range seen[kMostRows];
     for (int64_t r = 0; r < count(); ++r)
       seen[r] = meet(sight_.visible[r], block_of(block_.keys, j));
     for (int c = 0; c < 2; ++c)
-      product_over_ranges<C>(count(), d(), seen, j, {block_.at(c, j), 1, lanes()},
+      product_over_ranges<C>(count(), d(), seen, j, {panels[c], 1, lanes()},
                              {kv_.k[c] + j * ldq(), 0, ldq()}, x_.dq + c * lanes() * ldq(), ldq());
   }
 

@@ -101,46 +101,44 @@ class Decode {
   }
 
   // Reads the keys of split n for `together_` KV heads. Their rows lie side by side in the cache, so
-  // that a tile of all of them is one stretch of memory, which the hardware fetches ahead.
+  // that a tile of all of them is one stretch of memory. While K is read, V of the same tile is asked
+  // for, and while V is read, K of the next.
   void read(int64_t b, int64_t first_head, int64_t n, DecodeScratch<C>& scratch) const {
     const Sequence s = sequence(p_.shape, Varlen{}, p_.cache, b);
-    const int64_t q_size = 2 * rows_ * leading<C>(p_.shape.headdim);
     std::vector<DecodeSplit<C>> heads;
     heads.reserve(together_);
     for (int64_t h = 0; h < together_; ++h)
-      heads.emplace_back(p_, s, first_head + h, partial(b, first_head + h, n),
-                         scratch.q + h * q_size, scratch);
+      heads.emplace_back(p_, s, first_head + h, h, partial(b, first_head + h, n), scratch);
     const Range seen =
         meet({visible_keys(s, p_.window, 0).begin, visible_keys(s, p_.window, s.sq - 1).end},
              {s.leftpad, s.sk});
     const Range keys = meet({n * split_, n * split_ + split_}, seen);
-    const int lines = lines_between();
+    // Lines to ask for after each piece, so that all have been asked for when they are needed.
+    const Shape& shape = p_.shape;
+    const int k_lines = lines(shape.k_components * shape.headdim, heads[0].value_pieces());
+    const int v_lines = lines(shape.headdim_v, heads[0].score_pieces());
     // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
     for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
-      Prefetch next_k, next_v;
-      aim(s, first_head, meet({j + kTile, j + 2 * kTile}, keys), next_k, next_v);
-      for (auto& head : heads)
-        head.add(meet({j, j + kTile}, keys), [&] { next_k.fetch(lines) || next_v.fetch(lines); });
+      const Range tile = meet({j, j + kTile}, keys), next = meet({j + kTile, j + 2 * kTile}, keys);
+      Prefetch v = stretch(p_.v_cache, s, first_head, tile, 1, shape.headdim_v);
+      for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
+      Prefetch k = stretch(p_.k_cache, s, first_head, next, shape.k_components, shape.headdim);
+      for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
     }
+    for (auto& head : heads) head.finish();
   }
 
-  // Cache lines to ask for after each piece of arithmetic, so that a tile is asked for by the end of
-  // the tile before it, when a head has one query row; sooner when it has more.
-  int lines_between() const {
-    const Shape& s = p_.shape;
-    const int64_t row = (s.k_components * s.headdim + s.headdim_v) * size_of(p_.dtype);
-    const int64_t pieces = 2 * (kTile / Simd<C>::W) + ceil_div(s.headdim_v, NR<C>);
-    return int(ceil_div(kTile * row / kLine, pieces));
+  // Cache lines of a tile's rows of n numbers for each of so many pieces of arithmetic.
+  int lines(int64_t n, int64_t pieces) const {
+    return int(ceil_div(kTile * n * size_of(p_.dtype), kLine * pieces));
   }
 
-  // Pages smaller than a tile are left to the hardware.
-  void aim(const Sequence& s, int64_t head, Range next, Prefetch& k, Prefetch& v) const {
+  // Rows `keys` of the heads. Pages smaller than a tile are left to the hardware.
+  Prefetch stretch(const View& view, const Sequence& s, int64_t head, Range keys, int64_t comps,
+                   int64_t n) const {
     const Paging& paging = p_.cache.paging;
-    const Shape& shape = p_.shape;
-    if (next.size() == 0 || (paging.block_table && paging.page_size % kTile)) return;
-    k = {p_.dtype,     {p_.k_cache, paging, s, head, 0}, next, together_, shape.k_components,
-         shape.headdim};
-    v = {p_.dtype, {p_.v_cache, paging, s, head, 0}, next, together_, 1, shape.headdim_v};
+    if (keys.size() == 0 || (paging.block_table && paging.page_size % kTile)) return {};
+    return {p_.dtype, {view, paging, s, head, 0}, keys, together_, comps, n};
   }
 
   const DecodeParams& p_;

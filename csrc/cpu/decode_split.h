@@ -1,10 +1,13 @@
 // Decoding, first half: a few query rows of one KV head against a part of its keys. Every cached
-// number is read once for both maps and for all query heads of the group. Keys are not packed:
-// where the cache holds the compute type, the products read it in place.
+// number is read once for both maps and for all query heads of the group. Keys are not packed: the
+// products read the cache in place where they can.
 #pragma once
+#include <type_traits>
+
 #include "dots.h"
 #include "packed.h"
 #include "softmax.h"
+#include "two_rows.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -29,14 +32,14 @@ template <class C>
 struct DecodeScratch {
   Buffer<C> q;     // [heads][2][rows][leading(d)]
   Buffer<C> k, v;  // [kTile][leading(d)], [kTile][leading(dv)]
-  Buffer<C> p;     // [2·rows][kTile]
+  Buffer<C> p;     // [heads][2·rows][kTile]
 
   // heads: KV heads that are decoded together
   DecodeScratch(const Shape& s, int64_t rows, int64_t heads)
       : q(heads * 2 * rows * leading<C>(s.headdim)),
         k(kTile * leading<C>(s.headdim)),
         v(kTile * leading<C>(s.headdim_v)),
-        p(2 * rows * kTile) {}
+        p(heads * 2 * rows * kTile) {}
 };
 
 template <class C>
@@ -44,16 +47,17 @@ class DecodeSplit {
   using S = Simd<C>;
 
  public:
-  // q [2][rows][leading(d)]: room for the queries.
-  DecodeSplit(const DecodeParams& p, const Sequence& s, int64_t kv_head, Partial<C> partial, C* q,
-              DecodeScratch<C>& scratch)
+  // The KV head's place among those decoded together says which part of the scratch is its own.
+  DecodeSplit(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t place,
+              Partial<C> partial, DecodeScratch<C>& scratch)
       : p_(p),
         s_(s),
         kv_head_(kv_head),
         group_(p.shape.nheads / p.shape.nheads_k),
         rows_(group_ * s.sq),
         partial_(partial),
-        q_(q),
+        q_(scratch.q + place * 2 * rows_ * ldq()),
+        probs_(scratch.p + place * 2 * rows_ * kTile),
         x_(scratch),
         scale_(p.softmax_scale) {
     for (int64_t r = 0; r < 2 * rows_; ++r) {
@@ -64,22 +68,55 @@ class DecodeSplit {
     load_queries();
   }
 
-  // Adds the keys of a tile; between() is called after each piece of arithmetic.
+  // A tile of keys is added in two steps: its scores become 2^(score - max), then they are
+  // multiplied with V. between() is called after each piece of arithmetic, which makes this many calls:
+  int64_t score_pieces() const {
+    return 2 * rows_ * ceil_div(kTile, S::W) * (padded<C>(d()) / NR<C>);
+  }
+  int64_t value_pieces() const { return ceil_div(dv(), NR<C>) * (rows_ == 1 ? kTile / 2 : 1); }
+
   template <class F>
-  void add(Range keys, const F& between) {
-    for (int c = 0; c < 2; ++c) {
-      const bool again = c == 1 && p_.shape.k_components == 1;
-      if (!again) k_ = rows_of(p_.k_cache, c, keys, d(), x_.k);
-      for (int64_t m = 0; m < rows_; ++m) score(c * rows_ + m, keys, between);
-    }
-    const Rows v = rows_of(p_.v_cache, 0, keys, dv(), x_.v);
+  void score(Range keys, const F& between) {
+    const int64_t each = 2 * rows_ / p_.shape.k_components;  // rows that share a row of K
+    for (int64_t c = 0; c < p_.shape.k_components; ++c)
+      read(p_.k_cache, c, keys, d(), x_.k, [&](auto reader, const auto* k, int64_t stride) {
+        for (int64_t r = c * each; r < (c + 1) * each; ++r)
+          for (int64_t j = 0; j < keys.size(); j += S::W) {
+            const C* q = q_ + r * ldq();
+            C* out = probs_ + r * kTile + j;
+            if (keys.size() - j >= S::W)
+              dots<true>(reader, padded<C>(d()), q, k + j * stride, stride, S::W, out, between);
+            else
+              dots<false>(reader, padded<C>(d()), q, k + j * stride, stride, keys.size() - j, out,
+                          between);
+          }
+      });
+    for (int64_t r = 0; r < 2 * rows_; ++r) softmax(r, keys);
+  }
+
+  template <class F>
+  void add_values(Range keys, const F& between) {
     Range seen[2 * kDecodeRows];
     for (int64_t r = 0; r < 2 * rows_; ++r) seen[r] = visible(r, keys);
-    for (int64_t n = 0; n < dv(); n += NR<C>) {
-      product_over_ranges<C>(2 * rows_, NR<C>, seen, keys.begin, {x_.p, kTile, 1},
-                             {v.data + n, 0, v.stride}, partial_.out + n, ldv());
-      between();
-    }
+    read(p_.v_cache, 0, keys, dv(), x_.v, [&](auto reader, const auto* v, int64_t stride) {
+      if (rows_ == 1) {  // of both maps, which see the same
+        const int64_t skip = seen[0].begin - keys.begin;
+        product_of_two_rows<C>(reader, padded<C>(dv()), seen[0].size(), probs_ + skip, kTile,
+                               v + skip * stride, stride, partial_.out, ldv(), between);
+      } else if constexpr (std::is_same_v<decltype(v), const C*>) {
+        for (int64_t n = 0; n < dv(); n += NR<C>) {
+          product_over_ranges<C>(2 * rows_, NR<C>, seen, keys.begin, {probs_, kTile, 1},
+                                 {v + n, 0, stride}, partial_.out + n, ldv());
+          between();
+        }
+      }
+    });
+  }
+
+  // After the last tile.
+  void finish() {
+    if (!in_pairs(dv())) return;
+    for (int64_t r = 0; r < 2 * rows_; ++r) from_pairs(padded<C>(dv()), partial_.out + r * ldv());
   }
 
  private:
@@ -87,6 +124,16 @@ class DecodeSplit {
   int64_t dv() const { return p_.shape.headdim_v; }
   int64_t ldq() const { return leading<C>(d()); }
   int64_t ldv() const { return leading<C>(dv()); }
+
+  // Whether rows of n numbers are read where they lie, not through scratch: if they are whole
+  // vectors at equal distances. Where many query rows read them, 16-bit ones are better converted once.
+  bool in_place(int64_t n) const {
+    const Paging& paging = p_.cache.paging;
+    const bool native = size_of(p_.dtype) == sizeof(C);
+    return n % NR<C> == 0 && (native || rows_ == 1) &&
+           (!paging.block_table || paging.page_size % kTile == 0);
+  }
+  bool in_pairs(int64_t n) const { return in_place(n) && p_.dtype == DType::bf16; }
 
   // Row m is row m / group of query head kv_head·group + m % group.
   void load_queries() {
@@ -97,24 +144,23 @@ class DecodeSplit {
         cpu::load_queries(p_.dtype, p_.q, s_, kv_head_ * group_ + m % group_, c, row, d(), q);
         if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, s_, row, q);
         for (int64_t i = 0; i < d(); ++i) q[i] *= scale_.query;
+        if (in_pairs(d())) to_pairs(d(), q);
       }
   }
 
-  struct Rows {
-    const C* data;
-    int64_t stride;
-  };
-
-  // The tile's rows of keys or values: in place if they are whole vectors of the compute type at
-  // equal distances, else converted.
-  Rows rows_of(const View& view, int64_t comp, Range keys, int64_t n, C* scratch) {
-    const Paging& paging = p_.cache.paging;
-    const KeyRows rows{view, paging, s_, kv_head_, comp};
-    const bool native = size_of(p_.dtype) == sizeof(C) && n % NR<C> == 0;
-    if (native && (!paging.block_table || paging.page_size % kTile == 0))
-      return {static_cast<const C*>(view.data) + rows.offset(keys.begin), view.row};
-    load_keys(p_.dtype, rows, keys, n, scratch);
-    return {scratch, leading<C>(n)};
+  // Calls f(reader, first row, stride) for the tile's rows of keys or values, n numbers each.
+  template <class F>
+  void read(const View& view, int64_t comp, Range keys, int64_t n, C* scratch, const F& f) const {
+    const KeyRows rows{view, p_.cache.paging, s_, kv_head_, comp};
+    if (!in_place(n)) {
+      load_keys(p_.dtype, rows, keys, n, scratch);
+      return f(Whole<C>{}, static_cast<const C*>(scratch), leading<C>(n));
+    }
+    const void* first =
+        element(p_.dtype, static_cast<const void*>(view.data), rows.offset(keys.begin));
+    with_reader<C>(p_.dtype, [&](auto reader) {
+      f(reader, static_cast<const typename decltype(reader)::T*>(first), view.row);
+    });
   }
 
   Range visible(int64_t r, Range keys) const {
@@ -123,16 +169,10 @@ class DecodeSplit {
 
   // The scores of row r (of either component) become 2^(score - max); what was summed before is
   // scaled to the new maximum.
-  template <class F>
-  void score(int64_t r, Range keys, const F& between) {
+  void softmax(int64_t r, Range keys) {
     const Range seen = visible(r, keys);
     if (seen.size() == 0) return;
-    C* p = x_.p + r * kTile;
-    for (int64_t j = 0; j < keys.size(); j += S::W) {
-      dots<C>(round_up(d(), S::W), q_ + r * ldq(), k_.data + j * k_.stride, k_.stride,
-              keys.size() - j < S::W ? keys.size() - j : S::W, p + j);
-      between();
-    }
+    C* p = probs_ + r * kTile;
     const auto factor = S::set(scale_.score * kLog2e<C>);
     if (seen.size() < kTile)
       for (int64_t j = 0; j < kTile; ++j) {
@@ -141,10 +181,8 @@ class DecodeSplit {
       }
     typename S::V tops = S::set(-kInf<C>);
     for (int64_t j = 0; j < kTile; j += S::W) tops = S::max(tops, S::load(p + j));
-    tops *= factor;
-    C max = partial_.max[r];
-    const C old = max;
-    for (int i = 0; i < S::W; ++i) max = tops[i] > max ? tops[i] : max;
+    const C top = Lanes<C>::max(tops * factor), old = partial_.max[r];
+    const C max = top > old ? top : old;
     const typename S::V shift = S::set(max == -kInf<C> ? 0 : max);
     typename S::V total = {};
     for (int64_t j = 0; j < kTile; j += S::W) {
@@ -152,11 +190,9 @@ class DecodeSplit {
       S::store(p + j, e);
       total += e;
     }
-    C sum = 0;
-    for (int i = 0; i < S::W; ++i) sum += total[i];
     if (max > old) rescale(r, exp2<C>(S::set(old - max))[0]);
     partial_.max[r] = max;
-    partial_.sum[r] += sum;
+    partial_.sum[r] += Lanes<C>::sum(total);
   }
 
   void rescale(int64_t r, C factor) {
@@ -168,10 +204,9 @@ class DecodeSplit {
   const Sequence& s_;
   const int64_t kv_head_, group_, rows_;
   const Partial<C> partial_;
-  C* const q_;
+  C *const q_, *const probs_;  // [2][rows][leading(d)], [2·rows][kTile]
   DecodeScratch<C>& x_;
   const Scale<C> scale_;
-  Rows k_{};
 };
 
 }  // namespace

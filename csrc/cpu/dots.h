@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "exp2.h"
+#include "reader.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -23,6 +24,19 @@ struct Lanes {
 #endif
   }
 
+  // op over all lanes of v, in every lane.
+  template <int S = W, class Op>
+  static V reduce(V v, const Op& op) {
+    constexpr std::make_integer_sequence<int, W> lanes;
+    v = op(halves<S, 0>(v, v, lanes), halves<S, S / 2>(v, v, lanes));
+    if constexpr (S > 2) return reduce<S / 2>(v, op);
+    return v;
+  }
+  static C max(V v) { return reduce(v, Simd<C>::max)[0]; }
+  static C sum(V v) {
+    return reduce(v, [](V a, V b) { return a + b; })[0];
+  }
+
   // Lane i of the result is the sum of the lanes of v[i]. Each step adds the halves of runs of S
   // lanes and puts two vectors into one.
   template <int S = W>
@@ -38,19 +52,25 @@ struct Lanes {
   }
 };
 
-// out[j] = ⟨a, row j⟩ for j < n <= W, with row j at rows + j·stride. d is a multiple of W; out has
-// room for a whole vector.
-template <class C>
-void dots(int64_t d, const C* a, const C* rows, int64_t stride, int64_t n, C* out) {
+// out[j] = ⟨a, row j⟩ for j < n <= W, with row j at rows + j·stride, read by `reader`. d is a multiple
+// of 2·W; out has room for a whole vector. Calls between() after each piece of arithmetic.
+// Not inlined: in a larger function the pointers of its rows would not stay in registers.
+template <bool whole, class C, class Reader, class F>
+__attribute__((noinline)) void dots(Reader reader, int64_t d, const C* a,
+                                    const typename Reader::T* rows, int64_t stride, int64_t n,
+                                    C* out, const F& between) {
   using S = Simd<C>;
-  const C* row[S::W];
-#pragma GCC unroll 16
-  for (int i = 0; i < S::W; ++i) row[i] = rows + (i < n ? i : n - 1) * stride;
   typename S::V acc[S::W] = {};
-  for (int64_t k = 0; k < d; k += S::W) {
-    const auto x = S::load(a + k);
+  for (int64_t k = 0; k < d; k += 2 * S::W) {
+    const auto a0 = S::load(a + k), a1 = S::load(a + k + S::W);
 #pragma GCC unroll 16
-    for (int i = 0; i < S::W; ++i) acc[i] += x * S::load(row[i] + k);
+    for (int i = 0; i < S::W; ++i) {
+      typename S::V x[2];
+      reader.load(rows + (whole || i < n ? i : n - 1) * stride + k, x);
+      acc[i] += a0 * x[0];
+      acc[i] += a1 * x[1];
+    }
+    between();
   }
   S::store(out, Lanes<C>::sums(acc));
 }

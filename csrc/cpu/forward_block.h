@@ -90,10 +90,10 @@ class RowBlock {
       C* scores = x_.scores;
       const int64_t ldk = leading<C>(d());
       product_to_panel<C>(n, d(), {kv_.k[c] + j * ldk, ldk, 1}, x_.query + c * x_.lanes * d(),
-                          x_.lanes, scores);
-      if (masked) x_.limits.mask(scores, n, x_.lanes, -kInf<C>);
-      online_softmax(scores, n, x_.lanes, scale_.score, x_.max[c], x_.sum[c], block_max(c, j),
-                     panel(c, j));
+                          x_.lanes, x_.limits.seen, scores);
+      if (masked) x_.limits.mask(scores, x_.lanes, -kInf<C>);
+      online_softmax(scores, x_.limits, x_.lanes, scale_.score, x_.max[c], x_.sum[c],
+                     block_max(c, j), panel(c, j));
     }
   }
 

@@ -1,4 +1,5 @@
-// AVX2 and FMA. setup.py and CMakeLists.txt give this file its flags.
+// AVX2, FMA and F16C, which every machine with AVX2 has. setup.py and CMakeLists.txt give this file
+// its flags.
 namespace diffattn::cpu {
 namespace {
 constexpr int kVectorBytes = 32;

@@ -8,7 +8,7 @@
 namespace diffattn::cpu {
 namespace {
 
-constexpr std::size_t kLine = 64, kMostKept = 32 << 20;
+constexpr std::size_t kLine = 64, kMost = 28 << 20;  // bytes kept and in use
 
 // In front of each block, in a line of its own.
 struct Header {
@@ -17,8 +17,8 @@ struct Header {
 
 struct Pool {
   std::mutex mutex;
-  std::vector<Header*> blocks;
-  std::size_t bytes = 0;
+  std::vector<Header*> blocks;  // kept, the oldest first
+  std::size_t kept = 0, used = 0;
 };
 
 Pool& pool() {
@@ -26,7 +26,8 @@ Pool& pool() {
   return *the_pool;
 }
 
-// The smallest kept block that fits and is not twice too large.
+// The smallest kept block that fits and is not twice too large. Where there is none, kept blocks make
+// room for a fresh one, or forward's would lie beside backward's.
 Header* take_kept(std::size_t bytes) {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
@@ -35,23 +36,38 @@ Header* take_kept(std::size_t bytes) {
     if ((*it)->bytes >= bytes && (*it)->bytes <= 2 * bytes &&
         (best == p.blocks.end() || (*it)->bytes < (*best)->bytes))
       best = it;
-  if (best == p.blocks.end()) return nullptr;
-  Header* const found = *best;
-  p.blocks.erase(best);
-  p.bytes -= found->bytes;
+  Header* found = nullptr;
+  if (best != p.blocks.end()) {
+    found = *best;
+    p.blocks.erase(best);
+    p.kept -= found->bytes;
+  }
+  p.used += found ? found->bytes : bytes;
+  while (!found && !p.blocks.empty() && p.kept + p.used > kMost) {
+    p.kept -= p.blocks.front()->bytes;
+    std::free(p.blocks.front());
+    p.blocks.erase(p.blocks.begin());
+  }
   return found;
+}
+
+void forget(std::size_t used) noexcept {
+  Pool& p = pool();
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  p.used -= used;
 }
 
 bool keep(Header* block) noexcept {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);
-  if (p.bytes + block->bytes > kMostKept) return false;
+  p.used -= block->bytes;
+  if (p.kept + p.used + block->bytes > kMost) return false;
   try {
     p.blocks.push_back(block);
   } catch (const std::bad_alloc&) {
     return false;
   }
-  p.bytes += block->bytes;
+  p.kept += block->bytes;
   return true;
 }
 
@@ -62,7 +78,10 @@ void* take_memory(std::size_t bytes) {
   Header* block = take_kept(bytes);
   if (!block) {
     void* const fresh = std::aligned_alloc(kLine, bytes + kLine);
-    if (!fresh) throw std::bad_alloc();
+    if (!fresh) {
+      forget(bytes);
+      throw std::bad_alloc();
+    }
     block = new (fresh) Header{bytes};
   }
   return reinterpret_cast<char*>(block) + kLine;

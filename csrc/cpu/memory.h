@@ -8,7 +8,8 @@ namespace diffattn::cpu {
 // Throws std::bad_alloc.
 void* take_memory(std::size_t bytes);
 
-// Kept for later calls, up to 32 MiB in the process; the rest goes back to the system.
+// Kept for later calls while that and what is in use are at most 28 MiB in the process; the rest goes
+// back to the system.
 void give_back_memory(void* p) noexcept;
 
 }  // namespace diffattn::cpu

@@ -1,6 +1,6 @@
-// The next tile of a cache, asked for in the order of its addresses and a few lines at a time between
-// pieces of arithmetic: memory serves streams best, and a burst would only queue. One head's rows
-// alone lie apart, so the rows of several heads are asked for together.
+// Rows of a cache, asked for in the order of their addresses and a few lines at a time between pieces
+// of arithmetic: memory serves streams best, and a burst would only queue. One head's rows alone lie
+// apart, so the rows of several heads are asked for together.
 #pragma once
 #include "problem.h"
 #include "scratch.h"
@@ -16,21 +16,22 @@ class Prefetch {
   Prefetch(DType t, const KeyRows& rows, Range keys, int64_t heads, int64_t comps, int64_t n) {
     const View& v = rows.view;
     const int64_t span = (heads - 1) * v.head + (comps - 1) * v.comp + n;
-    if (keys.size() == 0 || span > 2 * heads * comps * n) return;  // heads are not side by side
+    if (span > 2 * heads * comps * n) return;  // heads are not side by side
     line_ = static_cast<const char*>(v.data) + rows.offset(keys.begin) * size_of(t);
     bytes_ = span * size_of(t);
     stride_ = v.row * size_of(t);
     rows_ = keys.size();
+    if (stride_ == bytes_) {
+      bytes_ *= rows_;
+      rows_ = 1;
+    }
     end_ = line_ + bytes_;
   }
 
-  // Whether there were lines left to ask for.
-  bool fetch(int lines) {
-    for (int i = 0; i < lines; ++i, line_ += kLine) {
-      if (line_ >= end_ && !next_row()) return i > 0;
-      __builtin_prefetch(line_, 0, 0);  // it is read once
-    }
-    return true;
+  void fetch(int lines) {
+    if (line_ >= end_ && !next_row()) return;
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(line_ + i * kLine);
+    line_ += lines * kLine;
   }
 
  private:

@@ -7,8 +7,8 @@
 namespace diffattn::cpu {
 namespace {
 
-// Lanes of a panel: the most query rows a block has. Whole tiles for every compute type.
-constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48;
+// Query rows of a block, the lanes of its panels: whole tiles for every compute type.
+constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48, kMostRows = 96;
 
 template <class C>
 inline void clear_padding(C* row, int64_t n) {
@@ -19,8 +19,8 @@ constexpr int64_t kKeys = 96;  // keys of a block: a panel block and a strip of 
 
 // What a block of rows sees.
 struct Sight {
-  Range visible[kRows];  // of each row; empty for lanes beyond the rows
-  Range keys;            // from the start of the first block of keys in sight to the last such key
+  Range visible[kMostRows];  // of each row; empty for lanes beyond the rows
+  Range keys;  // from the start of the first block of keys in sight to the last such key
 
   Sight(const Sequence& s, const Window& window, Range rows, int64_t lanes) : keys{s.sk, 0} {
     for (int64_t r = 0; r < lanes; ++r) {
@@ -49,10 +49,19 @@ inline int64_t panel_size(int64_t seqlen_k, int64_t lanes) {
 
 inline Range block_of(Range keys, int64_t j) { return meet({j, j + kKeys}, keys); }
 
+// Rows of one head lie apart, where the hardware does not look ahead, so kAhead rows ahead each row is
+// asked for.
+constexpr int64_t kAhead = 8;
+inline void fetch_row(DType t, const void* p, int64_t at, int64_t n) {
+  const char* row = static_cast<const char*>(element(t, p, at));
+  for (int64_t i = 0; i < n * size_of(t); i += kLine) __builtin_prefetch(row + i);
+}
+
 // dst [keys.size()][leading(n)] = those keys, or values, of n numbers.
 template <class C>
 void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
   for (int64_t j = keys.begin; j < keys.end; ++j, dst += leading<C>(n)) {
+    if (j + kAhead < keys.end) fetch_row(t, rows.view.data, rows.offset(j + kAhead), n);
     load_row<C>(t, rows.view.data, rows.offset(j), n, dst);
     clear_padding(dst, n);
   }
@@ -63,6 +72,7 @@ template <class C>
 void load_queries(DType t, const View& v, const Sequence& s, int64_t h, int64_t comp, Range rows,
                   int64_t n, C* dst) {
   for (int64_t i = rows.begin; i < rows.end; ++i, dst += leading<C>(n)) {
+    if (i + kAhead < rows.end) fetch_row(t, v.data, offset(v, s, i + kAhead, h, comp), n);
     load_row<C>(t, v.data, offset(v, s, i, h, comp), n, dst);
     clear_padding(dst, n);
   }
@@ -105,14 +115,16 @@ struct Scale {
                        : s) {}
 };
 
-// panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR]
+// panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR], except where none of NR lanes sees
+// any of MR keys: lanes r .. r + NR see keys of seen[r / NR] only.
 template <class C>
 void product_to_panel(int64_t n_keys, int64_t d, Operand<C> a, const C* b, int64_t lanes,
-                      C* panel) {
+                      const Range* seen, C* panel) {
   by_tiles(n_keys, [&](int64_t j, int count) {
     for (int64_t r = 0; r < lanes; r += NR<C>)
-      tile<C, Into::overwrite>(count, d, {a.data + j * a.row, a.row, a.k}, {b + r * d, 0, NR<C>},
-                               panel + j * lanes + r, lanes);
+      if (meet(seen[r / NR<C>], {j, j + count}).size())
+        tile<C, Into::overwrite>(count, d, {a.data + j * a.row, a.row, a.k}, {b + r * d, 0, NR<C>},
+                                 panel + j * lanes + r, lanes);
   });
 }
 

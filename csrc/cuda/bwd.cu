@@ -63,21 +63,21 @@ __global__ void sum_weight_parts(const float* parts, int64_t count, int columns,
 
 }  // namespace
 
-int64_t bwd_workspace_bytes(const BwdParams& params) {
+int64_t bwd_workspace(const BwdParams& params) {
   Carver carver(nullptr);
   int64_t zeros = 0;
   carve(params, carver, zeros);
   return carver.used();
 }
 
-void bwd(const BwdParams& params, void* stream) {
+void bwd(const BwdParams& params, void* workspace, void* stream) {
   check_device();
   check_shape(params.dtype, params.shape);
   const auto s = static_cast<cudaStream_t>(stream);
-  Carver carver(params.workspace);
+  Carver carver(workspace);
   int64_t zeros = 0;
   const BwdWorkspace work = carve(params, carver, zeros);
-  check(cudaMemsetAsync(params.workspace, 0, zeros, s), "backward: clearing the workspace");
+  check(cudaMemsetAsync(workspace, 0, zeros, s), "backward: clearing the workspace");
 
   const int64_t d = params.shape.headdim;
   if (d <= 32)

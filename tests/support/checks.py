@@ -85,6 +85,28 @@ def check_answer(out: Tensor, lse: Tensor, problem: Problem) -> None:
     check_lse(lse, exact_lse, problem)
 
 
+@threads(1)
+def check_saved(saved: dict[str, Tensor], problem: Problem) -> None:
+    """What a training forward keeps for backward: o before the norm, o2 and rstd."""
+    p = problem.exact()
+    runs = [Emulation(problem, variant).forward() for variant in range(VARIANTS)]
+    plain = p.but(norm_weight=None, norm_eps=None, out_scale=1.0)
+    o = exact_forward(plain)[0]
+    # O = O1 - lambda O2 is linear in lambda.
+    o2 = exact_forward(plain.but(lam=0.0))[0] - exact_forward(plain.but(lam=1.0))[0]
+    for name, exact, emulated in (
+        ("o", o, [run.out for run in runs]),
+        ("o2", o2, [run.out2 for run in runs]),
+    ):
+        if name in saved:
+            squares = emulated_squares(exact, [run.transpose(1, 2) for run in emulated], (0, 2))
+            enforce(judge(name, saved[name], exact, squares, exact.norm(dim=-1), FORWARD))
+    if "rstd" in saved:
+        assert p.norm_eps is not None
+        rstd = torch.rsqrt(o.square().mean(-1) + p.norm_eps).transpose(1, 2)
+        torch.testing.assert_close(saved["rstd"].double(), rstd, rtol=2e-2, atol=0)
+
+
 def leaves(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
     """The problem on fresh leaf tensors that ask for a gradient, and those leaves by name."""
     names = ["q", "k", "v", "lam", "norm_weight"]

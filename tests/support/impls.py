@@ -14,7 +14,8 @@ import pytest
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
-NO_KERNELS_YET = {"has_decode": False}  # for CUDA
+# A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/kernels.md.
+CUDA = {"tile": (128, 32)}
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -31,10 +32,14 @@ class Impl:
     has_ops: bool  # registered with torch.library: compiles, autocasts, has fake kernels
     checks_values: bool  # reads index tensors and raises (CUDA clamps instead: no host sync)
     has_backward: bool = True
-    has_decode: bool = True
     traces: bool = True  # its fake kernels are those of the device its tensors are on
-    contains_nan: bool = True  # a NaN reaches only the rows that see it
+    contains_nan: bool = True  # a NaN reaches only the rows that see it,
+    tile: tuple[int, int] = (1, 1)  # or, in V, all rows of a tile (rows, keys) that is seen in part
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
+
+    @property
+    def clamps_values(self) -> bool:
+        return self.has_ops and not self.checks_values
 
     def supports(self, needs: str) -> bool:
         return bool(getattr(self, needs))
@@ -61,14 +66,14 @@ def _package(
 def _cuda() -> Impl:
     if not torch.cuda.is_available():
         pytest.exit("--device cuda: this machine has no GPU", returncode=5)
-    return _package("cuda", HALF, checks_values=False, **NO_KERNELS_YET)
+    return _package("cuda", HALF, checks_values=False, **CUDA)
 
 
 def _sim(profile: str, seed: int) -> Impl:
     from . import simulator
 
     simulator.start(profile, seed)
-    return _package("cpu", HALF, checks_values=False, traces=False, **NO_KERNELS_YET)
+    return _package("cpu", HALF, checks_values=False, traces=False, **CUDA)
 
 
 def _reference() -> Impl:

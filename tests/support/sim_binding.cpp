@@ -1,10 +1,11 @@
-// The twin of csrc/bindings/cuda.cpp for CPU tensors: the same functions and the kernels that ship,
+// The twin of csrc/bindings/cuda*.cpp for CPU tensors: the same functions and the kernels that ship,
 // linked with the simulator's CUDA runtime. Params are handed to Python, which tells the simulator
 // what memory they describe and then launches.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
-#include "../../csrc/bindings/cuda.h"
+#include "../../csrc/bindings/cuda_bwd.h"
+#include "../../csrc/bindings/cuda_decode.h"
 
 namespace py = pybind11;
 
@@ -23,10 +24,19 @@ void launch(const Params& p, const Tensor& /*q*/) {
   }
 }
 
-template <class Params, void run(const Params&, void*)>
-void run_kernels(const Params& p) {
+void fwd(const FwdParams& p) {
   const py::gil_scoped_release unlock;  // the simulator asks Python for the kernels' registers
-  run(p, nullptr);
+  cuda::fwd(p, nullptr);
+}
+
+void bwd(const BwdParams& p, uintptr_t workspace) {
+  const py::gil_scoped_release unlock;
+  cuda::bwd(p, reinterpret_cast<void*>(workspace), nullptr);
+}
+
+void decode(const DecodeParams& p, uintptr_t workspace) {
+  const py::gil_scoped_release unlock;
+  cuda::decode(p, reinterpret_cast<void*>(workspace), nullptr);
 }
 
 template <class Struct, class Pointer>
@@ -114,7 +124,43 @@ void bind_params(py::module_& m) {
       .def_readwrite("varlen", &BwdParams::varlen)
       .def_readwrite("deterministic", &BwdParams::deterministic);
   def_address(bwd, "dnorm_weight", &BwdParams::dnorm_weight);
-  def_address(bwd, "workspace", &BwdParams::workspace);
+}
+
+void bind_cache(py::module_& m) {
+  py::class_<Rotary> rotary(m, "Rotary");
+  rotary.def_readwrite("seqlen", &Rotary::seqlen)
+      .def_readwrite("dim", &Rotary::dim)
+      .def_readwrite("interleaved", &Rotary::interleaved);
+  def_address(rotary, "cos", &Rotary::cos);
+  def_address(rotary, "sin", &Rotary::sin);
+  py::class_<Paging> paging(m, "Paging");
+  paging.def_readwrite("stride", &Paging::stride).def_readwrite("page_size", &Paging::page_size);
+  def_address(paging, "block_table", &Paging::block_table);
+  py::class_<Cache> cache(m, "Cache");
+  cache.def_readwrite("seqlen_new", &Cache::seqlen_new)
+      .def_readwrite("blocks", &Cache::blocks)
+      .def_readwrite("paging", &Cache::paging)
+      .def_readwrite("rotary", &Cache::rotary);
+  def_address(cache, "seqlens", &Cache::seqlens);
+  def_address(cache, "batch_idx", &Cache::batch_idx);
+  def_address(cache, "leftpad", &Cache::leftpad);
+  py::class_<DecodeParams>(m, "DecodeParams")
+      .def(py::init<>())
+      .def_readwrite("dtype", &DecodeParams::dtype)
+      .def_readwrite("shape", &DecodeParams::shape)
+      .def_readwrite("q", &DecodeParams::q)
+      .def_readwrite("lam", &DecodeParams::lam)
+      .def_readwrite("out", &DecodeParams::out)
+      .def_readwrite("lse", &DecodeParams::lse)
+      .def_readwrite("k_cache", &DecodeParams::k_cache)
+      .def_readwrite("v_cache", &DecodeParams::v_cache)
+      .def_readwrite("k_new", &DecodeParams::k_new)
+      .def_readwrite("v_new", &DecodeParams::v_new)
+      .def_readwrite("cache", &DecodeParams::cache)
+      .def_readwrite("softmax_scale", &DecodeParams::softmax_scale)
+      .def_readwrite("window", &DecodeParams::window)
+      .def_readwrite("norm", &DecodeParams::norm)
+      .def_readwrite("num_splits", &DecodeParams::num_splits);
 }
 
 }  // namespace
@@ -122,14 +168,18 @@ void bind_params(py::module_& m) {
 STABLE_TORCH_LIBRARY_IMPL(diffattn_sim, CPU, m) {
   m.impl("fwd", TORCH_BOX(&cuda_fwd<launch<FwdParams>>));
   m.impl("bwd", TORCH_BOX(&cuda_bwd<launch<BwdParams>>));
+  m.impl("decode", TORCH_BOX(&cuda_decode<launch<DecodeParams>>));
 }
 
 PYBIND11_MODULE(sim_binding, m) {
   bind_parts(m);
   bind_params(m);
-  m.def("run", &run_kernels<FwdParams, cuda::fwd>);
-  m.def("run", &run_kernels<BwdParams, cuda::bwd>);
-  m.def("bwd_workspace_bytes", &cuda::bwd_workspace_bytes);
+  bind_cache(m);
+  m.def("fwd", &fwd);
+  m.def("bwd", &bwd);
+  m.def("bwd_workspace", &cuda::bwd_workspace);
+  m.def("decode", &decode);
+  m.def("decode_workspace", &cuda::decode_workspace);
   m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });
 }
 

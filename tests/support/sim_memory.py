@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +20,8 @@ class Memory:
     itemsize: int
     sizes: tuple[int, ...]
     strides: tuple[int, ...]
-    written: bool = False
-    scratch: bool = False
+    written: bool = False  # every element, of which none was defined before
+    changed: bool = False  # some elements perhaps, of which all were defined before
 
     @property
     def end(self) -> int:
@@ -45,8 +45,53 @@ class Memory:
         return sizes, strides, piece
 
 
-def described(p: Any, workspace_bytes: Callable[[Any], int]) -> list[Memory]:
-    """Every tensor of the params, as csrc/diffattn.h has it; of outputs the rows with an owner."""
+# Whether each byte has been written is not followed in tensors that are only sparsely there.
+FOLLOWED = 1 << 28
+
+
+def described(p: Any) -> list[Memory]:
+    """Every tensor of a launch, as csrc/diffattn.h has it."""
+    return _of_training(p) if hasattr(p, "varlen") else _of_decode(p)
+
+
+def _of_decode(p: Any) -> list[Memory]:
+    s, cache, paging, rotary = p.shape, p.cache, p.cache.paging, p.cache.rotary
+    slots = paging.page_size if paging.block_table else s.seqlen_k
+
+    def rows(name: str, v: Any, *sizes: int) -> Memory:
+        return Memory(name, v.data, 2, sizes, (v.batch, v.row, v.head, v.comp, 1))
+
+    def numbers(name: str, v: Any, comps: int) -> Memory:
+        sizes, strides = (s.batch, s.seqlen_q, s.nheads, comps), (v.batch, v.row, v.head, v.comp)
+        return Memory(name, v.data, 4, sizes, strides)
+
+    def vector(name: str, address: int, size: int, itemsize: int = 4) -> Memory:
+        return Memory(name, address, itemsize, (size,), (1,))
+
+    old, new = (cache.blocks, slots, s.nheads_k), (s.batch, cache.seqlen_new, s.nheads_k)
+    table = (s.batch, s.seqlen_k // slots if slots else 0)
+    found = [
+        rows("q", p.q, s.batch, s.seqlen_q, s.nheads, 2, s.headdim),
+        rows("k_new", p.k_new, *new, s.k_components, s.headdim),
+        rows("v_new", p.v_new, *new, 1, s.headdim_v),
+        replace(rows("k_cache", p.k_cache, *old, s.k_components, s.headdim), changed=True),
+        replace(rows("v_cache", p.v_cache, *old, 1, s.headdim_v), changed=True),
+        numbers("lam", p.lam, 1),
+        vector("norm_weight", p.norm.weight, s.headdim_v),
+        vector("cache_seqlens", cache.seqlens, s.batch),
+        vector("cache_batch_idx", cache.batch_idx, s.batch),
+        vector("cache_leftpad", cache.leftpad, s.batch),
+        Memory("block_table", paging.block_table, 4, table, (paging.stride, 1)),
+        vector("rotary_cos", rotary.cos, rotary.seqlen * rotary.dim // 2, 2),
+        vector("rotary_sin", rotary.sin, rotary.seqlen * rotary.dim // 2, 2),
+        replace(rows("out", p.out, s.batch, s.seqlen_q, s.nheads, 1, s.headdim_v), written=True),
+        replace(numbers("lse", p.lse, 2), written=True),
+    ]
+    return [memory for memory in found if memory.exists()]
+
+
+def _of_training(p: Any) -> list[Memory]:
+    """Forward or backward; of outputs the rows with an owner."""
     s, packed = p.shape, p.varlen.cu_seqlens_q != 0
     batch = 1 if packed else s.batch
     total_q = p.varlen.total_q if packed else s.seqlen_q
@@ -79,61 +124,42 @@ def described(p: Any, workspace_bytes: Callable[[Any], int]) -> list[Memory]:
         numbers("rstd", p.rstd, 1),
     ]
     if not hasattr(p, "dout"):
-        outputs = [rows("out", p.out, total_q, s.nheads, 1, s.headdim_v), *saved]
-        return _existing(inputs, _of_queries(outputs, p))
-    inputs += [
-        *saved,
-        rows("dout", p.dout, total_q, s.nheads, 1, s.headdim_v),
-        numbers("dlse", p.dlse, 2),
-    ]
-    of_queries = [rows("dq", p.dq, total_q, s.nheads, 2, s.headdim), numbers("dlam", p.dlam, 1)]
-    of_keys = [
-        rows("dk", p.dk, total_k, s.nheads_k, s.k_components, s.headdim),
-        rows("dv", p.dv, total_k, s.nheads_k, 1, s.headdim_v),
-    ]
+        of_q, of_k, others = [rows("out", p.out, total_q, s.nheads, 1, s.headdim_v), *saved], [], []
+    else:
+        dout = rows("dout", p.dout, total_q, s.nheads, 1, s.headdim_v)
+        inputs += [*saved, dout, numbers("dlse", p.dlse, 2)]
+        of_q = [rows("dq", p.dq, total_q, s.nheads, 2, s.headdim), numbers("dlam", p.dlam, 1)]
+        of_k = [
+            rows("dk", p.dk, total_k, s.nheads_k, s.k_components, s.headdim),
+            rows("dv", p.dv, total_k, s.nheads_k, 1, s.headdim_v),
+        ]
+        others = [vector("dnorm_weight", p.dnorm_weight, s.headdim_v)]
     outputs = [
-        *_of_queries(of_queries, p),
-        *_of_keys(of_keys, p),
-        vector("dnorm_weight", p.dnorm_weight, s.headdim_v),
+        *_owned(of_q, p, p.varlen.cu_seqlens_q, p.varlen.total_q, s.seqlen_q),
+        *_owned(of_k, p, p.varlen.cu_seqlens_k, p.varlen.total_k, s.seqlen_k),
+        *others,
     ]
-    # What of the workspace is written is the kernels' own affair; nothing of it is defined at first.
-    scratch = Memory("workspace", p.workspace, 1, (workspace_bytes(p),), (1,), scratch=True)
-    return _existing([*inputs, scratch], outputs)
-
-
-def _existing(inputs: list[Memory], outputs: list[Memory]) -> list[Memory]:
     outputs = [replace(memory, written=True) for memory in outputs]
     return [memory for memory in inputs + outputs if memory.exists()]
 
 
-def _of_queries(memories: list[Memory], p: Any) -> list[Memory]:
-    return _by_sequence(memories, p, p.varlen.cu_seqlens_q, p.varlen.total_q, p.shape.seqlen_q)
-
-
-def _of_keys(memories: list[Memory], p: Any) -> list[Memory]:
-    return _by_sequence(memories, p, p.varlen.cu_seqlens_k, p.varlen.total_k, p.shape.seqlen_k)
-
-
-def _by_sequence(
+def _owned(
     memories: list[Memory], p: Any, cu_seqlens: int, total: int, longest: int
-) -> list[Memory]:
+) -> Iterator[Memory]:
+    """The rows of packed outputs that belong to a sequence: all, if cu_seqlens are right."""
     memories = [memory for memory in memories if memory.exists()]
     if cu_seqlens == 0:
-        return memories
+        yield from memories
+        return
     ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(cu_seqlens))
-    return [part for memory in memories for part in _owned(memory, ends, total, longest)]
-
-
-def _owned(memory: Memory, ends: Any, total: int, longest: int) -> Iterator[Memory]:
-    """The rows of a packed output that belong to a sequence: all, if cu_seqlens are right."""
     owned = np.zeros(total + 2, np.int8)
-    for first, last in zip(ends[:-1], ends[1:], strict=True):
-        last = min(last, first + longest)
-        owned[1 + np.clip(first, 0, total) : 1 + np.clip(last, 0, total)] = 1
+    for first, last in zip(ends[:-1].clip(0, total), ends[1:].clip(0, total), strict=True):
+        owned[1 + first : 1 + min(last, first + longest)] = 1
     for first, last in np.flatnonzero(np.diff(owned)).reshape(-1, 2).tolist():
-        _, *others = memory.sizes[1:]
-        address = memory.address + first * memory.strides[1] * memory.itemsize
-        yield replace(memory, address=address, sizes=(1, last - first, *others))
+        for memory in memories:
+            _, *others = memory.sizes[1:]
+            address = memory.address + first * memory.strides[1] * memory.itemsize
+            yield replace(memory, address=address, sizes=(1, last - first, *others))
 
 
 @contextmanager
@@ -143,7 +169,7 @@ def registered(device: Any, memories: list[Memory]) -> Iterator[None]:
     try:
         yield
         for group, region in regions:
-            if region.undefined_bytes and not any(memory.scratch for memory in group):
+            if any(memory.written for memory in group) and region.undefined_bytes:
                 raise AssertionError(_unwritten(group, region))
     finally:
         for _, region in regions:
@@ -166,11 +192,12 @@ def _overlapping(memories: list[Memory]) -> list[list[Memory]]:
 def _register(device: Any, group: list[Memory]) -> Any:
     first, end = group[0].address, max(memory.end for memory in group)
     name = "+".join(dict.fromkeys(memory.name for memory in group))
-    writable = any(memory.written or memory.scratch for memory in group)
+    writable = any(memory.written or memory.changed for memory in group)
     region = device.register(first, end - first, name, writable=writable)
     for memory in group:
         sizes, strides, piece = memory.blocks()
-        region.allow(memory.address - first, sizes, strides, piece, defined=not (memory.written or memory.scratch))
+        fresh = memory.written and end - first <= FOLLOWED
+        region.allow(memory.address - first, sizes, strides, piece, defined=not fresh)
     return region
 
 

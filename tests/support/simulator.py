@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import sim_build
@@ -26,17 +27,18 @@ class Simulator:
     def __init__(self, profile: str = "sm_80", seed: int = 0) -> None:
         self.device = ptxsim.Device(profile, seed)
         self.binding = sim_build.load_binding()
+        self.serve = self.launch_described  # what a launch does; tests put faults here
         self._error: Exception | None = None
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
-        for op in ("fwd", "bwd"):
+        for op in ("fwd", "bwd", "decode"):
             self._take_over(op)
         self.binding.set_launcher(self._launch)
 
     @contextmanager
-    def on(self, profile: str, seed: int = 0) -> Iterator[None]:
+    def on(self, profile: str, seed: int = 0, **checks: bool) -> Iterator[None]:
         """Another device, for a while."""
-        before, self.device = self.device, ptxsim.Device(profile, seed)
+        before, self.device = self.device, ptxsim.Device(profile, seed, checks=checks)
         try:
             yield
         finally:
@@ -46,15 +48,26 @@ class Simulator:
         """The entry point of the waist; raises what the simulator found."""
         with self.device:
             try:
-                self.binding.run(params)
+                self._call(params)
             except RuntimeError:
                 ptxsim.raise_pending()
                 raise
 
+    def launch_described(self, params: Any) -> None:
+        with registered(self.device, described(params)):
+            self.launch(params)
+
+    def _call(self, params: Any) -> None:
+        if isinstance(params, self.binding.FwdParams):
+            return self.binding.fwd(params)
+        op = "bwd" if isinstance(params, self.binding.BwdParams) else "decode"
+        nbytes = getattr(self.binding, f"{op}_workspace")(params)
+        workspace = self.device.empty(nbytes, np.uint8, "workspace")
+        getattr(self.binding, op)(params, workspace.ptr)
+
     def _launch(self, params: Any) -> None:
         try:
-            with registered(self.device, described(params, self.binding.bwd_workspace_bytes)):
-                self.launch(params)
+            self.serve(params)
         except Exception as error:
             self._error = error  # C++ knows only what it says
             raise

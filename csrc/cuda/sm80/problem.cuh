@@ -40,13 +40,14 @@ struct Sequence {
 // Row i sees the keys begin(i) <= j < end(i). Causal and windowed masks are both of this form.
 class Sight {
  public:
-  __device__ Sight(const Window& window, int seqlen_q, int seqlen_k)
-      : seqlen_q_(seqlen_q),
+  __device__ Sight(const Window& window, int seqlen_q, int seqlen_k, int first_key = 0)
+      : first_key_(first_key),
+        seqlen_q_(seqlen_q),
         seqlen_k_(seqlen_k),
         first_(window.left < 0 ? -kUnbounded : seqlen_k - seqlen_q - bounded(window.left)),
         end_(window.right < 0 ? kUnbounded : seqlen_k - seqlen_q + bounded(window.right) + 1) {}
 
-  __device__ int begin(int row) const { return max(row + first_, 0); }
+  __device__ int begin(int row) const { return max(row + first_, first_key_); }
   __device__ int end(int row) const { return min(row + end_, seqlen_k_); }
 
   // Key j is seen by the rows row_begin(j) <= i < row_end(j).
@@ -60,7 +61,7 @@ class Sight {
   static constexpr int kUnbounded = 1 << 30;
   __device__ static int bounded(int64_t side) { return int(min(side, int64_t(kMaxSeqlen))); }
 
-  int seqlen_q_, seqlen_k_, first_, end_;
+  int first_key_, seqlen_q_, seqlen_k_, first_, end_;
 };
 
 // The steps of kKeys keys that rows [first_row, end_row) visit, and those that need no mask.

@@ -10,6 +10,7 @@ namespace ptxsim {
 
 const DeviceProfile& find_profile(const std::string& name) {
     static const DeviceProfile profiles[] = {
+        {"sm_75", 7, 5, 40, 49152, 65536, 65536, 65536, 1024, 16, 16ull << 30},
         {"sm_80", 8, 0, 108, 49152, 166912, 167936, 65536, 2048, 32, 80ull << 30},
         {"sm_86", 8, 6, 84, 49152, 101376, 102400, 65536, 1536, 16, 48ull << 30},
         {"sm_89", 8, 9, 128, 49152, 101376, 102400, 65536, 1536, 24, 24ull << 30},
@@ -19,7 +20,7 @@ const DeviceProfile& find_profile(const std::string& name) {
     for (const DeviceProfile& p : profiles)
         if (name == p.name) return p;
     throw SimError(ErrorKind::BadProgram,
-                   "No device profile `" + name + "`: there are sm_80, sm_86, sm_89, sm_90 and sm_120.");
+                   "No device profile `" + name + "`: there are sm_75, sm_80, sm_86, sm_89, sm_90 and sm_120.");
 }
 
 namespace {

@@ -91,10 +91,16 @@ int Runtime::guarded(const std::function<void()>& action) {
     }
 }
 
+void Runtime::parse(FatBinary& binary) {
+    if (binary.module) return;
+    const DeviceProfile& p = *device().profile;
+    std::string text = extract_ptx(binary.data, p.major * 10 + p.minor);
+    binary.module = parse_ptx(on_ptx ? on_ptx(text) : text);
+}
+
 std::shared_ptr<Program> Runtime::program(HostFunction& f) {
     Device& d = device();
-    if (!f.binary->module)
-        f.binary->module = parse_ptx(extract_ptx(f.binary->data, d.profile->major * 10 + d.profile->minor));
+    parse(*f.binary);
     if (!f.program) f.program = decode_kernel(f.binary->module, f.name);
     if (f.program->registers == 0) {
         auto found = probe ? probe(f.binary->module->text, f.name, d.profile->name) : std::make_pair(1, 0);
@@ -128,10 +134,7 @@ u64 Runtime::variable_address(const void* host, u64* bytes) {
         if (found == variables_.end()) return 0;
         variable = found->second;
     }
-    Device& d = device();
-    if (!variable.binary->module)
-        variable.binary->module =
-            parse_ptx(extract_ptx(variable.binary->data, d.profile->major * 10 + d.profile->minor));
+    parse(*variable.binary);
     return module_variable_address(variable.binary->module, variable.name, bytes);
 }
 

@@ -70,6 +70,7 @@ class Runtime {
     Device& device();  // throws if none is active
     bool has_device() const { return device_ != nullptr; }
     void set_device(std::shared_ptr<Device> device) { device_ = std::move(device); }
+    void parse(FatBinary& binary);
     std::shared_ptr<Program> program(HostFunction& function);
     void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared);
     u64 variable_address(const void* host, u64* bytes);
@@ -82,6 +83,7 @@ class Runtime {
     std::unique_ptr<SimError> pending;
     std::function<std::pair<int, int>(const std::string& text, const std::string& kernel, const std::string& arch)>
         probe;
+    std::function<std::string(const std::string& text)> on_ptx;  // may change what is about to be parsed
     std::vector<std::pair<std::string, LaunchReport>> reports;
     static thread_local std::vector<CallConfiguration> calls;
 

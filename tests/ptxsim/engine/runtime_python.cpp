@@ -17,12 +17,21 @@ auto locked_probe(py::function f) {
         return (*held)(text, kernel, arch).cast<std::pair<int, int>>();
     };
 }
+
+auto locked_on_ptx(py::function f) {
+    auto* held = new py::function(std::move(f));
+    return [held](const std::string& text) {
+        py::gil_scoped_acquire lock;
+        return (*held)(text).cast<std::string>();
+    };
+}
 }  // namespace
 
 void bind_runtime(py::module_& m) {
     m.def("set_current_device",
           [](std::shared_ptr<Device> device) { Runtime::instance().set_device(std::move(device)); });
     m.def("set_probe", [](py::function f) { Runtime::instance().probe = locked_probe(std::move(f)); });
+    m.def("set_on_ptx", [](py::function f) { Runtime::instance().on_ptx = locked_on_ptx(std::move(f)); });
     m.def("take_error", []() -> py::object {
         Runtime& r = Runtime::instance();
         if (!r.pending) return py::none();

@@ -16,11 +16,11 @@ from .errors import (
     Undefined,
     Unsupported,
 )
-from .library import Library, compile_object, link_library
+from .library import Library, compile_object, link_library, on_ptx
 from .module import Kernel, Module, compile_cu, find_nvcc, load_ptx, set_smem_limit, use_ptxas_log
 
 __all__ = [
     "CHECKS", "BadProgram", "Counters", "Deadlock", "Device", "Divergence", "Kernel", "LaunchLimit", "Library", "Misaligned", "Module",
     "OutOfBounds", "Race", "Registration", "SimError", "Tensor", "Trap", "Undefined", "Unsupported", "compile_cu", "compile_object",
-    "engine_folder", "errors", "find_nvcc", "link_library", "load_ptx", "raise_pending", "set_smem_limit", "use_ptxas_log",
+    "engine_folder", "errors", "find_nvcc", "link_library", "load_ptx", "on_ptx", "raise_pending", "set_smem_limit", "use_ptxas_log",
 ]  # fmt: skip

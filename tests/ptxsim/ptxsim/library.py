@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ class Library:
         if name not in self._functions:
             self._functions[name] = HostFunction(getattr(self._library, name))
         return self._functions[name]
+
+
+def on_ptx(change: Callable[[str], str]) -> None:
+    """Has `change` see the PTX of each host library when it is first needed; what it returns is what runs: a mutant, say."""
+    native.set_on_ptx(change)
 
 
 def link_library(objects: Sequence[Path], out: Path, extra: Sequence[str] = ()) -> None:

@@ -1,0 +1,86 @@
+// From the waist to the decode kernels of the device at hand, and how they share the work.
+#include "sm80/decode.h"
+
+#include "device.h"
+
+namespace diffattn::cuda {
+namespace {
+
+constexpr int64_t kBlock = 16, kLeastKeys = 512;  // keys of a block, and of a split chosen here
+constexpr int64_t kMostSplits = 256;
+constexpr int64_t kFewNewKeys = 64;  // that CTAs of decoding take from their tensor themselves
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The fewest splits whose CTAs leave little of the last wave of processors idle.
+int64_t choose_splits(int64_t units, int64_t most) {
+  int device = 0, processors = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
+  const auto used = [&](int64_t splits) {
+    const int64_t ctas = units * splits;
+    return double(ctas) / double(ceil_div(ctas, processors) * processors);
+  };
+  double best = 0;
+  for (int64_t n = 1; n <= most; ++n) best = used(n) > best ? used(n) : best;
+  int64_t n = 1;
+  while (used(n) < 0.9 * best) ++n;
+  return n;
+}
+
+sm80::DecodePlan plan_of(const DecodeParams& p) {
+  const Shape& s = p.shape;
+  sm80::DecodePlan plan{};
+  const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q;
+  plan.rows = rows <= sm80::kFewRows ? sm80::kFewRows : sm80::kManyRows;
+  plan.append_first = p.cache.seqlen_new > kFewNewKeys || rows == 0;
+  plan.least_blocks = 1;
+  if (p.num_splits > 0) {
+    const int64_t blocks = ceil_div(s.seqlen_k, kBlock);
+    plan.splits = int(p.num_splits < blocks ? p.num_splits : blocks > 0 ? blocks : 1);
+    return plan;
+  }
+  const int64_t most = ceil_div(s.seqlen_k, kLeastKeys);
+  const int64_t units = s.batch * s.nheads_k * ceil_div(rows, plan.rows);
+  plan.splits = int(choose_splits(units, most < kMostSplits ? most : kMostSplits));
+  if (plan.splits > 1) plan.least_blocks = int(kLeastKeys / kBlock);
+  return plan;
+}
+
+int64_t rows_of(const Shape& s) { return s.batch * s.nheads * s.seqlen_q; }
+
+}  // namespace
+
+int64_t decode_workspace(const DecodeParams& p) {
+  const int64_t splits = plan_of(p).splits;
+  if (splits == 1) return 0;
+  return rows_of(p.shape) * splits * 2 * (p.shape.headdim_v + 1) * int64_t(sizeof(float));
+}
+
+void decode(const DecodeParams& p, void* workspace, void* stream) {
+  check_device();
+  check_shape(p.dtype, p.shape);
+  check_size("cache: sequences or pages", p.cache.blocks, kMaxSeqlen);
+  check_size("page_size", p.cache.paging.page_size, kMaxSeqlen);
+  check_size("seqlen_new", p.cache.seqlen_new, kMaxSeqlen);
+  check_size("query rows of a KV head", rows_of(p.shape) / p.shape.batch / p.shape.nheads_k,
+             kMaxSeqlen);
+  const auto s = static_cast<cudaStream_t>(stream);
+  sm80::DecodePlan plan = plan_of(p);
+  plan.out = static_cast<float*>(workspace);
+  plan.lse = plan.out + rows_of(p.shape) * plan.splits * 2 * p.shape.headdim_v;
+  if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, s);
+  if (rows_of(p.shape) == 0) return;
+  const int64_t d = p.shape.headdim;
+  if (d <= 32)
+    sm80::launch_decode<32>(p, plan, s);
+  else if (d <= 64)
+    sm80::launch_decode<64>(p, plan, s);
+  else if (d <= 96)
+    sm80::launch_decode<96>(p, plan, s);
+  else
+    sm80::launch_decode<128>(p, plan, s);
+  if (plan.splits > 1) sm80::launch_combine(p, plan, s);
+}
+
+}  // namespace diffattn::cuda

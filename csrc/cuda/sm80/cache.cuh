@@ -1,0 +1,57 @@
+// Where the keys of a sequence are when they come from a cache, and how many they are.
+//
+// Lengths, indices and page tables are known to the device alone and may hold anything: whatever
+// they hold, no access leaves the tensors. Keys of which nobody can say where they are, are masked.
+#pragma once
+#include "problem.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+constexpr int kBlockKeys = 16;  // a step of keys; pages are multiples of it
+
+struct CachedSequence {
+  int64_t batch;  // in q and the new keys
+  int row;        // in a cache without pages
+  int capacity;   // 0 where batch_idx names no row
+  int cached;     // keys before this call
+  int keys;       // with those it appends
+  int leftpad;
+
+  __device__ CachedSequence(const DecodeParams& p, int64_t b) : batch(b) {
+    const Cache& cache = p.cache;
+    row = cache.batch_idx ? cache.batch_idx[b] : int(b);
+    const bool exists = cache.paging.block_table || (row >= 0 && row < cache.blocks);
+    capacity = exists ? int(p.shape.seqlen_k) : 0;
+    cached = cache.seqlens ? min(max(cache.seqlens[b], 0), capacity) : capacity;
+    keys = int(min(cached + cache.seqlen_new, int64_t(capacity)));
+    leftpad = cache.leftpad ? max(cache.leftpad[b], 0) : 0;
+  }
+};
+
+// The page that holds a key, and the place of the key in it. A cache without pages is one whose
+// sequences are pages as long as they are.
+class Pages {
+ public:
+  __device__ Pages(const DecodeParams& p, const CachedSequence& s)
+      : table_(nullptr), count_(int(p.cache.blocks)), row_(s.row), shift_(0), mask_(-1) {
+    const Paging& paging = p.cache.paging;
+    if (!paging.block_table) return;
+    table_ = paging.block_table + s.batch * paging.stride;
+    shift_ = __ffs(int(paging.page_size)) - 1;
+    mask_ = int(paging.page_size) - 1;
+  }
+
+  __device__ int of(int key) const { return table_ ? __ldg(table_ + (key >> shift_)) : row_; }
+  __device__ bool exists(int page) const { return page >= 0 && page < count_; }
+
+  // Element offset of the first head's row of a key.
+  __device__ int64_t offset(const View& v, int page, int key) const {
+    return page * v.batch + (key & mask_) * v.row;
+  }
+
+ private:
+  const int32_t* table_;
+  int count_, row_, shift_, mask_;
+};
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,26 @@
+// What comes before and after the kernel that reads the cache, for all head dims.
+#include "combine.cuh"
+
+#include "append.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+void launch_append(const DecodeParams& params, cudaStream_t stream) {
+  params.dtype == DType::bf16 ? launch_append<__nv_bfloat16>(params, stream)
+                              : launch_append<__half>(params, stream);
+}
+
+void launch_combine(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
+  const Shape& shape = params.shape;
+  const int64_t rows = shape.batch * shape.nheads * shape.seqlen_q;
+  const int64_t ctas = (rows + kCombineWarps - 1) / kCombineWarps;
+  check_size("combine: rows x heads x batch", ctas, kMaxCtas);
+  const auto launch = [&](auto element) {
+    combine_kernel<decltype(element)>
+        <<<unsigned(ctas), 32 * kCombineWarps, 0, stream>>>(params, plan);
+  };
+  params.dtype == DType::bf16 ? launch(__nv_bfloat16()) : launch(__half());
+  check(cudaGetLastError(), "combine: launch");
+}
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,34 @@
+// The decode kernels' launchers, one a head dim, each compiled by a file of its own.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "../../diffattn.h"
+
+namespace diffattn::cuda::sm80 {
+
+// How a step of decoding is spread over CTAs, from shapes alone. Query rows are those of a KV head:
+// row m is row m / group of query head m % group of the group.
+struct DecodePlan {
+  int rows;              // query rows of a CTA: kFewRows or kManyRows
+  int splits;            // most parts that the keys of a sequence are cut into
+  int least_blocks;      // of kBlockKeys keys in a part
+  bool append_first;     // by a kernel of its own, else by the CTAs that read the cache
+  float* out = nullptr;  // [batch, head, row, split, comp, dv]   normalised; absent with one split
+  float* lse = nullptr;  // [batch, head, row, split, comp]       log2
+};
+
+constexpr int kFewRows = 8, kManyRows = 32;
+
+template <int kHeadDim>
+void launch_decode(const DecodeParams&, const DecodePlan&, cudaStream_t);
+
+extern template void launch_decode<32>(const DecodeParams&, const DecodePlan&, cudaStream_t);
+extern template void launch_decode<64>(const DecodeParams&, const DecodePlan&, cudaStream_t);
+extern template void launch_decode<96>(const DecodeParams&, const DecodePlan&, cudaStream_t);
+extern template void launch_decode<128>(const DecodeParams&, const DecodePlan&, cudaStream_t);
+
+// Before and after it, where the plan asks for them.
+void launch_append(const DecodeParams&, cudaStream_t);
+void launch_combine(const DecodeParams&, const DecodePlan&, cudaStream_t);
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,118 @@
+"""Would the suite notice? Each mutant of a forward kernel's PTX has to be killed.
+
+    python tests/mutants.py --shape 64 128                all mutants of the bf16 kernel
+    python tests/mutants.py --shape 64 128 --limit 40     a sample
+
+A mutant drops or weakens one barrier, wait, predicate, fence, address term or fragment of the PTX
+that ships (ptxsim.mutate), and goes through the whole way of a call: functional, ops, binding,
+launch code. Survivors are printed with their PTX lines; docs/kernels.md says why each may live.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from support import sim_build
+from support.case import Case
+from support.checks import check_forward, check_saved
+from support.data import flat, make_problem
+from support.impls import Impl, load
+
+ptxsim = sim_build.ptxsim
+mutate: Any = importlib.import_module("ptxsim.mutate")
+
+
+def cases(d: int, dv: int) -> list[Case]:
+    """Few and small: what kills most mutants comes first."""
+    base = Case(batch=1, sq=150, sk=170, heads=2, heads_k=1, d=d, dv=dv, dtype=torch.bfloat16)
+    base = base.but(lam="token", regime="sharp")
+    return [
+        base.but(causal=True, norm="affine", out_scale=0.2),
+        base.but(batch=2, sq=40, sk=100, heads=4, heads_k=2, window=(30, 5), lam="head"),
+        base.but(sq=100, sk=30, causal=True, norm="plain", regime="normal"),
+        base.but(sq=33, sk=300, shared_k=d == dv, scale=-0.2, regime="normal"),
+        base.but(sq=20, sk=70, d=d - 8, dv=(d - 8) * dv // d, regime="init"),
+    ]
+
+
+def check_training(case: Case) -> None:
+    p = make_problem(case)
+    result = torch.ops.diffattn.fwd(
+        p.q, p.k, p.v, p.lam_rows(torch.float32), p.norm_weight, None, None, 0, 0,
+        p.softmax_scale(), -1, 0 if p.causal else -1, p.norm_eps, p.out_scale, False, True,
+    )  # fmt: skip
+    names = ("out", "lse", "o", "o2", "rstd")
+    check_saved({name: x for name, x in zip(names, result, strict=True) if x.numel()}, p)
+
+
+def check_packed(impl: Impl, case: Case) -> None:
+    """Three sequences in one, the second without rows, against one call each."""
+    p = make_problem(case.but(batch=1, sq=70, sk=90, lam="float"))
+    ends_q, ends_k = [0, 33, 33, 70], [0, 50, 55, 90]
+    cu = [torch.tensor(ends, dtype=torch.int32) for ends in (ends_q, ends_k)]
+    packed = [x[0] for x in (flat(p.q), flat(p.k), p.v)]
+    out = impl.varlen(*packed, 0.8, *cu, 37, 50)
+    for i in (0, 2):
+        rows, keys = slice(*ends_q[i : i + 2]), slice(*ends_k[i : i + 2])
+        alone = impl.func(flat(p.q[:, rows]), flat(p.k[:, keys]), p.v[:, keys], 0.8)
+        assert torch.equal(out[rows], alone[0])
+
+
+def check_everything(impl: Impl, d: int, dv: int) -> None:
+    first, *others = cases(d, dv)
+    check_forward(impl, make_problem(first))
+    check_training(first)
+    check_packed(impl, first)
+    for case in others:
+        check_forward(impl, make_problem(case), five_d=True)
+
+
+def checker(impl: Impl, ptx: str, d: int, dv: int) -> Callable[[str], None]:
+    """What one forked process does with one mutant."""
+
+    def check(mutant: str) -> None:
+        ptxsim.on_ptx(lambda text: mutant if text.lstrip() == ptx else text)
+        check_everything(impl, d, dv)
+
+    return check
+
+
+def ptx_of(object_file: Path) -> str:
+    """The PTX embedded in an object that nvcc made without compression."""
+    data = object_file.read_bytes()
+    begin = data.index(b".version ")
+    return data[begin : data.index(b"\0", begin)].decode()
+
+
+def run(shape: tuple[int, int], limit: int | None, seed: int, kinds: tuple[str, ...]) -> Any:
+    d, dv = shape
+    impl = load("sim", "package", "sm_80", 0)
+    (path,) = [x for x in sim_build.kernel_objects() if x.name == f"fwd_d{d}.o"]
+    ptx = ptx_of(path)
+    kernel = f"bfloat16Li{d}ELi{dv}E"
+    return mutate.run_mutants(
+        ptx, checker(impl, ptx, d, dv), kernel=kernel, limit=limit, seed=seed, kinds=kinds
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", type=int, nargs=2, default=(64, 128), metavar=("D", "DV"))
+    parser.add_argument("--limit", type=int, help="draw that many mutants (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--kinds", nargs="+", default=mutate.KINDS, choices=mutate.KINDS)
+    parser.add_argument("--least", type=float, default=0.95, help="the share that must be killed")
+    args = parser.parse_args()
+    report = run(tuple(args.shape), args.limit, args.seed, tuple(args.kinds))
+    print(report)
+    sys.exit(report.rate < args.least)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What ptxas said of every kernel that ships: no spills, no local memory, registers to spare."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import build_cuda  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Report:
+    kernel: str
+    stack: int
+    spills: int
+    registers: int
+
+    def complaints(self) -> list[str]:
+        found = []
+        if self.stack or self.spills:
+            found.append(f"{self.kernel}: {self.stack} bytes of stack, {self.spills} of spills")
+        if not 0 < self.registers <= 255:
+            found.append(f"{self.kernel}: {self.registers} registers")
+        return found
+
+
+def reports(log: str) -> list[Report]:
+    found = []
+    for part in log.split("Compiling entry function ")[1:]:
+        stack, *spills = re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", part)
+        registers = re.findall(r"Used (\d+) registers", part)
+        found.append(
+            Report(part.split("'")[1], int(stack), sum(map(int, spills)), int(registers[0]))
+        )
+    return found
+
+
+@pytest.mark.skipif(
+    not all(build_cuda.log_of(source).exists() for source in build_cuda.sources()),
+    reason="the CUDA module was not built",
+)
+def test_no_kernel_spills() -> None:
+    logs = [build_cuda.log_of(source).read_text() for source in build_cuda.sources()]
+    found = [report for log in logs for report in reports(log)]
+    assert len(found) >= 16, "4 head dims, 2 dtypes, V as wide as Q or twice"
+    complaints = [complaint for report in found for complaint in report.complaints()]
+    assert not complaints, "\n".join(complaints)
+
+
+LOG = """ptxas info    : Compiling entry function '_Z3fwd' for 'sm_80'
+ptxas info    : Function properties for _Z3fwd
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 254 registers, used 16 barriers, 864 bytes cmem[0]
+"""
+
+
+def test_a_spill_is_seen() -> None:
+    assert not reports(LOG)[0].complaints()
+    for clean in ("0 bytes stack", "0 bytes spill stores", "0 bytes spill loads", "254 registers"):
+        dirty = LOG.replace(clean, "256" + clean.lstrip("0254"))
+        assert dirty != LOG and reports(dirty)[0].complaints(), clean
