@@ -111,11 +111,12 @@ class RowPreparation {
     load(p_.o, row, o);
     load(p_.o2, row, o2);
     const float rstd = normed_ && is_there ? number(p_.rstd, row) : 1.f;
+    const float lambda = is_there ? number(p_.lam, row) : 0.f;
     if (normed_)
       take_back_norm(u, o, rstd);
     else
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) u[i] *= scale_;
+      take_back_scale(u, o);
+    turn_back(o, o2, lambda);
 
     float lam_sum = 0, d = 0, d2 = 0;
 #pragma unroll
@@ -135,10 +136,7 @@ class RowPreparation {
       return;
     }
 
-    // Without a norm it is O·scale that forward left.
-    if (!normed_) d = scale_ == 0 ? 0.f : d / scale_;
     static_cast<float*>(p_.dlam.data)[offset(p_.dlam, row)] = -rstd * lam_sum;
-    const float lambda = number(p_.lam, row);
     const float lse1 = number(p_.lse, row, 0), lse2 = number(p_.lse, row, 1);
     float dlse1 = 0, dlse2 = 0;
     if (p_.dlse.data) {
@@ -154,6 +152,21 @@ class RowPreparation {
                     {fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd),
                      fmaf(lambda, d2, d) - dlse1, fmaf(lambda, d2, dlse2)},
                     -lambda);
+  }
+
+  // Without a norm it is O·scale that forward left.
+  __device__ void take_back_scale(float (&u)[kChunk], float (&o)[kChunk]) const {
+    const float inverse = scale_ == 0 ? 0.f : 1 / scale_;
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) u[i] *= scale_, o[i] *= inverse;
+  }
+
+  // From O = O1 - lambda·O2 and O2 + lambda·O1 to O and O2. To save O2 itself would leave the
+  // rounding of both to O1 = O + lambda·O2.
+  __device__ static void turn_back(const float (&o)[kChunk], float (&o2)[kChunk], float lambda) {
+    const float inverse = 1 / fmaf(lambda, lambda, 1.f);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) o2[i] = fmaf(-lambda, o[i], o2[i]) * inverse;
   }
 
   // dY becomes u; o is the output before the norm. Adds to the gradient of the weight.
