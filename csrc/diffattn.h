@@ -53,7 +53,7 @@ struct FwdParams {
   View out;   // [batch, row, head, dv]
   View lse;   // [comp, batch, head, row]
   View o;     // [batch, row, head, dv]   the output before the norm, for backward; absent otherwise
-  View o2;    // [batch, row, head, dv]   O2, for backward; absent where a backend recomputes D2
+  View o2;    // [batch, row, head, dv]   O2 + lam·O1, for backward; absent where a backend needs none
   View rstd;  // [batch, head, row]       absent without a norm
   double softmax_scale;
   Window window;
@@ -75,6 +75,7 @@ struct BwdParams {
   Window window;
   Norm norm;
   Varlen varlen;
+  bool deterministic;  // bitwise the same from run to run; the CPU backend always is
 };
 
 struct Rotary {
@@ -138,6 +139,11 @@ namespace cuda {
 // stream is a cudaStream_t. Base and strides of q, k, v and norm.weight are multiples of 16 bytes.
 // Throws std::runtime_error where the device or a size is not supported.
 void fwd(const FwdParams&, void* stream);
+
+// The bytes of device memory that bwd needs besides its tensors, not initialised; from shapes and
+// totals alone. Bases and strides of dout, o and o2 too are multiples of 16 bytes.
+int64_t bwd_workspace(const BwdParams&);
+void bwd(const BwdParams&, void* workspace, void* stream);
 
 // The bytes of device memory that decode needs besides its tensors; from shapes alone.
 int64_t decode_workspace(const DecodeParams&);

@@ -175,8 +175,8 @@ _library = torch.library.Library("diffattn", "IMPL")
 _missing = _load_cuda()
 if _missing:
     _refuse_cuda("fwd", _missing)
+    _refuse_cuda("bwd", _missing)
     _refuse_cuda("decode", _missing)
-_refuse_cuda("bwd", _missing or "the backward kernels for CUDA do not exist yet: use CPU tensors")
 
 for _device in ("CPU", "CUDA"):
     _register_autocast("fwd", _device, (0, 1, 2))

@@ -118,19 +118,21 @@ struct Attention {
   }
 };
 
+inline void check_output(const Attention& a, const char* name, const Tensor& t) {
+  const Shape& s = a.shape;
+  check_dtype(name, t, a.q.scalar_type(), ", as q");
+  check_device(name, t, a.q);
+  if (a.packed)
+    check_shape(name, t, "(total_q, nheads, headdim_v)", {a.total_q(), s.nheads, s.headdim_v});
+  else
+    check_shape(name, t, "(batch, seqlen_q, nheads, headdim_v)",
+                {s.batch, s.seqlen_q, s.nheads, s.headdim_v});
+}
+
 // What forward left, and the gradients of what it returned.
 inline void check_saved(const Attention& a, const Tensor& dout, const OptionalTensor& dlse,
                         const Tensor& o, const Tensor& lse, const Tensor& rstd) {
   const Shape& s = a.shape;
-  const auto check_output = [&](const char* name, const Tensor& t) {
-    check_dtype(name, t, a.q.scalar_type(), ", as q");
-    check_device(name, t, a.q);
-    if (a.packed)
-      check_shape(name, t, "(total_q, nheads, headdim_v)", {a.total_q(), s.nheads, s.headdim_v});
-    else
-      check_shape(name, t, "(batch, seqlen_q, nheads, headdim_v)",
-                  {s.batch, s.seqlen_q, s.nheads, s.headdim_v});
-  };
   const auto check_lse = [&](const char* name, const Tensor& t) {
     check_dtype(name, t, compute_type(a.q), "");
     check_device(name, t, a.q);
@@ -139,11 +141,11 @@ inline void check_saved(const Attention& a, const Tensor& dout, const OptionalTe
     else
       check_shape(name, t, "(2, batch, nheads, seqlen_q)", {2, s.batch, s.nheads, s.seqlen_q});
   };
-  check_output("dout", dout);
+  check_output(a, "dout", dout);
   check_lse("lse", lse);
   if (dlse) check_lse("dlse", *dlse);
   if (!a.norm_eps) return;
-  check_output("o", o);
+  check_output(a, "o", o);
   check(last_is_contiguous(o), "o must have contiguous rows");
   check_dtype("rstd", rstd, compute_type(a.q), "");
   check_device("rstd", rstd, a.q);

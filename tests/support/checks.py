@@ -93,10 +93,11 @@ def check_saved(saved: dict[str, Tensor], problem: Problem) -> None:
     plain = p.but(norm_weight=None, norm_eps=None, out_scale=1.0)
     o = exact_forward(plain)[0]
     # O = O1 - lambda O2 is linear in lambda.
-    o2 = exact_forward(plain.but(lam=0.0))[0] - exact_forward(plain.but(lam=1.0))[0]
+    o1 = exact_forward(plain.but(lam=0.0))[0]
+    turned = o1 - exact_forward(plain.but(lam=1.0))[0] + p.lam_rows(torch.float64)[..., None] * o1
     for name, exact, emulated in (
         ("o", o, [run.out for run in runs]),
-        ("o2", o2, [run.out2 for run in runs]),
+        ("o2", turned, [run.turned for run in runs]),
     ):
         if name in saved:
             squares = emulated_squares(exact, [run.transpose(1, 2) for run in emulated], (0, 2))

@@ -2,7 +2,7 @@
 
 16-bit dtypes: products accumulated in fp32; P, A = P1 - lambda P2, dS and u rounded once to the
 dtype where a tensor core would read them (the normaliser sums the rounded P); O1 - lambda O2 in
-fp32; one rounding of each result. Saved for backward: O and O2 in the dtype, the LSEs in fp32.
+fp32; one rounding of each result. Saved for backward: O and O2 + lambda O1 in the dtype, the LSEs in fp32.
 
 fp32 and fp64: everything in that dtype, each product summed term after term in a random order.
 Rounding there comes from the order of summation alone, and one term after another is the order
@@ -34,7 +34,7 @@ class Forward:
 
     y: Tensor  # (b, h, sq, dv) the output, rounded
     out: Tensor  # (b, h, sq, dv) before the norm, rounded
-    out2: Tensor  # (b, h, sq, dv) rounded
+    turned: Tensor  # (b, h, sq, dv) O2 + lambda O1, rounded: with `out`, O1 and O2 rotated
     lse: Tensor  # (2, b, h, sq)
     rstd: Tensor  # (b, h, sq, 1)
     terms: Tensor  # (b, h, sq) norms of O1 and lambda O2, summed: what the subtraction cancels
@@ -110,7 +110,8 @@ class Emulation:
             y = y * p.norm_weight.to(self.acc).cpu()
         y = self.rounded(y * p.out_scale)
         terms = o[0].norm(dim=-1) + (self.lam * o[1]).norm(dim=-1)
-        return Forward(y, self.rounded(out), self.rounded(o[1]), lse, rstd, terms)
+        turned = self.rounded(o[1] + self.lam * o[0])
+        return Forward(y, self.rounded(out), turned, lse, rstd, terms)
 
     def backward(self) -> dict[str, Tensor]:
         """Gradients in canonical shapes: q, k, v; lam by (batch, seqlen_q, nheads); norm_weight."""
@@ -125,7 +126,8 @@ class Emulation:
             mean = self.total(g * x_hat, -1) / g.shape[-1]
             g = g - mean * x_hat
         u = self.rounded(g)  # dO = rstd * u
-        d2 = self.total(u * saved.out2, -1) * saved.rstd
+        out2 = (saved.turned - self.lam * saved.out) / (1 + self.lam.square())
+        d2 = self.total(u * out2, -1) * saved.rstd
         d1 = self.total(u * saved.out, -1) * saved.rstd + self.lam * d2
         dp = self.matmul(u, self.v.transpose(-1, -2)) * saved.rstd  # (b, h, sq, sk)
         lse = saved.lse.masked_fill(saved.lse == -torch.inf, 0.0)

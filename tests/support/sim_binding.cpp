@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../../csrc/bindings/cuda_bwd.h"
 #include "../../csrc/bindings/cuda_decode.h"
 
 namespace py = pybind11;
@@ -26,6 +27,11 @@ void launch(const Params& p, const Tensor& /*q*/) {
 void fwd(const FwdParams& p) {
   const py::gil_scoped_release unlock;  // the simulator asks Python for the kernels' registers
   cuda::fwd(p, nullptr);
+}
+
+void bwd(const BwdParams& p, uintptr_t workspace) {
+  const py::gil_scoped_release unlock;
+  cuda::bwd(p, reinterpret_cast<void*>(workspace), nullptr);
 }
 
 void decode(const DecodeParams& p, uintptr_t workspace) {
@@ -94,6 +100,30 @@ void bind_params(py::module_& m) {
       .def_readwrite("window", &FwdParams::window)
       .def_readwrite("norm", &FwdParams::norm)
       .def_readwrite("varlen", &FwdParams::varlen);
+  py::class_<BwdParams> bwd(m, "BwdParams");
+  bwd.def(py::init<>())
+      .def_readwrite("dtype", &BwdParams::dtype)
+      .def_readwrite("shape", &BwdParams::shape)
+      .def_readwrite("q", &BwdParams::q)
+      .def_readwrite("k", &BwdParams::k)
+      .def_readwrite("v", &BwdParams::v)
+      .def_readwrite("lam", &BwdParams::lam)
+      .def_readwrite("o", &BwdParams::o)
+      .def_readwrite("o2", &BwdParams::o2)
+      .def_readwrite("lse", &BwdParams::lse)
+      .def_readwrite("rstd", &BwdParams::rstd)
+      .def_readwrite("dout", &BwdParams::dout)
+      .def_readwrite("dlse", &BwdParams::dlse)
+      .def_readwrite("dq", &BwdParams::dq)
+      .def_readwrite("dk", &BwdParams::dk)
+      .def_readwrite("dv", &BwdParams::dv)
+      .def_readwrite("dlam", &BwdParams::dlam)
+      .def_readwrite("softmax_scale", &BwdParams::softmax_scale)
+      .def_readwrite("window", &BwdParams::window)
+      .def_readwrite("norm", &BwdParams::norm)
+      .def_readwrite("varlen", &BwdParams::varlen)
+      .def_readwrite("deterministic", &BwdParams::deterministic);
+  def_address(bwd, "dnorm_weight", &BwdParams::dnorm_weight);
 }
 
 void bind_cache(py::module_& m) {
@@ -137,6 +167,7 @@ void bind_cache(py::module_& m) {
 
 STABLE_TORCH_LIBRARY_IMPL(diffattn_sim, CPU, m) {
   m.impl("fwd", TORCH_BOX(&cuda_fwd<launch<FwdParams>>));
+  m.impl("bwd", TORCH_BOX(&cuda_bwd<launch<BwdParams>>));
   m.impl("decode", TORCH_BOX(&cuda_decode<launch<DecodeParams>>));
 }
 
@@ -145,6 +176,8 @@ PYBIND11_MODULE(sim_binding, m) {
   bind_params(m);
   bind_cache(m);
   m.def("fwd", &fwd);
+  m.def("bwd", &bwd);
+  m.def("bwd_workspace", &cuda::bwd_workspace);
   m.def("decode", &decode);
   m.def("decode_workspace", &cuda::decode_workspace);
   m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });

@@ -51,7 +51,7 @@ FOLLOWED = 1 << 28
 
 def described(p: Any) -> list[Memory]:
     """Every tensor of a launch, as csrc/diffattn.h has it."""
-    return _of_forward(p) if hasattr(p, "varlen") else _of_decode(p)
+    return _of_training(p) if hasattr(p, "varlen") else _of_decode(p)
 
 
 def _of_decode(p: Any) -> list[Memory]:
@@ -90,8 +90,8 @@ def _of_decode(p: Any) -> list[Memory]:
     return [memory for memory in found if memory.exists()]
 
 
-def _of_forward(p: Any) -> list[Memory]:
-    """Of outputs the rows with an owner."""
+def _of_training(p: Any) -> list[Memory]:
+    """Forward or backward; of outputs the rows with an owner."""
     s, packed = p.shape, p.varlen.cu_seqlens_q != 0
     batch = 1 if packed else s.batch
     total_q = p.varlen.total_q if packed else s.seqlen_q
@@ -117,31 +117,49 @@ def _of_forward(p: Any) -> list[Memory]:
         vector("cu_seqlens_q", p.varlen.cu_seqlens_q, s.batch + 1),
         vector("cu_seqlens_k", p.varlen.cu_seqlens_k, s.batch + 1),
     ]
-    outputs = [
-        rows("out", p.out, total_q, s.nheads, 1, s.headdim_v),
+    saved = [
         rows("o", p.o, total_q, s.nheads, 1, s.headdim_v),
         rows("o2", p.o2, total_q, s.nheads, 1, s.headdim_v),
         numbers("lse", p.lse, 2),
         numbers("rstd", p.rstd, 1),
     ]
-    outputs = [memory for memory in outputs if memory.exists()]
-    if packed:
-        outputs = [part for memory in outputs for part in _owned(memory, p)]
+    if not hasattr(p, "dout"):
+        of_q, of_k, others = [rows("out", p.out, total_q, s.nheads, 1, s.headdim_v), *saved], [], []
+    else:
+        dout = rows("dout", p.dout, total_q, s.nheads, 1, s.headdim_v)
+        inputs += [*saved, dout, numbers("dlse", p.dlse, 2)]
+        of_q = [rows("dq", p.dq, total_q, s.nheads, 2, s.headdim), numbers("dlam", p.dlam, 1)]
+        of_k = [
+            rows("dk", p.dk, total_k, s.nheads_k, s.k_components, s.headdim),
+            rows("dv", p.dv, total_k, s.nheads_k, 1, s.headdim_v),
+        ]
+        others = [vector("dnorm_weight", p.dnorm_weight, s.headdim_v)]
+    outputs = [
+        *_owned(of_q, p, p.varlen.cu_seqlens_q, p.varlen.total_q, s.seqlen_q),
+        *_owned(of_k, p, p.varlen.cu_seqlens_k, p.varlen.total_k, s.seqlen_k),
+        *others,
+    ]
     outputs = [replace(memory, written=True) for memory in outputs]
     return [memory for memory in inputs + outputs if memory.exists()]
 
 
-def _owned(memory: Memory, p: Any) -> Iterator[Memory]:
-    """The rows of a packed output that belong to a sequence: all, if cu_seqlens are right."""
-    ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(p.varlen.cu_seqlens_q))
-    total = p.varlen.total_q
+def _owned(
+    memories: list[Memory], p: Any, cu_seqlens: int, total: int, longest: int
+) -> Iterator[Memory]:
+    """The rows of packed outputs that belong to a sequence: all, if cu_seqlens are right."""
+    memories = [memory for memory in memories if memory.exists()]
+    if cu_seqlens == 0:
+        yield from memories
+        return
+    ends = np.array((ctypes.c_int32 * (p.shape.batch + 1)).from_address(cu_seqlens))
     owned = np.zeros(total + 2, np.int8)
     for first, last in zip(ends[:-1].clip(0, total), ends[1:].clip(0, total), strict=True):
-        owned[1 + first : 1 + min(last, first + p.shape.seqlen_q)] = 1
+        owned[1 + first : 1 + min(last, first + longest)] = 1
     for first, last in np.flatnonzero(np.diff(owned)).reshape(-1, 2).tolist():
-        _, *others = memory.sizes[1:]
-        address = memory.address + first * memory.strides[1] * memory.itemsize
-        yield replace(memory, address=address, sizes=(1, last - first, *others))
+        for memory in memories:
+            _, *others = memory.sizes[1:]
+            address = memory.address + first * memory.strides[1] * memory.itemsize
+            yield replace(memory, address=address, sizes=(1, last - first, *others))
 
 
 @contextmanager

@@ -33,8 +33,8 @@ class Simulator:
         self._error: Exception | None = None
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
-        self._take_over("fwd")
-        self._take_over("decode")
+        for op in ("fwd", "bwd", "decode"):
+            self._take_over(op)
         self.binding.set_launcher(self._launch)
 
     @contextmanager
@@ -62,9 +62,10 @@ class Simulator:
     def _call(self, params: Any) -> None:
         if isinstance(params, self.binding.FwdParams):
             return self.binding.fwd(params)
-        nbytes = self.binding.decode_workspace(params)
+        op = "bwd" if isinstance(params, self.binding.BwdParams) else "decode"
+        nbytes = getattr(self.binding, f"{op}_workspace")(params)
         workspace = self.device.empty(nbytes, np.uint8, "workspace")
-        self.binding.decode(params, workspace.ptr)
+        getattr(self.binding, op)(params, workspace.ptr)
 
     def _launch(self, params: Any) -> None:
         try:

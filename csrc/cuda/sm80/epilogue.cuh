@@ -71,9 +71,9 @@ class Epilogue {
   __device__ void run(const Softmax<kRowTiles>& softmax, O& o_own, O& o_other, const Wait& wait) {
     normalise(softmax, o_own, o_other, wait);
     if (comp_ == 1) swap(o_own, o_other);
-    O &o = o_own, &o2 = o_other;  // O1, then O
+    O &o = o_own, &o2 = o_other;  // O1 and O2, then O and O2 + lambda·O1
+    rotate(o, o2);
     if (p_.o2.data) store(o2, p_.o2);
-    subtract(o, o2);
     if (p_.norm.eps >= 0) {
       if (p_.o.data) store(o, p_.o);
       normalise_rms(o, wait);
@@ -139,8 +139,9 @@ class Epilogue {
         }
   }
 
-  // O = O1 - lambda·O2, in fp32
-  __device__ void subtract(O& o, const O& o2) const {
+  // O = O1 - lambda·O2, in fp32, and what backward needs beside it. The two are O1 and O2 rotated, so
+  // what their rounding costs is spread evenly over both, whatever lambda is.
+  __device__ void rotate(O& o, O& o2) const {
     const auto* lam =
         static_cast<const float*>(p_.lam.data) + sequence_.q_offset(p_.lam) + head_ * p_.lam.head;
     for_rows([&](int m, int half, int row) {
@@ -148,8 +149,11 @@ class Epilogue {
 #pragma unroll
       for (int n = 0; n < kColTiles; ++n)
 #pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i)
-          o[m][n][i] = fmaf(-lambda, o2[m][n][i], o[m][n][i]);
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          const float o1 = o[m][n][i];
+          o[m][n][i] = fmaf(-lambda, o2[m][n][i], o1);
+          o2[m][n][i] = fmaf(lambda, o1, o2[m][n][i]);
+        }
     });
   }
 

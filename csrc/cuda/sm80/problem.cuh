@@ -42,6 +42,7 @@ class Sight {
  public:
   __device__ Sight(const Window& window, int seqlen_q, int seqlen_k, int first_key = 0)
       : first_key_(first_key),
+        seqlen_q_(seqlen_q),
         seqlen_k_(seqlen_k),
         first_(window.left < 0 ? -kUnbounded : seqlen_k - seqlen_q - bounded(window.left)),
         end_(window.right < 0 ? kUnbounded : seqlen_k - seqlen_q + bounded(window.right) + 1) {}
@@ -49,11 +50,18 @@ class Sight {
   __device__ int begin(int row) const { return max(row + first_, first_key_); }
   __device__ int end(int row) const { return min(row + end_, seqlen_k_); }
 
+  // Key j is seen by the rows row_begin(j) <= i < row_end(j).
+  __device__ int row_begin(int key) const { return max(key - end_ + 1, 0); }
+  __device__ int row_end(int key) const { return min(last_row(key) + 1, seqlen_q_); }
+
+  // The last row that sees a key, were there rows without end.
+  __device__ int last_row(int key) const { return key - first_; }
+
  private:
   static constexpr int kUnbounded = 1 << 30;
   __device__ static int bounded(int64_t side) { return int(min(side, int64_t(kMaxSeqlen))); }
 
-  int first_key_, seqlen_k_, first_, end_;
+  int first_key_, seqlen_q_, seqlen_k_, first_, end_;
 };
 
 // The steps of kKeys keys that rows [first_row, end_row) visit, and those that need no mask.
@@ -66,6 +74,24 @@ struct Steps {
     end = (max(sight.end(end_row - 1), 0) + keys - 1) / keys;
     full_begin = (sight.begin(end_row - 1) + keys - 1) / keys;
     full_end = max(sight.end(first_row), 0) / keys;
+  }
+
+  __device__ bool is_full(int step) const { return step >= full_begin && step < full_end; }
+};
+
+// The steps of `rows` rows that see some key of the block of `keys` keys from first_key on, and
+// those whose every row sees every key of it. Rows behind the last may count as seeing.
+struct RowSteps {
+  int begin, end, full_begin, full_end;
+
+  __device__ RowSteps(const Sight& sight, int first_key, int keys, int seqlen_k, int rows) {
+    const int end_key = first_key + keys;
+    const int first_row = sight.row_begin(first_key);
+    const int end_row = sight.row_end(min(end_key, seqlen_k) - 1);
+    begin = first_row / rows;
+    end = first_row < end_row ? (end_row + rows - 1) / rows : begin;
+    full_begin = (sight.row_begin(end_key - 1) + rows - 1) / rows;
+    full_end = end_key <= seqlen_k ? max(sight.last_row(first_key) + 1, 0) / rows : 0;
   }
 
   __device__ bool is_full(int step) const { return step >= full_begin && step < full_end; }

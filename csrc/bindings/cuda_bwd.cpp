@@ -1,0 +1,23 @@
+// Backward on CUDA tensors.
+#include "cuda_bwd.h"
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+namespace diffattn::bindings {
+namespace {
+
+// On q's device, whichever is current, and behind what torch has queued there.
+void launch(const BwdParams& p, const Tensor& q) {
+  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
+  const Tensor workspace = new_workspace(p, q);
+  cuda::bwd(p, workspace.data_ptr(), stream);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) { m.impl("bwd", TORCH_BOX(&cuda_bwd<launch>)); }
+
+}  // namespace diffattn::bindings
