@@ -53,7 +53,7 @@ struct FwdParams {
   View out;   // [batch, row, head, dv]
   View lse;   // [comp, batch, head, row]
   View o;     // [batch, row, head, dv]   the output before the norm, for backward; absent otherwise
-  View o2;    // [batch, row, head, dv]   O2 + lam·O1, for backward; absent where a backend needs none
+  View o2;    // [batch, row, head, dv]   O2 + lam·O1, for backward; absent where not needed
   View rstd;  // [batch, head, row]       absent without a norm
   double softmax_scale;
   Window window;

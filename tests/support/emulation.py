@@ -2,7 +2,8 @@
 
 16-bit dtypes: products accumulated in fp32; P, A = P1 - lambda P2, dS and u rounded once to the
 dtype where a tensor core would read them (the normaliser sums the rounded P); O1 - lambda O2 in
-fp32; one rounding of each result. Saved for backward: O and O2 + lambda O1 in the dtype, the LSEs in fp32.
+fp32; one rounding of each result. Saved for backward: O and O2 + lambda O1 in the dtype, the LSEs
+in fp32.
 
 fp32 and fp64: everything in that dtype, each product summed term after term in a random order.
 Rounding there comes from the order of summation alone, and one term after another is the order

@@ -15,7 +15,7 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 # A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/kernels.md.
-CUDA = {"tile": (128, 32)}
+CUDA = {"contains_nan_backward": False, "tile": (128, 32)}
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -35,6 +35,7 @@ class Impl:
     traces: bool = True  # its fake kernels are those of the device its tensors are on
     contains_nan: bool = True  # a NaN reaches only the rows that see it,
     tile: tuple[int, int] = (1, 1)  # or, in V, all rows of a tile (rows, keys) that is seen in part
+    contains_nan_backward: bool = True  # nor do its gradients reach pairs that a mask hides
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
     @property

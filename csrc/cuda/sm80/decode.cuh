@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       softmax.template exponentiate<Element>(s, p, exact);
       if (softmax.outgrown(exact)) {
         float factor[1][2];
-        softmax.template raise<Element>(s, factor);
+        softmax.template raise<Element>(s, exact, factor);
         softmax.template exponentiate<Element>(s, p, exact);
         scale_rows(o, factor);
       }

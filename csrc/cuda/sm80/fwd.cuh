@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     softmax.template exponentiate<Element>(s, p_own, exact);
     if (softmax.outgrown(exact)) {
       float factor[kRowTiles][2];
-      softmax.template raise<Element>(s, factor);
+      softmax.template raise<Element>(s, exact, factor);
       softmax.template exponentiate<Element>(s, p_own, exact);
       scale_rows(o_own, factor);
       handover.rows.put(factor);

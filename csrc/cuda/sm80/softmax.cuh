@@ -6,8 +6,9 @@
 namespace diffattn::cuda::sm80 {
 
 // The reference that exponents are taken from need not be the row's maximum. When it is set, it is
-// set kHeadroom above the maximum (log2), and it stays until some P reaches 2: most steps need
+// set kHeadroom above the maximum (log2), and it stays until some P reaches kLimit: most steps need
 // neither a reduction over lanes nor a rescale of O.
+constexpr float kLimit = 2;  // of P, and of what a lane adds up in a step
 
 // Sum and maximum over the four lanes that share a row.
 __device__ inline float quad_sum(float x) {
@@ -67,17 +68,19 @@ struct Softmax {
       }
   }
 
-  // Whether some P of this warp may have reached 2.
+  // Whether some P of this warp may have reached the limit.
   __device__ static bool outgrown(const float (&exact)[kRowTiles][2]) {
     float greatest = 0;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) greatest = fmaxf(greatest, fmaxf(exact[m][0], exact[m][1]));
-    return __any_sync(0xffffffffu, greatest >= 2);
+    return __any_sync(0xffffffffu, greatest >= kLimit);
   }
 
-  // Sets the references of rows that grew by S; factor is what O has to be multiplied by.
+  // Sets the references of the rows that have outgrown theirs; factor is what O has to be multiplied
+  // by. Other rows stay as they are, to the bit, for no row's result may depend on its neighbours.
   template <class Element, int kKeyTiles>
-  __device__ void raise(const float (&s)[kRowTiles][kKeyTiles][4], float (&factor)[kRowTiles][2]) {
+  __device__ void raise(const float (&s)[kRowTiles][kKeyTiles][4],
+                        const float (&exact)[kRowTiles][2], float (&factor)[kRowTiles][2]) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -86,8 +89,8 @@ struct Softmax {
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n)
           greatest = fmaxf(greatest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-        const float raised =
-            fmaxf(reference[m][half], quad_max(greatest) * scale + Half<Element>::kHeadroom);
+        const float needed = quad_max(greatest) * scale + Half<Element>::kHeadroom;
+        const float raised = quad_max(exact[m][half]) >= kLimit ? needed : reference[m][half];
         factor[m][half] = exp2f(reference[m][half] - raised);
         reference[m][half] = raised;
         sums[m][2 * half] *= factor[m][half];
