@@ -15,9 +15,6 @@ from torch import Tensor
 FP64 = pytest.mark.parametrize("dtype", [torch.float64], ids=short)
 
 
-pytestmark = pytest.mark.needs("has_backward")
-
-
 def _everything() -> list[Case]:
     rows = pairwise(
         {

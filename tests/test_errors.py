@@ -201,7 +201,6 @@ def test_cu_seqlens_types(impl: Impl, name: str) -> None:
         impl.varlen(**legal | {"lam": lam})
 
 
-@pytest.mark.needs("has_backward")
 def test_double_backward(impl: Impl) -> None:
     p, named = leaves(make_problem(Case(sq=9, sk=7, dtype=impl.dtypes[0]), impl.device))
     out = impl.func(flat(p.q), flat(p.k), p.v, 0.5)

@@ -15,7 +15,7 @@ from support.impls import Impl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-pytestmark = [pytest.mark.needs(what) for what in ("has_ops", "traces", "has_backward")]
+pytestmark = [pytest.mark.needs(what) for what in ("has_ops", "traces")]
 CASES = [
     Case(sq=9, sk=12, causal=True, lam="token"),
     Case(sq=9, sk=12, norm="affine", lam="scalar", heads=4, heads_k=2),

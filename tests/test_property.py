@@ -50,7 +50,6 @@ def test_legal_forward(impl: Impl, data: st.DataObject) -> None:
     check_forward(impl, make_problem(case, impl.device), five_d=case.seed % 2 == 0)
 
 
-@pytest.mark.needs("has_backward")
 @given(data=st.data())
 def test_legal_backward(impl: Impl, data: st.DataObject) -> None:
     case = data.draw(legal(impl.dtypes, 80))

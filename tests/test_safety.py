@@ -106,7 +106,6 @@ def test_nan_lambda_reaches_its_token_and_head(impl: Impl, dtype: torch.dtype, n
     assert torch.equal(clean[1], dirty[1])
 
 
-@pytest.mark.needs("has_backward")
 @contained_backward
 @DTYPE
 @pytest.mark.parametrize("where", ["q", "lam", "dout"])
@@ -137,7 +136,6 @@ def test_nan_of_a_row_reaches_only_its_gradients(
         assert bool(reached.isnan().all()), name
 
 
-@pytest.mark.needs("has_backward")
 @contained_backward
 @DTYPE
 def test_nan_of_an_unseen_key_reaches_no_gradient(impl: Impl, dtype: torch.dtype) -> None:
@@ -179,7 +177,7 @@ def test_five_runs_and_any_threads_give_the_same_bits(
             with threads(1 + run % 2):
                 again = _run(impl, p)
                 assert all(torch.equal(a, b) for a, b in zip(again, forward, strict=True))
-                if impl.has_backward and (deterministic or impl.device.type == "cpu"):
+                if deterministic or impl.device.type == "cpu":
                     grads = run_backward(impl.func, p, deterministic=deterministic)
                     backward = backward or grads
                     for name, gradient in grads.items():
@@ -220,12 +218,11 @@ def test_empty_tensors(impl: Impl, dtype: torch.dtype, empty: str, lam: str, nor
     assert out.shape == (case.batch, case.sq, 2, 64) and out.dtype == dtype
     assert lse.shape == (2, case.batch, 2, case.sq)
     assert bool((out == 0).all()) and bool((lse == -torch.inf).all())
-    gradients = run_backward(impl.func, p) if impl.has_backward else {}
+    gradients = run_backward(impl.func, p)
     for name, gradient in gradients.items():
         assert gradient.shape == getattr(p, name).shape and bool((gradient == 0).all()), name
 
 
-@pytest.mark.needs("has_backward")
 @DTYPE
 @pytest.mark.parametrize("norm", ["none", "affine"])
 def test_rows_without_keys_have_zero_gradients(impl: Impl, dtype: torch.dtype, norm: str) -> None:
@@ -247,12 +244,12 @@ def test_rows_without_keys_have_zero_gradients(impl: Impl, dtype: torch.dtype, n
 def test_outputs_are_written_over_dirty_memory(impl: Impl, dtype: torch.dtype) -> None:
     """The allocator hands out freed NaNs: every element of every result has to be written."""
     p = make_problem(Case(sq=66, sk=30, dtype=dtype, causal=True, norm="plain"), impl.device)
-    expected = run_backward(impl.func, p) if impl.has_backward else {}
+    expected = run_backward(impl.func, p)
     for _ in range(3):
         for tensor in [p.q, p.k, p.v, p.dout]:
             dirty = [torch.full_like(tensor, torch.nan) for _ in range(4)]
             del dirty
-        got = run_backward(impl.func, p) if impl.has_backward else {}
+        got = run_backward(impl.func, p)
         assert all(torch.equal(got[name], gradient) for name, gradient in expected.items())
         out, lse = _run(impl, p)
         assert bool(out.isfinite().all()) and not bool(lse.isnan().any())

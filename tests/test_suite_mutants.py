@@ -140,7 +140,6 @@ GRADIENT_FAULTS = {
 }
 
 
-@pytest.mark.needs("has_backward")
 @DTYPE
 @pytest.mark.parametrize("fault", list(GRADIENT_FAULTS))
 def test_the_backward_law_goes_red(impl: Impl, dtype: torch.dtype, fault: str) -> None:

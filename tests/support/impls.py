@@ -31,7 +31,6 @@ class Impl:
     kvcache: Callable[..., Any]
     has_ops: bool  # registered with torch.library: compiles, autocasts, has fake kernels
     checks_values: bool  # reads index tensors and raises (CUDA clamps instead: no host sync)
-    has_backward: bool = True
     traces: bool = True  # its fake kernels are those of the device its tensors are on
     contains_nan: bool = True  # a NaN reaches only the rows that see it,
     tile: tuple[int, int] = (1, 1)  # or, in V, all rows of a tile (rows, keys) that is seen in part
