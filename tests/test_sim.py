@@ -49,6 +49,7 @@ def test_any_seed_gives_the_same_result(impl: Impl, sim: Simulator, shape: tuple
             check_answer(*run(impl, p), p)
 
 
+@pytest.mark.needs("saves_o2")
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
 @pytest.mark.parametrize("norm", ["none", "plain", "affine"])
 @SHAPE

@@ -15,7 +15,7 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 # A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/kernels.md.
-CUDA = {"contains_nan_backward": False, "tile": (128, 32)}
+CUDA = {"saves_o2": True, "contains_nan_backward": False, "tile": (128, 32)}
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -31,6 +31,7 @@ class Impl:
     kvcache: Callable[..., Any]
     has_ops: bool  # registered with torch.library: compiles, autocasts, has fake kernels
     checks_values: bool  # reads index tensors and raises (CUDA clamps instead: no host sync)
+    saves_o2: bool = False  # for backward; the CPU's sums D over whole rows instead
     traces: bool = True  # its fake kernels are those of the device its tensors are on
     contains_nan: bool = True  # a NaN reaches only the rows that see it,
     tile: tuple[int, int] = (1, 1)  # or, in V, all rows of a tile (rows, keys) that is seen in part
