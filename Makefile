@@ -33,9 +33,9 @@ help:
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
-	@echo 'counts  count what the CUDA kernels do, into docs/counts.csv, and predict their speed'
+	@echo 'counts  count what the CUDA kernels do and predict their speed: docs/counts.md, README.md'
 	@echo 'accuracy errors against fp64, into docs/accuracy.csv, and docs/numerics.md'
-	@echo 'plot    redraw the figures and the tables of README.md and docs/numerics.md from docs/*.csv'
+	@echo 'plot    redraw the figures and the tables of README.md and docs/ from docs/*.csv'
 	@echo 'wheel   an abi3 wheel in dist/'
 	@echo 'cmake   the torch-free CPU core as a static library, with its smoke test'
 	@echo 'clean   remove what was built; keeps $(VENV)'
@@ -88,7 +88,7 @@ bench: $(BUILT)
 counts: $(BUILT)
 	$(PY) bench/counts.py --csv docs/counts.csv
 	$(PY) bench/model.py
-	$(PY) bench/gpu_table.py
+	$(PY) bench/gpu_page.py
 
 accuracy: $(BUILT)
 	$(PY) bench/accuracy.py --simulate --csv docs/accuracy.csv
@@ -97,7 +97,7 @@ accuracy: $(BUILT)
 plot: $(BUILT)
 	$(PY) bench/plot.py docs/speed.csv
 	$(PY) bench/accuracy_page.py
-	$(PY) bench/gpu_table.py
+	$(PY) bench/gpu_page.py
 
 wheel: $(DEPS) $(NVCC)
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "bench"))
 
-import gpu_table  # noqa: E402
+import gpu_page  # noqa: E402
 import page  # noqa: E402
 import predictions  # noqa: E402
 import sass  # noqa: E402
@@ -129,15 +129,17 @@ def test_a_figure_over_its_limit_is_called_so() -> None:
     good = Counts("bwd", 64, 128, "", {"others_per_hmma": 2.5, "saved_bytes_per_row": 524})
     bad = Counts("bwd", 64, 128, "", {"others_per_hmma": 2.51, "saved_bytes_per_row": 525})
     assert misses(good) == [] and misses(bad) == ["others_per_hmma", "saved_bytes_per_row"]
-    assert gpu_table.limited(bad, "others_per_hmma") == "**2.510** (≤ 2.5)"
+    assert gpu_page.limited(bad, "others_per_hmma") == "**2.510** (≤ 2.5)"
 
 
-def test_the_readme_has_the_table_of_the_counts(tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    copy = tmp_path / "README.md"
-    copy.write_text(text)
-    gpu_table.write(copy, read(CSV))
-    assert copy.read_text() == text, "python bench/gpu_table.py"
+def test_the_pages_have_the_tables_of_the_counts(tmp_path: Path) -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "counts.md"]
+    copies = [tmp_path / page.name for page in pages]
+    for copy, original in zip(copies, pages, strict=True):
+        copy.write_text(original.read_text())
+    gpu_page.write(*copies, read(CSV))
+    for copy, original in zip(copies, pages, strict=True):
+        assert copy.read_text() == original.read_text(), "python bench/gpu_page.py"
 
 
 def test_a_page_without_its_comments_is_refused(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ FIGURES = {
     "flop_per_pair": "of the tensor cores",
     "shared_bytes_per_pair": "128 a wavefront, without cp.async's writes",
     "exp2_per_pair": "MUFU.EX2, by thread",
-    "arithmetic_per_pair": "fp32 instructions and conversions, by thread",
+    "arithmetic_per_pair": "fp32 instructions, conversions and unpacking, by thread",
     "l2_bytes_per_pair": "32 a sector read, written or added to",
     "global_bytes_ratio": "bytes copied to those of each operand once a tile",
     "reds_per_step": "additions to dQ in memory, a warp and a step",

@@ -13,8 +13,9 @@ from .record import Counts
 from .runs import MMA_FLOP, Launch, Shape, inference, only, saved_bytes, training
 from .tiles import tile
 
-# What an element of P costs the fp32 pipe; addresses and loop control are counted with the others.
-ARITHMETIC = ("FFMA", "FADD", "FMUL", "FMNMX", "F2FP", "HADD2")
+# What elements cost the fp32 and integer pipes: the last three unpack two halves of a word.
+# Addresses and loop control are counted with the others.
+ARITHMETIC = ("FFMA", "FADD", "FMUL", "FMNMX", "F2FP", "HADD2", "LOP3", "SHF", "PRMT")
 
 Run = Callable[[Shape, int, int, bool], list[Launch]]
 
