@@ -11,7 +11,7 @@ from tiling import tiled_pairs
 from . import built
 from .record import Counts
 from .runs import MMA_FLOP, Launch, Shape, inference, only, saved_bytes, training
-from .tiles import tile
+from .tiles import block_keys, block_rows, tile
 
 # What elements cost the fp32 and integer pipes: the last three unpack two halves of a word.
 # Addresses and loop control are counted with the others.
@@ -37,7 +37,8 @@ def backward(shape: Shape, seqlen: int, causal: bool) -> Counts:
     rows, keys = tile(shape, "bwd_kernel")
     pairs = tiled_pairs(seqlen, rows, keys, causal)
     row_bytes = 2 * (2 * shape.d + shape.dv) + 5 * 4  # Q, u and the five numbers of a row
-    once = 2 * seqlen * _key_elements(shape) + pairs / keys * row_bytes
+    copied_rows = _block_sights(seqlen, block_keys(shape), causal)
+    once = 2 * seqlen * _key_elements(shape) + copied_rows * row_bytes
     figures = _matrix(launch, pairs, 12 * shape.d + 4 * shape.dv) | more.wavefronts() | {
         "tile_rows": rows,
         "tile_keys": keys,
@@ -77,13 +78,19 @@ def _forward(name: str, run: Run, shape: Shape, seqlen: int, causal: bool) -> Co
     )
     rows, keys = tile(shape, "fwd_kernel")
     pairs = tiled_pairs(seqlen, rows, keys, causal)
-    once = 2 * (2 * seqlen * shape.d + pairs / rows * _key_elements(shape))
+    copied_keys = _block_sights(seqlen, block_rows(shape), causal)
+    once = 2 * (2 * seqlen * shape.d + copied_keys * _key_elements(shape))
     figures = _matrix(launch, pairs, 4 * shape.d + 4 * shape.dv) | more.wavefronts() | {
         "tile_rows": rows,
         "tile_keys": keys,
         "global_bytes_ratio": launch.counters["async_bytes"] / once,
     }  # fmt: skip
     return Counts(name, shape.d, shape.dv, problem(seqlen, causal), figures)
+
+
+def _block_sights(seqlen: int, block: int, causal: bool) -> int:
+    """Keys that blocks of rows see, or rows that see blocks of keys, summed over the blocks."""
+    return tiled_pairs(seqlen, block, block, causal) // block
 
 
 def _key_elements(shape: Shape) -> int:
