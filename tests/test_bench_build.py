@@ -48,3 +48,22 @@ def test_the_linker_is_no_compiler(build: Any) -> None:
 def test_every_source_has_a_stem_of_its_own(build: Any) -> None:
     stems = [Path(source).stem for source in build.sources()]
     assert "fwd_d64" in stems and "kernels_avx2" in stems and len(set(stems)) == len(stems)
+
+
+def test_a_whole_build_of_a_small_project(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, scratch = tmp_path / "project", tmp_path / "scratch"
+    (project / "csrc").mkdir(parents=True)
+    scratch.mkdir()
+    (project / "csrc" / "tiny.cpp").write_text("#include <map>\nint answer() { return 42; }\n")
+    (project / "setup.py").write_text(
+        "from setuptools import Extension, setup\n"
+        "setup(name='tiny', version='1', packages=[], "
+        "ext_modules=[Extension('tiny', ['csrc/tiny.cpp'], extra_compile_args=['-O2'])])\n"
+    )
+    monkeypatch.setattr(build, "ROOT", project)
+    costs, seconds, wheel = build.whole(scratch)
+    assert [cost.file for cost in costs] == ["csrc/tiny.cpp", "all"]
+    assert costs[0].peak_mib > 5 and costs[0].seconds < seconds and costs[0].object_mb > 0
+    assert costs[1].peak_mib == pytest.approx(costs[0].peak_mib) and 0 < wheel < 1
