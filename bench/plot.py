@@ -97,8 +97,9 @@ def draw(rows: list[Measured], place: dict[str, str], out: Path) -> None:
     p = rows[0].problem
     batch = f"B = {p.batch}" if len({r.problem.batch for r in rows}) == 1 else "equal tokens"
     where = f"{place['cpu']} ({place['isa']}), {threads} threads"
+    command = f"\n{place['command']}" if place.get("command") else ""
     fig.suptitle(f"{batch}, {p.nheads} heads, d = 64, causal · {place.get('gpu') or where} · "
-                 f"torch {place['torch']}", fontsize=9)  # fmt: skip
+                 f"torch {place['torch']}{command}", fontsize=9)  # fmt: skip
     fig.tight_layout(rect=(0, 0.07, 1, 1))
     fig.savefig(out, metadata={"Date": None})
 

@@ -68,9 +68,9 @@ def show(title: str, rows: list[Row]) -> None:
         print("  " + "  ".join([first, *rest]), flush=True)
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """All rows, a problem's fields spelled out, with the machine and the commit beside each."""
-    place = machine() | {"commit": commit()}
+def write_csv(path: Path, rows: list[Row], command: str) -> None:
+    """All rows, a problem's fields spelled out, with machine, commit and command beside each."""
+    place = machine() | {"commit": commit(), "command": command}
     flat = [
         asdict(r.problem) | {f.name: getattr(r, f.name) for f in fields(r)[1:]} | place
         for r in rows

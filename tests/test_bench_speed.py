@@ -113,6 +113,24 @@ def test_a_wrong_peer_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str]
     assert "fa2_4 is left out: ModuleNotFoundError" in said
 
 
+def test_what_does_not_fit_into_memory_is_left_out(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Long sequences are checked at a shorter length; there may be too little memory for all."""
+    monkeypatch.setattr(bench.speed, "CHECKED", 16)
+    lengths = []
+
+    def hungry(x: Any) -> Tensor:
+        lengths.append(x.problem.seqlen_k)
+        if x.problem.seqlen_k > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return bench.peers.sdpa2(x)
+
+    peers = {"hungry": hungry, "sdpa4": bench.peers.sdpa4}
+    assert list(bench.speed.calls(peers, problem_of(bench, "fwd"))) == ["sdpa4"]
+    assert lengths == [16, 40] and "hungry is left out: too little" in capsys.readouterr().out
+
+
 def test_only_installed_libraries_are_peers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = "flex_head_fa"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == found)
@@ -242,6 +260,13 @@ def test_a_whole_run(
     lines = list(csv.DictReader(out.open()))
     peers = [line["peer"] for line in lines if line["direction"] == "decode"]
     assert peers == ["ours", "sdpa2", "sdpa_hf", "torch.mm", "read"]
+    assert lines[0]["command"].startswith("python bench/speed.py --direction fwd fwdbwd decode")
     assert all(float(line["bandwidth_percent"]) == pytest.approx(100)
                for line in lines if line["peer"] == "read")  # fmt: skip
     assert all(line["ours_speedup"] for line in lines if line["peer"].startswith("sdpa"))
+
+    import plot
+
+    rows, place = plot.read([out])
+    plot.draw(rows, place, tmp_path / "speed.svg")
+    assert "--rounds 3" in place["command"] and (tmp_path / "speed.svg").stat().st_size > 5000
