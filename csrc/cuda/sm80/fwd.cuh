@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   float o_own[kRowTiles][kColTiles][4] = {};    // P·V of this warp's component, half of V's columns
   float o_other[kRowTiles][kColTiles][4] = {};  // P·V of its partner's, the same columns
   const Handover<T> handover(smem, warp, lane);
+  const KeyRange seen(sight, first_row, min(first_row + kRowTiles * 16, sequence.seqlen_q));
   // Where this lane reads the step's tiles; from one step to the next they change places.
   const char* k_tile = smem + chunks_first<typename T::KTile>(lane) +
                        (T::shares_k(params.k.comp) ? 0 : T::KTile::offset(0, comp * T::kHeadDim));
@@ -70,10 +71,11 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
 #pragma unroll
     for (int part = 0; part < T::kKeys / T::kPartKeys; ++part) {
+      const int first_key = step * T::kKeys + part * T::kPartKeys;
+      if (T::kSkips && !seen.meets(first_key, first_key + T::kPartKeys)) continue;
       float s[kRowTiles][kKeyTiles][4];
       multiply_qk<T>(s, q, k_tile + T::KTile::offset(part * T::kPartKeys, 0));
-      if (!steps.is_full(step))
-        mask(s, sight, first_row, step * T::kKeys + part * T::kPartKeys, sign, lane);
+      if (!steps.is_full(step)) mask(s, sight, first_row, first_key, sign, lane);
 
       uint32_t p_own[kRowTiles][kKeyTiles / 2][4], p_other[kRowTiles][kKeyTiles / 2][4];
       float exact[kRowTiles][2];

@@ -14,7 +14,9 @@ struct FwdTraits {
   static constexpr int kRows = kPairs * kRowTiles * 16;
   static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // a step: copied together
   static constexpr int kPartKeys = 32;                    // whose softmax is computed together
-  static constexpr int kHalfV = kHeadDimV / 2;            // columns a warp
+  // Whether a pair leaves out parts that none of its rows sees; at 128 no register is left to know it.
+  static constexpr bool kSkips = kHeadDim < 128;
+  static constexpr int kHalfV = kHeadDimV / 2;  // columns a warp
 
   // Both components of a row lie side by side.
   using QTile = Tile<kRows, 2 * kHeadDim>;
