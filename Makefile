@@ -22,7 +22,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test mutants lint bench counts accuracy plot wheel cmake clean help
+.PHONY: setup build demo test mutants lint docs bench counts accuracy plot wheel cmake clean help
 
 help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
@@ -32,6 +32,7 @@ help:
 	@echo '        and the simulator by itself (SIM_ARGS)'
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
+	@echo 'docs    write docs/api.md anew from the docstrings'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
 	@echo 'counts  count what the CUDA kernels do and predict their speed: docs/counts.md, README.md'
 	@echo 'accuracy errors against fp64, into docs/accuracy.csv, and docs/numerics.md'
@@ -81,6 +82,9 @@ lint: $(BUILT)
 	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp tests/support/*.cpp \
 	  tests/ptxsim/engine/*.cpp tests/ptxsim/engine/*.h
+
+docs: $(BUILT)
+	$(PY) docs/api.py
 
 bench: $(BUILT)
 	$(PY) bench/speed.py --csv docs/speed.csv $(BENCH_ARGS)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from peers import Peer, peers_for
+from peers import Peer, inputs_for, peers_for
 from problem import Inputs, Problem, make_inputs
 from torch import Tensor
 
@@ -39,11 +39,12 @@ def step(peer: Peer, x: Inputs) -> list[Tensor]:
     return [out, *torch.autograd.grad(out, x.leaves, x.dout)]
 
 
-def extra_bytes(peer: Peer, p: Problem) -> int:
+def extra_bytes(name: str, p: Problem) -> int:
     """Peak − before − outputs, after a small call has loaded libraries and started threads."""
+    peer = peers_for(p.direction)[name]
     small = dataclasses.replace(p, seqlen_q=min(p.seqlen_q, 64), seqlen_k=64)
-    step(peer, make_inputs(small))
-    x = make_inputs(p)
+    step(peer, inputs_for(name, make_inputs(small)))
+    x = inputs_for(name, make_inputs(p))
     CLEAR_REFS.write_text(RESET_PEAK)
     before = resident("VmRSS")
     outputs = step(peer, x)
@@ -69,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     p = Problem(**json.loads(args.problem))
-    print(json.dumps({"extra_bytes": extra_bytes(peers_for(p.direction)[args.peer], p)}))
+    print(json.dumps({"extra_bytes": extra_bytes(args.peer, p)}))
 
 
 if __name__ == "__main__":

@@ -14,24 +14,29 @@ NAMES = ("out", "dq", "dk", "dv")
 
 def oracle(x: Inputs) -> list[Tensor]:
     """out, and with a backward dq, dk, dv, in fp64: a KV head at a time, to keep S×S small."""
-    from diffattn_cuda import reference
-
     p = x.problem
     rep = p.nheads // p.nheads_k
-    groups: list[list[Tensor]] = []
-    for h in range(p.nheads_k):
-        q = x.q.detach()[:, :, 2 * rep * h : 2 * rep * (h + 1)].double()  # (b, sq, 2*rep, d)
-        k = x.k.detach()[:, :, 2 * h : 2 * h + 2].double()  # (b, sk, 2, d)
-        v = x.v.detach()[:, :, h : h + 1].double()  # (b, sk, 1, 2d)
-        lam = x.lam.detach().double()
-        leaves = [t.requires_grad_(x.dout is not None) for t in (q, k, v)]
-        out = single(reference.diff_flash_attn_func(q, k, v, lam, causal=p.causal))
-        grads: tuple[Tensor, ...] = ()
-        if x.dout is not None:
-            dout = x.dout[:, :, rep * h : rep * (h + 1)].double()
-            grads = torch.autograd.grad(out, leaves, dout)
-        groups.append([out.detach(), *grads])
-    return [torch.cat(parts, dim=2) for parts in zip(*groups, strict=True)]
+    sequences: list[list[Tensor]] = []
+    for b in range(p.batch):
+        heads = [_one_head(x, slice(b, b + 1), h, rep) for h in range(p.nheads_k)]
+        sequences.append([torch.cat(parts, dim=2) for parts in zip(*heads, strict=True)])
+    return [torch.cat(parts) for parts in zip(*sequences, strict=True)]
+
+
+def _one_head(x: Inputs, b: slice, h: int, rep: int) -> list[Tensor]:
+    """Of one sequence and KV head, with its query heads."""
+    from diffattn_cuda import reference
+
+    q = x.q.detach()[b, :, 2 * rep * h : 2 * rep * (h + 1)].double()  # (1, sq, 2*rep, d)
+    k = x.k.detach()[b, :, 2 * h : 2 * h + 2].double()  # (1, sk, 2, d)
+    v = x.v.detach()[b, :, h : h + 1].double()  # (1, sk, 1, 2d)
+    leaves = [t.requires_grad_(x.dout is not None) for t in (q, k, v)]
+    lam = x.lam.detach().double()
+    out = single(reference.diff_flash_attn_func(q, k, v, lam, causal=x.problem.causal))
+    if x.dout is None:
+        return [out.detach()]
+    dout = x.dout[b, :, rep * h : rep * (h + 1)].double()
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
 
 
 def mistake(got: list[Tensor], want: list[Tensor], dtype: str) -> str | None:

@@ -1,17 +1,21 @@
 """The ways to compute differential attention that are compared, all including the λ subtraction.
 
 Every peer takes `Inputs` and returns the output (batch, seqlen_q, nheads, 2*d). Layout changes are
-views, as a careful user of these functions would write them.
+views, as a careful user of these functions would write them. Peers whose name ends in _hf take
+their inputs in DiffLlama's order of heads (bench/layouts.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
+import flash
 import torch
 import torch.nn.functional as F
+from layouts import component_major, from_component_major
 from problem import Inputs, single
+from recipes import four_calls, two_calls, two_calls_of_all_heads
 from torch import Tensor
 
 Peer = Callable[[Inputs], Tensor]
@@ -44,49 +48,70 @@ def eager(x: Inputs) -> Tensor:
 
 def sdpa2(x: Inputs) -> Tensor:
     """Two scaled_dot_product_attention calls with V = 2d (which takes SDPA off its flash path)."""
-    v = x.v.transpose(1, 2)  # (b, hk, sk, 2d)
-    o1, o2 = (_sdpa(x, c, v) for c in (0, 1))
-    return (o1 - x.lam * o2).transpose(1, 2)
+    return two_calls(partial(_sdpa, x), x)
 
 
 def sdpa4(x: Inputs) -> Tensor:
     """Four scaled_dot_product_attention calls with V = d, on the flash path: each map twice."""
-    d = x.problem.headdim
-    halves = [x.v[..., :d].transpose(1, 2), x.v[..., d:].transpose(1, 2)]  # (b, hk, sk, d) each
-    o1, o2 = (torch.cat([_sdpa(x, c, v) for v in halves], dim=-1) for c in (0, 1))
-    return (o1 - x.lam * o2).transpose(1, 2)
+    return four_calls(partial(_sdpa, x), x)
+
+
+def sdpa_hf(x: Inputs) -> Tensor:
+    """DiffLlama's two calls: all heads of both components, V = d."""
+    return two_calls_of_all_heads(partial(_sdpa, x), x)
 
 
 def flex2(x: Inputs) -> Tensor:
     """Two torch.compile'd FlexAttention calls with V = 2d."""
-    v = x.v.transpose(1, 2)  # (b, hk, sk, 2d)
-    flex, mask = _compiled_flex(), _flex_mask(x)
-    gqa = x.problem.nheads != x.problem.nheads_k
-    o1, o2 = (
-        flex(*_component(x, c), v, block_mask=mask, enable_gqa=gqa) for c in (0, 1)
-    )  # (b, h, sq, 2d)
-    return (o1 - x.lam * o2).transpose(1, 2)
+    return two_calls(partial(_flex, x), x)
 
 
-PEERS: dict[str, Peer] = {"eager": eager, "sdpa2": sdpa2, "sdpa4": sdpa4, "flex2": flex2}
+PEERS: dict[str, Peer] = {
+    "eager": eager,
+    "sdpa2": sdpa2,
+    "sdpa4": sdpa4,
+    "sdpa_hf": sdpa_hf,
+    "flex2": flex2,
+    **flash.PEERS,
+}
 
 
-def peers_for(direction: str) -> dict[str, Peer]:
-    """Ours first, then every peer with this direction (FlexAttention has no backward on a CPU)."""
+def peers_for(direction: str, device: str = "cpu") -> dict[str, Peer]:
+    """Ours first, then every peer that this machine has for it.
+
+    FlexAttention has no backward on a CPU, and the flash-attn family no CPU at all.
+    """
     first: Peer = ours_decode if direction == "decode" else ours
-    names = ["eager", "sdpa2", "sdpa4"] + (["flex2"] if direction == "fwd" else [])
+    names = ["eager", "sdpa2", "sdpa4", "sdpa_hf"]
+    if direction == "fwd" or (direction == "fwdbwd" and device == "cuda"):
+        names.append("flex2")
+    if device == "cuda":
+        names += flash.installed()
     return {"ours": first} | {name: PEERS[name] for name in names}
 
 
-def _component(x: Inputs, c: int) -> tuple[Tensor, Tensor]:
-    """Component c's query and key: (b, h, sq, d), (b, hk, sk, d)."""
-    return x.q[:, :, c::2].transpose(1, 2), x.k[:, :, c::2].transpose(1, 2)
+def inputs_for(name: str, x: Inputs) -> Inputs:
+    """x in the order of heads that the peer's model has."""
+    return component_major(x) if name.endswith("_hf") else x
 
 
-def _sdpa(x: Inputs, c: int, v: Tensor) -> Tensor:
-    q, k = _component(x, c)
-    gqa = x.problem.nheads != x.problem.nheads_k
-    return F.scaled_dot_product_attention(q, k, v, is_causal=x.problem.causal, enable_gqa=gqa)
+def in_our_order(name: str, results: list[Tensor]) -> list[Tensor]:
+    """What a peer gave for such inputs, as it would be for ours."""
+    return from_component_major(results) if name.endswith("_hf") else results
+
+
+def _sdpa(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """In flash-attn's layout, (batch, seqlen, heads, width)."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    causal, gqa = x.problem.causal, q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+def _flex(x: Inputs, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    gqa = q.shape[1] != k.shape[1]
+    return _compiled_flex()(q, k, v, block_mask=_flex_mask(x), enable_gqa=gqa).transpose(1, 2)
 
 
 @cache

@@ -25,9 +25,17 @@ LABELS = {
     "ours": "diffattn_cuda",
     "sdpa2": "2 × SDPA, V = 2d",
     "sdpa4": "4 × SDPA, V = d",
+    "sdpa_hf": "2 × SDPA, as DiffLlama",
     "flex2": "2 × FlexAttention, V = 2d",
+    "fa2_4": "4 × FlashAttention-2, V = d",
+    "fa2_hf": "2 × FlashAttention-2, as DiffLlama",
+    "fa3_2": "2 × FlashAttention-3, V = 2d",
+    "fa3_4": "4 × FlashAttention-3, V = d",
+    "fa3_hf": "2 × FlashAttention-3, as DiffLlama",
+    "flexhead_2": "2 × flex_head_fa, V = 2d",
+    "flexhead_4": "4 × flex_head_fa, V = d",
     "eager": "eager PyTorch",
-    "torch.mm": "torch.mm, fp32",
+    "torch.mm": "torch.mm",
 }
 TITLES = {"fwd": "forward", "fwdbwd": "forward + backward", "decode": "decode"}
 
@@ -40,6 +48,7 @@ class Measured:
     threads: int
     peer: str
     ms: float
+    own_gflops: float | None  # of ours, and of torch.mm
     mm_percent: float | None
     bandwidth_percent: float | None
 
@@ -63,8 +72,9 @@ def parse(line: dict[str, str]) -> Measured:
     problem = Problem(
         line["direction"], line["dtype"], causal=causal, device=line["device"], **sizes
     )
-    percents = (float(line[n]) if line[n] else None for n in ("mm_percent", "bandwidth_percent"))
-    return Measured(problem, int(line["threads"]), line["peer"], float(line["ms"]), *percents)
+    rates = (float(line[n]) if line[n] else None
+             for n in ("gflops", "mm_percent", "bandwidth_percent"))  # fmt: skip
+    return Measured(problem, int(line["threads"]), line["peer"], float(line["ms"]), *rates)
 
 
 def draw(rows: list[Measured], place: dict[str, str], out: Path) -> None:
@@ -84,8 +94,12 @@ def draw(rows: list[Measured], place: dict[str, str], out: Path) -> None:
     axes[0][0].set_ylabel("GFLOP/s (fused count)")
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    fig.suptitle(f"B = 1, 4 heads, d = 64, causal · {place['cpu']} ({place['isa']}), "
-                 f"{threads} threads · torch {place['torch']}", fontsize=9)  # fmt: skip
+    p = rows[0].problem
+    batch = f"B = {p.batch}" if len({r.problem.batch for r in rows}) == 1 else "equal tokens"
+    where = f"{place['cpu']} ({place['isa']}), {threads} threads"
+    command = f"\n{place['command']}" if place.get("command") else ""
+    fig.suptitle(f"{batch}, {p.nheads} heads, d = 64, causal · {place.get('gpu') or where} · "
+                 f"torch {place['torch']}{command}", fontsize=9)  # fmt: skip
     fig.tight_layout(rect=(0, 0.07, 1, 1))
     fig.savefig(out, metadata={"Date": None})
 
@@ -113,7 +127,8 @@ def panel(ax: Axes, rows: list[Measured]) -> None:
 def mm_gflops(rows: list[Measured], seqlen: int) -> float:
     """The matrix rate measured in the same rounds, from the line of torch.mm."""
     (mm,) = (r for r in rows if r.peer == "torch.mm" and r.problem.seqlen_k == seqlen)
-    return 2 * 1024**3 / mm.ms / 1e6
+    assert mm.own_gflops is not None
+    return mm.own_gflops
 
 
 def speed_table(rows: list[Measured]) -> str:

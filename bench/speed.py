@@ -4,122 +4,117 @@
     python bench/speed.py --dtype bf16 --direction fwdbwd --csv out.csv
     python bench/speed.py --direction decode --seqlens 65536 --dtype fp32 bf16
     python bench/speed.py --memory --seqlens 4096 --direction fwd fwdbwd
+    python bench/speed.py --device cuda --config bench/gpu.toml --csv gpu.csv
 
 Columns: median milliseconds and their quartiles over interleaved rounds; "ours ×" how many times
 faster ours is than this peer; GF/s of ours counting 8d flop a visible (query, key) pair forward and
-28d with the backward; "% mm" of the rate that torch.mm reaches in fp32 in the same rounds; for
-decode the bytes of the cache a second, and "% bw" of the fastest large read of the same run.
+28d with the backward; "% mm" of the rate that torch.mm reaches in the same rounds (in fp32 on a
+CPU, in the problem's dtype on a GPU); for decode the bytes of the cache a second, and "% bw" of
+the bytes a second of a large read in the same rounds.
+
+On CUDA time is the GPU's own, with a cold L2 cache, and flash-attn, FlashAttention-3 and
+flex_head_fa are peers where they are installed. That side has never run: no GPU was there.
+tests/test_bench_speed.py proves its recipes and its clock with stand-ins.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-from collections.abc import Iterator
-from pathlib import Path
+import shlex
+import sys
+from dataclasses import replace
+from functools import partial
 
 import torch
 from memory import measure, step
 from oracle import mistake, oracle
-from peers import PEERS, Peer, peers_for
+from peers import Peer, in_our_order, inputs_for, peers_for
 from problem import DTYPES, Inputs, Problem, make_inputs
+from sweep import problems, sweeps
 from table import Row, commit, machine, show, write_csv
-from timing import MM, Clock, Run, Samples, interleave, memory_bandwidth, mm_run
+from timing import (
+    LIMITS,
+    MM,
+    READ,
+    Clock,
+    CpuClock,
+    CudaClock,
+    Run,
+    Samples,
+    interleave,
+    mm_run,
+    read_run,
+)
 
-SEQLENS = {"fwd": [512, 1024, 2048, 4096], "fwdbwd": [512, 1024, 2048, 4096], "decode": [65536]}
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--device", choices=["cpu", "cuda"], default="cpu")
-    add("--direction", nargs="+", choices=list(SEQLENS), default=["fwd"])
-    add("--dtype", nargs="+", choices=list(DTYPES), default=["fp32"])
-    add("--seqlens", nargs="+", type=int, help="default: 512 1024 2048 4096; decode 65536")
-    add("--headdim", nargs="+", type=int, default=[64])
-    add("--nheads", type=int, default=4)
-    add("--nheads-k", type=int, help="default: as many as --nheads")
-    add("--batch", type=int, default=1)
-    add("--causal", action=argparse.BooleanOptionalAction, default=True)
-    add("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
-    add("--rounds", type=int, default=11)
-    add("--budget", type=float, default=20.0, help="seconds a peer may take over all its rounds")
-    add("--peers", nargs="*", choices=list(PEERS), help="default: all that have the direction")
-    add("--cpu-time", action="store_true", help="CPU time, not wall time: for --threads 1")
-    add("--memory", action="store_true", help="measure extra resident memory instead of time")
-    add("--csv", type=Path)
-    return parser.parse_args()
+CHECKED = 4096  # longer sequences are checked at this length: the oracle holds S×S maps in fp64
 
 
 def clock_of(args: argparse.Namespace) -> Clock:
-    return Clock(args.device, args.cpu_time)
-
-
-def problems(args: argparse.Namespace) -> Iterator[Problem]:
-    for direction in args.direction:
-        axes = itertools.product(args.dtype, args.headdim, args.seqlens or SEQLENS[direction])
-        for dtype, d, s in axes:
-            decode = direction == "decode"
-            yield Problem(
-                direction,
-                dtype,
-                args.batch,
-                args.nheads,
-                args.nheads_k or args.nheads,
-                1 if decode else s,
-                s,
-                d,
-                args.causal and not decode,
-                args.device,
-            )
+    return CudaClock() if args.device == "cuda" else CpuClock(args.cpu_time)
 
 
 def chosen(args: argparse.Namespace, direction: str) -> dict[str, Peer]:
-    every = peers_for(direction)
+    every = peers_for(direction, args.device)
     return {n: f for n, f in every.items() if n == "ours" or args.peers is None or n in args.peers}
 
 
-def checked(peers: dict[str, Peer], x: Inputs) -> dict[str, Run]:
-    """The peers that run and are right, as calls without arguments; says why for the others."""
+def shortened(p: Problem) -> Problem:
+    if p.seqlen_q == 1:
+        return p
+    return replace(p, seqlen_q=min(p.seqlen_q, CHECKED), seqlen_k=min(p.seqlen_k, CHECKED))
+
+
+def right(peers: dict[str, Peer], x: Inputs) -> list[str]:
+    """The peers that run and are right; says why for the others."""
     want = oracle(x)
-    runs: dict[str, Run] = {}
+    names = []
     for name, peer in peers.items():
         try:
-            wrong = mistake(step(peer, x), want, x.problem.dtype)
-        except (ImportError, NotImplementedError, RuntimeError) as error:
+            got = in_our_order(name, step(peer, inputs_for(name, x)))
+            wrong = mistake(got, want, x.problem.dtype)
+        except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
             wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         if wrong:
             print(f"  {name} is left out: {wrong}", flush=True)
         else:
-            runs[name] = lambda peer=peer: step(peer, x)  # type: ignore[misc]
+            names.append(name)
+    return names
+
+
+def calls(peers: dict[str, Peer], p: Problem) -> dict[str, Run]:
+    """Each right peer as a call without arguments, called once already."""
+    names, x = right(peers, make_inputs(shortened(p))), make_inputs(p)
+    runs: dict[str, Run] = {}
+    for name in names:
+        run = partial(step, peers[name], inputs_for(name, x))
+        try:
+            run()
+        except torch.OutOfMemoryError:
+            print(f"  {name} is left out: too little memory", flush=True)
+        else:
+            runs[name] = run
     return runs
 
 
-def time_problem(p: Problem, args: argparse.Namespace, bandwidth: float | None) -> list[Row]:
-    """One table: every right peer and torch.mm, interleaved."""
-    runs = checked(chosen(args, p.direction), make_inputs(p))
-    mm, mm_flop = mm_run(p.device)
-    samples = interleave({**runs, MM: mm}, args.rounds, args.budget, clock_of(args))
-    mm_rate = mm_flop / samples[MM].median
+def time_problem(p: Problem, args: argparse.Namespace, clock: Clock) -> list[Row]:
+    """One table: every right peer and the machine's limits, interleaved."""
+    runs, work = calls(chosen(args, p.direction), p), {}
+    runs[MM], work[MM] = mm_run(p.device, DTYPES[p.dtype])
+    if p.direction == "decode":
+        runs[READ], work[READ] = read_run(p.device, clock)
+    samples = interleave(runs, args.rounds, args.budget, clock)
+    limits = {name: amount / samples[name].median for name, amount in work.items()}
     ours = samples.get("ours")
-    return [row(p, name, s, ours, mm_rate, mm_flop, bandwidth) for name, s in samples.items()]
+    return [row(p, name, s, ours, limits) for name, s in samples.items()]
 
 
-def row(
-    p: Problem,
-    name: str,
-    s: Samples,
-    ours: Samples | None,
-    mm_rate: float,
-    mm_flop: int,
-    bandwidth: float | None,
-) -> Row:
-    mine = name == "ours"
-    flop = {"ours": p.flop, MM: mm_flop}.get(name)
-    rate = flop / s.median if flop else None
-    read = p.cache_bytes / s.median if bandwidth and name != MM else None
+def row(p: Problem, name: str, s: Samples, ours: Samples | None, limits: dict[str, float]) -> Row:
+    """`limits`: flop a second of torch.mm, and for decode bytes a second of the read."""
+    rate = limits[MM] if name == MM else p.flop / s.median if name == "ours" else None
+    read = None
+    if READ in limits and name != MM:
+        read = limits[READ] if name == READ else p.cache_bytes / s.median
+    peer = name != "ours" and name not in LIMITS
     return Row(
         problem=p,
         threads=torch.get_num_threads(),
@@ -128,11 +123,11 @@ def row(
         ms=s.median * 1e3,
         ms_p25=s.quartiles[0] * 1e3,
         ms_p75=s.quartiles[1] * 1e3,
-        ours_speedup=s.median / ours.median if ours and not mine and name != MM else None,
+        ours_speedup=s.median / ours.median if ours and peer else None,
         gflops=rate / 1e9 if rate else None,
-        mm_percent=100 * rate / mm_rate if rate else None,
+        mm_percent=100 * rate / limits[MM] if rate else None,
         gbytes=read / 1e9 if read else None,
-        bandwidth_percent=100 * read / bandwidth if read and bandwidth else None,
+        bandwidth_percent=100 * read / limits[READ] if read else None,
     )
 
 
@@ -141,30 +136,33 @@ def show_memory(p: Problem, args: argparse.Namespace) -> None:
     for name in chosen(args, p.direction):
         extra = measure(name, p, torch.get_num_threads())
         print(
-            f"  {name:<6} {extra if isinstance(extra, str) else f'{extra / 2**20:9.1f}'}",
+            f"  {name:<10} {extra if isinstance(extra, str) else f'{extra / 2**20:9.1f}'}",
             flush=True,
         )
 
 
-def main() -> None:
-    args = arguments()
-    print(" · ".join(machine().values()), "· commit", commit())
-    rows: list[Row] = []
+def run_sweep(args: argparse.Namespace, rows: list[Row], command: str) -> None:
+    """Adds to rows, and writes all of them after each problem."""
+    clock = clock_of(args)
     for threads in args.threads:
         torch.set_num_threads(threads)
-        bandwidth = None
-        if "decode" in args.direction and not args.memory:
-            bandwidth = memory_bandwidth(clock_of(args))
-            print(f"memory bandwidth, {threads} threads: {bandwidth / 1e9:.1f} GB/s (large read)")
         for p in problems(args):
             if args.memory:
                 show_memory(p, args)
                 continue
-            rows += (table := time_problem(p, args, bandwidth if p.direction == "decode" else None))
+            rows += (table := time_problem(p, args, clock))
             show(f"{p} · {threads} threads", table)
             if args.csv:
-                write_csv(args.csv, rows)
+                write_csv(args.csv, rows, command)
+
+
+def main(command_line: list[str]) -> None:
+    rows: list[Row] = []
+    asked = sweeps(__doc__, command_line)
+    print(" · ".join(filter(None, machine().values())), "· commit", commit())
+    for args in asked:
+        run_sweep(args, rows, shlex.join(["python", "bench/speed.py", *command_line]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

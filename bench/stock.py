@@ -7,10 +7,12 @@ operations round O1, O2, lambda·O2, the difference, and the two parts of dV and
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from problem import Inputs
+from recipes import two_calls
 from torch import Tensor
 
 
@@ -38,12 +40,16 @@ class StockAttention(torch.autograd.Function):
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None
 
 
-def two_calls(x: Inputs) -> Tensor:
+def stock2(x: Inputs) -> Tensor:
     """One call a component, with V = 2d."""
     assert x.problem.nheads == x.problem.nheads_k, "the emulation expands no heads"
-    q, k, v = (t.transpose(1, 2) for t in (x.q, x.k, x.v))
-    o1, o2 = (StockAttention.apply(q[:, c::2], k[:, c::2], v, x.problem.causal) for c in (0, 1))
-    return (o1 - x.lam * o2).transpose(1, 2)
+    return two_calls(partial(_attend, x.problem.causal), x)
+
+
+def _attend(causal: bool, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """In flash-attn's layout, (batch, seqlen, heads, width)."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return StockAttention.apply(q, k, v, causal).transpose(1, 2)
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:

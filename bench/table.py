@@ -26,10 +26,10 @@ class Row:
     ms_p25: float
     ms_p75: float
     ours_speedup: float | None  # this row's median / ours': how much faster ours is
-    gflops: float | None  # ours only: 8d flop a visible pair forward, 28d with backward
-    mm_percent: float | None  # of torch.mm's fp32 rate in the same run
-    gbytes: float | None  # decode: cache bytes a second
-    bandwidth_percent: float | None  # of the measured memory bandwidth
+    gflops: float | None  # ours: 8d flop a visible pair forward, 28d with backward; and torch.mm's
+    mm_percent: float | None  # of torch.mm's rate in the same rounds
+    gbytes: float | None  # decode: cache bytes a second; and a large read's
+    bandwidth_percent: float | None  # of that read's in the same rounds
 
 
 COLUMNS = ("peer", "rounds", "ms", "p25–p75", "ours ×", "GF/s", "% mm", "GB/s", "% bw")
@@ -68,9 +68,9 @@ def show(title: str, rows: list[Row]) -> None:
         print("  " + "  ".join([first, *rest]), flush=True)
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """All rows, a problem's fields spelled out, with the machine and the commit beside each."""
-    place = machine() | {"commit": commit()}
+def write_csv(path: Path, rows: list[Row], command: str) -> None:
+    """All rows, a problem's fields spelled out, with machine, commit and command beside each."""
+    place = machine() | {"commit": commit(), "command": command}
     flat = [
         asdict(r.problem) | {f.name: getattr(r, f.name) for f in fields(r)[1:]} | place
         for r in rows
@@ -85,6 +85,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 def machine() -> dict[str, str]:
     """Where the figures were taken."""
     return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "cpu": _cpu_name(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

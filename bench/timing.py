@@ -7,13 +7,17 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 Run = Callable[[], object]
 SAMPLE_SECONDS = 0.02  # a shorter call is repeated until one sample lasts this long
-MM_SIZE = 1024
-MM = "torch.mm"
+MM_SIZE = {"cpu": 1024, "cuda": 8192}
+READ_BYTES = 2**30
+# The machine's own limits take part in every round, under these names.
+MM, READ = "torch.mm", "read"
+LIMITS = (MM, READ)
 
 
 @dataclass
@@ -35,27 +39,51 @@ class Samples:
         return low, high
 
 
+class Clock(Protocol):
+    def seconds(self, run: Run, repeats: int = 1) -> float:
+        """Of one call, averaged over `repeats` of them."""
+
+
 @dataclass(frozen=True)
-class Clock:
+class CpuClock:
     """Wall time; or this process's CPU time, which other work on the machine disturbs less.
 
     CPU time adds up over threads, spinning ones too, so it is meant for one thread.
     """
 
-    device: str = "cpu"
     cpu_time: bool = False
 
-    def now(self) -> float:
-        return time.process_time() if self.cpu_time else time.perf_counter()
-
     def seconds(self, run: Run, repeats: int = 1) -> float:
-        """Of one call, averaged over `repeats` of them."""
-        start = self.now()
+        now = time.process_time if self.cpu_time else time.perf_counter
+        start = now()
         for _ in range(repeats):
             run()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return (self.now() - start) / repeats
+        return (now() - start) / repeats
+
+
+class CudaClock:
+    """The GPU's time by its own events; before each call its L2 cache is overwritten.
+
+    Overwriting also keeps the GPU busy while Python queues the call, so that what is timed is not
+    the launching of kernels, as far as they are launched faster than they run.
+    """
+
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self._cuda = cuda
+        size = cuda.get_device_properties(cuda.current_device()).L2_cache_size
+        self._flood = torch.empty(2 * size, dtype=torch.uint8, device=cuda.current_device())
+
+    def seconds(self, run: Run, repeats: int = 1) -> float:
+        events = []
+        for _ in range(repeats):
+            self._flood.zero_()
+            begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            run()
+            end.record()
+            events.append((begin, end))
+        self._cuda.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in events) / repeats / 1e3
 
 
 def interleave(
@@ -88,18 +116,21 @@ def _takes_part(r: int, turns: int, rounds: int) -> bool:
     return r * turns // rounds != (r - 1) * turns // rounds
 
 
-def mm_run(device: str = "cpu") -> tuple[Run, int]:
-    """A square fp32 torch.mm and its flop: the rate that the machine's BLAS reaches."""
-    a = torch.randn(MM_SIZE, MM_SIZE, device=device)
-    b = torch.randn(MM_SIZE, MM_SIZE, device=device)
-    out = torch.mm(a, b)
-    return lambda: torch.mm(a, b, out=out), 2 * MM_SIZE**3
+def mm_run(device: str, dtype: torch.dtype) -> tuple[Run, int]:
+    """A square torch.mm and its flop: the rate that the machine's BLAS reaches.
+
+    In fp32 on a CPU, whose BLAS may have nothing fast for 16 bits; on a GPU in the given dtype.
+    """
+    size, dtype = MM_SIZE[device], torch.float32 if device == "cpu" else dtype
+    a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
+    return lambda: torch.mm(a, b, out=out), 2 * size**3
 
 
-def memory_bandwidth(clock: Clock, mib: int = 1024, rounds: int = 5) -> float:
-    """Bytes a second of the fastest large read: the best of several sums and dot products."""
-    x = torch.ones(mib * 2**20 // 4, device=clock.device)
+def read_run(device: str, clock: Clock, nbytes: int = READ_BYTES) -> tuple[Run, int]:
+    """A large read and its bytes: a sum or a dot product, whichever is faster here."""
+    x = torch.ones(nbytes // 4, device=device)
     y, z = x.chunk(2)
     runs: list[Run] = [lambda: x.sum(), lambda: torch.dot(y, z)]
-    best = min(clock.seconds(run, 2) for _ in range(rounds) for run in runs)
-    return x.numel() * x.element_size() / best
+    for run in runs:
+        run()
+    return min(runs, key=lambda run: clock.seconds(run, 2)), nbytes

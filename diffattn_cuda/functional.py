@@ -4,7 +4,8 @@
 
 Shapes below: d is the head dim of q and k, a multiple of 8 from 8 to 128; dv, that of v, is 2·d or
 d. Wrong arguments raise ValueError or TypeError, and RuntimeError where the kernel's own checks
-find them; the message names the argument, what it was and what is accepted.
+find them; the message names the argument, what it was and what is accepted. Tensors are fp16, bf16,
+fp32 or fp64 on the CPU, fp16 or bf16 on CUDA, and all on one device.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def diff_flash_attn_func(
     Args:
         q: (batch, seqlen_q, 2·nheads, d): head 2h+c is component c of head h. Or 5-D, (batch,
             seqlen_q, nheads, 2, d), with any strides whose last is 1, so that another order of
-            heads is a view. fp16, bf16, fp32 or fp64.
+            heads is a view. fp16 or bf16; on the CPU also fp32 or fp64.
         k: (batch, seqlen_k, 2·nheads_k, d), or 5-D like q. With nheads_k heads (5-D: one
             component) both components share K, as in DIFF V2. nheads is a multiple of nheads_k:
             query head h reads KV head h // (nheads // nheads_k).
@@ -63,6 +64,22 @@ def diff_flash_attn_func(
         out (batch, seqlen_q, nheads, dv) in q's dtype. With return_lse also lse (2, batch,
         nheads, seqlen_q), natural log, fp32 (fp64 for fp64 inputs), differentiable. A row that
         sees no key has O = 0 and lse = −inf.
+
+    Raises:
+        ValueError: a shape, device or option that does not fit the others.
+        TypeError: a tensor was expected, or λ has a dtype that is neither fp32 nor q's.
+        RuntimeError: what the kernel's own checks find, a dtype or head dim say; double backward.
+
+    Examples:
+        >>> q, k = torch.randn(2, 1, 100, 8, 64)  # 4 heads of 2 components
+        >>> v = torch.randn(1, 100, 4, 128)
+        >>> lam = torch.tensor(0.8, requires_grad=True)
+        >>> out, lse = diff_flash_attn_func(q, k, v, lam, causal=True, return_lse=True)
+        >>> out.shape, lse.shape
+        (torch.Size([1, 100, 4, 128]), torch.Size([2, 1, 4, 100]))
+        >>> out.sum().backward()
+        >>> lam.grad.shape
+        torch.Size([])
     """
     q, k = _query_heads(q, "q", 5), _key_heads(k, v, "k", "v", 4)
     out, lse = _attend(
@@ -92,17 +109,35 @@ def diff_flash_attn_varlen_func(
 ) -> Result:
     """Differential attention over sequences of different lengths, packed one after another.
 
-    Args as in :func:`diff_flash_attn_func`, but:
+    Arguments that are not listed are those of `diff_flash_attn_func`.
+
+    Args:
         q: (total_q, 2·nheads, d) or (total_q, nheads, 2, d).
         k: (total_k, 2·nheads_k, d), (total_k, nheads_k, 1 or 2, d), or V2's (total_k, nheads_k, d).
         v: (total_k, nheads_k, dv).
         lam: per token it is (total_q, nheads).
-        cu_seqlens_q, cu_seqlens_k: (batch + 1,) int32 on q's device, non-decreasing from 0 to
-            total_q and total_k: where each sequence starts. A length may be 0.
-        max_seqlen_q, max_seqlen_k: at least the longest length.
+        cu_seqlens_q: (batch + 1,) int32 on q's device, non-decreasing from 0 to total_q: where
+            each sequence starts. A length may be 0.
+        cu_seqlens_k: the same of k and v, to total_k.
+        max_seqlen_q: at least the longest length in q, in tokens.
+        max_seqlen_k: at least the longest length in k.
 
     Returns:
         out (total_q, nheads, dv); with return_lse also lse (2, nheads, total_q).
+
+    Raises:
+        ValueError: as `diff_flash_attn_func`.
+        TypeError: as `diff_flash_attn_func`.
+        RuntimeError: also for wrong values in cu_seqlens: on the CPU, or under DIFFATTN_CHECK=1.
+            Without it CUDA cannot read them; they then reach nothing outside the tensors.
+
+    Examples:
+        >>> q, k = torch.randn(2, 7, 8, 64)  # sequences of 5 and 2 tokens
+        >>> v = torch.randn(7, 4, 128)
+        >>> starts = torch.tensor([0, 5, 7], dtype=torch.int32)
+        >>> out = diff_flash_attn_varlen_func(q, k, v, 0.8, starts, starts, 5, 5, causal=True)
+        >>> out.shape
+        torch.Size([7, 4, 128])
     """
     _require_tensor("cu_seqlens_q", cu_seqlens_q)
     _require_tensor("cu_seqlens_k", cu_seqlens_k)
@@ -139,15 +174,19 @@ def diff_flash_attn_with_kvcache(
 ) -> Result:
     """Differential attention of new queries over cached keys; appends in place. No autograd.
 
-    Args as in :func:`diff_flash_attn_func`, but:
+    Arguments that are not listed are those of `diff_flash_attn_func`.
+
+    Args:
         k_cache: (batch_cache, seqlen_cache, 2·nheads_k, d), or paged, with block_table,
             (num_blocks, page_size, 2·nheads_k, d), page_size a power of two ≥ 16; 5-D and V2's
             nheads_k heads as in k. Its last stride is 1. Slots that hold no key are never read.
         v_cache: alike, (.., .., nheads_k, dv).
-        k, v: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending.
-        rotary_cos, rotary_sin: (seqlen_ro, rotary_dim / 2) in q's dtype, rotary_dim a multiple of
-            16 up to d: rotates the new k at its positions, and q from position cache_seqlens on
-            (all rows at cache_seqlens with neither causal nor window). Needs k.
+        k: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending.
+        v: (batch, seqlen_new, nheads_k, dv): appended with k.
+        rotary_cos: (seqlen_ro, rotary_dim / 2) in q's dtype, rotary_dim a multiple of 16 up to d:
+            rotates the new k at its positions, and q from position cache_seqlens on (all rows at
+            cache_seqlens with neither causal nor window). Needs k.
+        rotary_sin: alike.
         cache_seqlens: int, or (batch,) int32: keys in the cache before the new ones. None: the
             cache is full, and k must be None.
         cache_batch_idx: (batch,) int32: which sequence of the cache each batch entry uses.
@@ -158,6 +197,25 @@ def diff_flash_attn_with_kvcache(
 
     Returns:
         out (batch, seqlen_q, nheads, dv); with return_lse also lse (2, batch, nheads, seqlen_q).
+
+    Raises:
+        ValueError: as `diff_flash_attn_func`.
+        TypeError: as `diff_flash_attn_func`.
+        RuntimeError: also if an argument requires a gradient, and for values of the index tensors
+            that point outside the cache: on the CPU, or under DIFFATTN_CHECK=1.
+
+    Examples:
+        >>> k_cache, v_cache = torch.zeros(2, 64, 8, 32), torch.zeros(2, 64, 4, 64)
+        >>> cache_seqlens = torch.tensor([10, 3], dtype=torch.int32)  # tokens in it so far
+        >>> q, k = torch.randn(2, 2, 1, 8, 32)  # one new token a sequence
+        >>> v = torch.randn(2, 1, 4, 64)
+        >>> out = diff_flash_attn_with_kvcache(
+        ...     q, k_cache, v_cache, 0.8, k, v, cache_seqlens=cache_seqlens, causal=True
+        ... )
+        >>> out.shape
+        torch.Size([2, 1, 4, 64])
+        >>> torch.equal(k_cache[1, 3], k[1, 0])
+        True
     """
     q, k_cache = _query_heads(q, "q", 5), _key_heads(k_cache, v_cache, "k_cache", "v_cache", 4)
     if k is not None and v is not None:

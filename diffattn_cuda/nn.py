@@ -1,7 +1,7 @@
 """Multi-head differential attention as modules (Diff Transformer, arXiv 2410.05258), V1 and V2.
 
 Both project x to q, k and v, call the fused kernel once (λ·O2 and, in V1, the headwise RMSNorm and
-the factor 1 − λ_init are inside it), and project back.  With a :class:`KVCache` the same forward
+the factor 1 − λ_init are inside it), and project back.  With a `KVCache` the same forward
 prefills and decodes.
 """
 
@@ -19,7 +19,12 @@ _IMPLEMENTATIONS = {"fused": functional, "eager": reference}
 
 
 def lambda_init_fn(depth: int) -> float:
-    """λ_init of the layer at ``depth``, counted from 0: 0.8 − 0.6·exp(−0.3·depth)."""
+    """λ_init of the layer at `depth`, counted from 0: 0.8 − 0.6·exp(−0.3·depth).
+
+    Examples:
+        >>> [round(lambda_init_fn(depth), 3) for depth in (0, 6, 27)]
+        [0.2, 0.701, 0.8]
+    """
     return 0.8 - 0.6 * math.exp(-0.3 * depth)
 
 
@@ -30,7 +35,23 @@ def rotary_tables(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (seqlen, rotary_dim/2), for the modules' ``rel_pos``."""
+    """Rotary embedding's tables, for the modules' `rel_pos`.
+
+    Args:
+        seqlen: number of positions, from 0.
+        rotary_dim: features that are rotated, even; for the modules a multiple of 16 up to d.
+        base: of the wavelengths, 2π to 2π·base positions.
+        device: of the tables.
+        dtype: of the tables; the angles are computed in fp32.
+
+    Returns:
+        (cos, sin), each (seqlen, rotary_dim/2).
+
+    Examples:
+        >>> cos, sin = rotary_tables(1024, 64)
+        >>> cos.shape, sin[0].abs().max().item()
+        (torch.Size([1024, 32]), 0.0)
+    """
     frequency = base ** -(torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim)
     angle = torch.outer(torch.arange(seqlen, device=device).float(), frequency)
     return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -39,13 +60,18 @@ def rotary_tables(
 class KVCache:
     """The keys and values one attention layer has seen, preallocated and filled in place.
 
-    Made by a module's ``make_cache``; a model keeps one for each of its layers.
+    Made by a module's `make_cache`; a model keeps one for each of its layers.
 
     Attributes:
         k: (batch, capacity, 2·nheads_k, d), or nheads_k heads in V2.
         v: (batch, capacity, nheads_k, dv).
         seqlens: int32 (batch,), how many slots of each sequence are valid; the next forward writes
             behind them and advances them.  Assign to it to rewind or to start anew.
+
+    Examples:
+        >>> cache = MultiheadDiffAttn(256, depth=0, num_heads=2).make_cache(1, capacity=100)
+        >>> cache.k.shape, cache.v.shape, cache.seqlens
+        (torch.Size([1, 100, 4, 64]), torch.Size([1, 100, 2, 128]), tensor([0], dtype=torch.int32))
     """
 
     def __init__(self, k: Tensor, v: Tensor) -> None:
@@ -102,7 +128,13 @@ class _DiffAttnBase(nn.Module):
     def make_cache(
         self, batch_size: int, capacity: int, dtype: torch.dtype | None = None
     ) -> KVCache:
-        """An empty cache of ``capacity`` tokens a sequence; dtype defaults to the weights'."""
+        """An empty cache.
+
+        Args:
+            batch_size: sequences it holds.
+            capacity: tokens a sequence may reach.
+            dtype: of keys and values; default that of the weights; under autocast give its dtype.
+        """
         weight = self.k_proj.weight
         k_heads = self.num_kv_heads * self.key_components
         return KVCache(
@@ -158,7 +190,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         Y = concat_h( RMSNorm(softmax(s·Q1K1ᵀ)V − λ·softmax(s·Q2K2ᵀ)V) · (1 − λ_init) ) · W_out
         λ = exp⟨λ_q1, λ_k1⟩ − exp⟨λ_q2, λ_k2⟩ + λ_init
 
-    Parameters carry the names of microsoft/unilm's ``multihead_flashdiff_2``, so its checkpoints
+    Parameters carry the names of microsoft/unilm's `multihead_flashdiff_2`, so its checkpoints
     load; the output is its output, but for λ, which is not rounded to the input's dtype.
 
     Args:
@@ -173,11 +205,27 @@ class MultiheadDiffAttn(_DiffAttnBase):
         window_size: (left, right) keys a query sees around its own place, inclusive; −1 = no limit.
         lambda_dtype: round both exponentials and λ to this dtype, as unilm does with the input's
             (torch.bfloat16 gives its numbers); default: no rounding below fp32.
-        implementation: "fused", or "eager" for :mod:`diffattn_cuda.reference`.
-        device, dtype: of the parameters.
+        implementation: "fused", or "eager" for `diffattn_cuda.reference`.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ValueError: embed_dim is no multiple of 2·num_heads, or num_heads none of num_kv_heads.
+
+    Examples:
+        >>> attention = MultiheadDiffAttn(embed_dim=256, depth=0, num_heads=2)
+        >>> rel_pos = rotary_tables(seqlen=100, rotary_dim=attention.head_dim)
+        >>> attention(torch.randn(1, 20, 256), rel_pos).shape
+        torch.Size([1, 20, 256])
+
+        A prompt of 20 tokens, then one more:
+
+        >>> cache = attention.make_cache(batch_size=1, capacity=100)
+        >>> with torch.no_grad():
+        ...     prompt = attention(torch.randn(1, 20, 256), rel_pos, cache)
+        ...     token = attention(torch.randn(1, 1, 256), rel_pos, cache)
+        >>> cache.seqlens
+        tensor([21], dtype=torch.int32)
     """
 
     def __init__(
@@ -215,7 +263,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         self.subln = nn.RMSNorm(2 * head_dim, norm_eps, norm_affine, device=device, dtype=dtype)
 
     def lambda_full(self) -> Tensor:
-        """λ of this layer: 0-d, fp32 (fp64 for fp64 parameters)."""
+        """λ of this layer: 0-d, fp32 (fp64 for fp64 parameters), differentiable."""
         dtype = torch.promote_types(self.lambda_q1.dtype, torch.float32)
         rounded = self.lambda_dtype or dtype
         lambda_1 = (self.lambda_q1 * self.lambda_k1).sum(dtype=dtype).exp().to(rounded)
@@ -228,7 +276,8 @@ class MultiheadDiffAttn(_DiffAttnBase):
         rel_pos: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """
+        """Attention of x to itself and, with a cache, to what came before.
+
         Args:
             x: (batch, seqlen, embed_dim).
             rel_pos: rotary (cos, sin), each (≥ seqlen, rotary_dim/2), applied to interleaved pairs;
@@ -238,6 +287,10 @@ class MultiheadDiffAttn(_DiffAttnBase):
 
         Returns:
             (batch, seqlen, embed_dim).
+
+        Raises:
+            ValueError: x or rel_pos has another shape, or a cache was given to a module that is
+                not causal.
         """
         self._check_forward(x, cache)
         return self._attend(
@@ -259,10 +312,21 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         num_heads: heads of the output.
         num_kv_heads: KV heads (GQA), a divisor of num_heads; default num_heads.
         head_dim: d, the width of queries, keys and values; default embed_dim / num_heads.
-        causal, window_size, implementation, device, dtype: as in :class:`MultiheadDiffAttn`.
+        causal: mask the future.
+        window_size: as in `MultiheadDiffAttn`.
+        implementation: as in `MultiheadDiffAttn`.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
         ValueError: embed_dim is no multiple of num_heads, or num_heads none of num_kv_heads.
+
+    Examples:
+        >>> attention = MultiheadDiffAttnV2(embed_dim=256, num_heads=4, num_kv_heads=2)
+        >>> attention(torch.randn(1, 20, 256)).shape
+        torch.Size([1, 20, 256])
+        >>> attention.make_cache(1, 100).k.shape  # as an ordinary transformer's
+        torch.Size([1, 100, 2, 64])
     """
 
     def __init__(
@@ -292,7 +356,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         rel_pos: tuple[Tensor, Tensor] | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """As :meth:`MultiheadDiffAttn.forward`: (batch, seqlen, embed_dim) → the same."""
+        """As `MultiheadDiffAttn.forward`: (batch, seqlen, embed_dim) → the same."""
         self._check_forward(x, cache)
         logit = self.lambda_proj(x)
         lam = torch.sigmoid(logit.to(torch.promote_types(logit.dtype, torch.float32)))

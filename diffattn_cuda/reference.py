@@ -2,11 +2,11 @@
 
     O = softmax(s·Q1·K1ᵀ)·V − λ·softmax(s·Q2·K2ᵀ)·V          (Diff Transformer, arXiv 2410.05258)
 
-The three functions have the names, signatures and results of :mod:`diffattn_cuda.functional`,
-whose docstrings describe the arguments.  Fed fp64 they are the oracle of the tests; fed any other
-dtype they compute what users write today, materialising both seqlen_q × seqlen_k maps.  Each gives
-the output, or (output, LSE) where return_lse is true.  ``deterministic``, ``num_splits`` and
-``max_seqlen_*`` are accepted and change nothing here.
+The three functions have the names, signatures and results of `diffattn_cuda`'s, whose docstrings
+describe the arguments.  Fed fp64 they are the oracle of the tests; fed any other dtype they compute
+what users write today, materialising both seqlen_q × seqlen_k maps.  Each gives the output, or
+(output, LSE) where return_lse is true.  `deterministic`, `num_splits` and `max_seqlen_*` are
+accepted and change nothing here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ def diff_flash_attn_func(
     deterministic: bool = False,
     return_lse: bool = False,
 ) -> Any:
-    """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q)."""
+    """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q).
+
+    Examples:
+        >>> import diffattn_cuda
+        >>> q, k = torch.randn(2, 1, 100, 8, 64)
+        >>> v = torch.randn(1, 100, 4, 128)
+        >>> exact = diff_flash_attn_func(q.double(), k.double(), v.double(), 0.8)
+        >>> fused = diffattn_cuda.diff_flash_attn_func(q, k, v, 0.8)
+        >>> torch.allclose(fused.double(), exact, atol=1e-5)
+        True
+    """
     if norm_weight is not None and norm_eps is None:
         raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
     q = split_components(q, q.shape[2] // 2 if q.dim() == 4 else q.shape[2])
@@ -72,7 +82,14 @@ def diff_flash_attn_varlen_func(
     deterministic: bool = False,
     return_lse: bool = False,
 ) -> Any:
-    """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q)."""
+    """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q).
+
+    Examples:
+        >>> q, k = torch.randn(2, 7, 8, 64)
+        >>> v, cu_seqlens = torch.randn(7, 4, 128), torch.tensor([0, 5, 7])
+        >>> diff_flash_attn_varlen_func(q, k, v, 0.8, cu_seqlens, cu_seqlens, 5, 5).shape
+        torch.Size([7, 4, 128])
+    """
     nheads = q.shape[1] // 2 if q.dim() == 3 else q.shape[1]
     outs = [q.new_zeros(0, nheads, v.shape[-1])]
     lses = [q.new_zeros(2, nheads, 0, dtype=_accumulate_dtype(q))]
@@ -115,7 +132,16 @@ def diff_flash_attn_with_kvcache(
     num_splits: int = 0,
     return_lse: bool = False,
 ) -> Any:
-    """Decoding: append k, v to the caches in place, then attend to the valid slots only."""
+    """Decoding: append k, v to the caches in place, then attend to the valid slots only.
+
+    Examples:
+        >>> k_cache, v_cache = torch.zeros(1, 64, 8, 32), torch.zeros(1, 64, 4, 64)
+        >>> q, k = torch.randn(2, 1, 1, 8, 32)
+        >>> v = torch.randn(1, 1, 4, 64)
+        >>> out = diff_flash_attn_with_kvcache(q, k_cache, v_cache, 0.8, k, v, cache_seqlens=0)
+        >>> torch.allclose(out, 0.2 * v)  # of one key: P1 = P2 = 1
+        True
+    """
     batch, seqlen_q = q.shape[:2]
     if k is not None and cache_seqlens is None:
         raise ValueError("cache_seqlens is None (a full cache), but k is to be appended")
@@ -177,6 +203,12 @@ def attention_maps(
     Returns:
         P (2, batch, nheads, seqlen_q, seqlen_k) and LSE (2, batch, nheads, seqlen_q), in fp32 (fp64
         for fp64).  A row that sees no key has P = 0 and LSE = −inf.
+
+    Examples:
+        >>> q, k = torch.randn(2, 1, 100, 4, 2, 64)
+        >>> p, lse = attention_maps(q, k, causal=True)
+        >>> p.shape, lse.shape
+        (torch.Size([2, 1, 4, 100, 100]), torch.Size([2, 1, 4, 100]))
     """
     seqlen_q, seqlen_k, d = q.shape[1], k.shape[1], q.shape[-1]
     scale = d**-0.5 if softmax_scale is None else softmax_scale
@@ -194,7 +226,13 @@ def attention_maps(
 def visible_keys(
     seqlen_q: int, seqlen_k: int, causal: bool, window_size: Window, device: torch.device | str
 ) -> Tensor:
-    """Bool (seqlen_q, seqlen_k): row i sees key j.  Bottom-right aligned; window inclusive."""
+    """Bool (seqlen_q, seqlen_k): row i sees key j.  Bottom-right aligned; window inclusive.
+
+    Examples:
+        >>> visible_keys(2, 4, causal=True, window_size=(1, -1), device="cpu").int()
+        tensor([[0, 1, 1, 0],
+                [0, 0, 1, 1]], dtype=torch.int32)
+    """
     left, right = window_size
     right = 0 if causal else right
     row = torch.arange(seqlen_q, device=device)[:, None] + seqlen_k - seqlen_q
@@ -212,12 +250,18 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) 
 
     Args:
         x: (batch, seqlen, ..., d).
-        cos, sin: (seqlen, rotary_dim/2), one row per position of x.
+        cos: (seqlen, rotary_dim/2), one row per position of x.
+        sin: alike.
         interleaved: pairs are features (2i, 2i+1), GPT-J's style; otherwise (i, i + rotary_dim/2),
             GPT-NeoX's.
 
     Returns:
         Like x; computed in fp32 (fp64 for fp64) and rounded once.
+
+    Examples:
+        >>> x, angle = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([[torch.pi / 2]])
+        >>> apply_rotary(x, angle.cos(), angle.sin()).flatten().round().abs().tolist()
+        [0.0, 1.0]
     """
     half = cos.shape[-1]
     acc = _accumulate_dtype(x)
@@ -231,7 +275,12 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) 
 
 
 def split_components(x: Tensor, nheads: int) -> Tensor:
-    """(b, s, 2·nheads | nheads, d) → (b, s, nheads, 2 | 1, d): head 2h+c is component c of h."""
+    """(b, s, 2·nheads | nheads, d) → (b, s, nheads, 2 | 1, d): head 2h+c is component c of h.
+
+    Examples:
+        >>> split_components(torch.zeros(1, 100, 8, 64), nheads=4).shape
+        torch.Size([1, 100, 4, 2, 64])
+    """
     return x if x.dim() == 5 else x.unflatten(2, (nheads, x.shape[2] // nheads))
 
 

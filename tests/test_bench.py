@@ -24,7 +24,7 @@ from marks import misses  # noqa: E402
 from neighbours import FA2, FA3  # noqa: E402
 from oracle import oracle  # noqa: E402
 from problem import Problem, make_inputs  # noqa: E402
-from stock import two_calls  # noqa: E402
+from stock import stock2  # noqa: E402
 from support.impls import Impl  # noqa: E402
 from support.simulator import Simulator  # noqa: E402
 from tiling import tiled_pairs  # noqa: E402
@@ -155,7 +155,7 @@ def test_the_emulated_stock_kernel_is_right() -> None:
     """In fp32, where its roundings are none."""
     x = make_inputs(Problem("fwdbwd", "fp32", 1, 2, 2, 40, 50, 16, causal=True))
     assert x.dout is not None
-    out = two_calls(x)
+    out = stock2(x)
     got = [out, *torch.autograd.grad(out, x.leaves[:3], x.dout)]
     for a, b in zip(got, oracle(x), strict=True):
         assert (a.double() - b).norm() / b.norm() < 1e-5

@@ -33,6 +33,9 @@ def as_a_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("basic", r"out \(2, 256, 4, 128\)"),
         ("varlen", r"rows 445 to 446: alone the same"),
         ("paged_decode", r"42 tokens, 2 sequences"),
+        ("unilm_v1", r"layer 2: λ = 0\.\d+, fused and unilm's formula agree"),
+        ("diff_v2", r"90 tokens at once and 6 from the cache agree"),
+        ("hf_diffllama", r"generate: the same 60 tokens.*\n.*42 gradients agree"),
     ],
 )
 def test_short_example(name: str, says: str, capsys: Capture) -> None:

@@ -15,7 +15,7 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 # A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/kernels.md.
-CUDA = {"saves_o2": True, "contains_nan_backward": False, "tile": (128, 32)}
+CUDA = {"saves_o2": True, "contains_nan_backward": False, "tile": (64, 32)}
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
         softmax.template exponentiate<Element>(s, p, exact);
         scale_rows(o, factor);
       }
-      softmax.template add<Element>(exact, p, lane);
+      softmax.template add<Element>(exact, p, lane, [](int, int) { return true; });
     }
     const char* const v = next(kOdd);
     if (!idle) multiply_pv<T>(o, p, v + lane_v);

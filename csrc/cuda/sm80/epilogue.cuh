@@ -113,8 +113,8 @@ class Epilogue {
     lse.data = static_cast<float*>(lse.data) + comp_ * lse.comp;
     Rows inverse;
     for_rows([&](int m, int half, int row) {
-      const float sum = softmax.exact_sum(m, half);
-      inverse[m][half] = sum == 0 ? 0.f : 1 / softmax.rounded_sum(m, half);
+      const float sum = softmax.exact_sum(m, half), rounded = softmax.rounded_sum(m, half);
+      inverse[m][half] = sum == 0 ? 0.f : 1 / rounded;
       const float log2_sum = sum == 0 ? -INFINITY : softmax.reference[m][half] + log2f(sum);
       store_statistic(lse, row, log2_sum * float(M_LN2));
     });

@@ -16,9 +16,8 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads, 1)
     fwd_kernel(const __grid_constant__ FwdParams params) {
   using Element = typename T::Element;
-  constexpr int kRowTiles = T::kRowTiles, kColTiles = T::kHalfV / 8, kKeyTiles = T::kKeys / 8;
+  constexpr int kRowTiles = T::kRowTiles, kColTiles = T::kHalfV / 8, kKeyTiles = T::kPartKeys / 8;
   extern __shared__ __align__(1024) char smem[];
-  char* const shared = smem + 2 * T::kStageBytes;  // Q, then what pairs hand over
   const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0),
             pair = warp / 2, comp = warp % 2;
 
@@ -38,7 +37,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   // Global to shared memory.
   KeyValueFill<T> keys(params, sequence, head, steps.begin * T::kKeys);
-  fill_queries<T>(params, sequence, head, cta_row, shared);
+  fill_queries<T>(params, sequence, head, cta_row, smem + T::kStageBytes);
   if (steps.begin < steps.end)
     keys.start(smem, steps.begin * T::kKeys);
   else
@@ -47,12 +46,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   __syncthreads();  // all threads' copies of Q are there
 
   uint32_t q[kRowTiles][T::kHeadDim / 16][4];  // of this warp's component
-  load_queries<T>(q, shared + T::QTile::offset(pair * kRowTiles * 16, comp * T::kHeadDim), lane);
+  load_queries<T>(
+      q, smem + T::kStageBytes + T::QTile::offset(pair * kRowTiles * 16, comp * T::kHeadDim), lane);
 
   Softmax<kRowTiles> softmax(params.softmax_scale);
   float o_own[kRowTiles][kColTiles][4] = {};    // P·V of this warp's component, half of V's columns
   float o_other[kRowTiles][kColTiles][4] = {};  // P·V of its partner's, the same columns
-  const Handover<T> handover(shared, warp, lane);
+  const Handover<T> handover(smem, warp, lane);
+  const KeyRange seen(sight, first_row, min(first_row + kRowTiles * 16, sequence.seqlen_q));
   // Where this lane reads the step's tiles; from one step to the next they change places.
   const char* k_tile = smem + chunks_first<typename T::KTile>(lane) +
                        (T::shares_k(params.k.comp) ? 0 : T::KTile::offset(0, comp * T::kHeadDim));
@@ -68,32 +69,41 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     __syncthreads();
     if (step + 1 < steps.end) keys.start(next_stage, (step + 1) * T::kKeys);
 
-    float s[kRowTiles][kKeyTiles][4];
-    multiply_qk<T>(s, q, k_tile);
-    if (!steps.is_full(step)) mask(s, sight, first_row, step * T::kKeys, sign, lane);
+#pragma unroll
+    for (int part = 0; part < T::kKeys / T::kPartKeys; ++part) {
+      const int first_key = step * T::kKeys + part * T::kPartKeys;
+      if (T::kSkips && !seen.meets(first_key, first_key + T::kPartKeys)) continue;
+      float s[kRowTiles][kKeyTiles][4];
+      multiply_qk<T>(s, q, k_tile + T::KTile::offset(part * T::kPartKeys, 0));
+      if (!steps.is_full(step)) mask(s, sight, first_row, first_key, sign, lane);
 
-    uint32_t p_own[kRowTiles][kKeyTiles / 2][4], p_other[kRowTiles][kKeyTiles / 2][4];
-    float exact[kRowTiles][2];
-    handover.put_growth(false);
-    softmax.template exponentiate<Element>(s, p_own, exact);
-    if (softmax.outgrown(exact)) {
-      float factor[kRowTiles][2];
-      softmax.template raise<Element>(s, exact, factor);
+      uint32_t p_own[kRowTiles][kKeyTiles / 2][4], p_other[kRowTiles][kKeyTiles / 2][4];
+      float exact[kRowTiles][2];
+      if (part > 0) handover.wait();  // both have read what the part before handed over
+      handover.put_growth(false);
       softmax.template exponentiate<Element>(s, p_own, exact);
-      scale_rows(o_own, factor);
-      handover.rows.put(factor);
-      handover.put_growth(true);
+      if (softmax.outgrown(exact)) {
+        float factor[kRowTiles][2];
+        softmax.template raise<Element>(s, exact, factor);
+        softmax.template exponentiate<Element>(s, p_own, exact);
+        scale_rows(o_own, factor);
+        handover.rows.put(factor);
+        handover.put_growth(true);
+      }
+      handover.put(p_own);
+      softmax.template add<Element>(exact, p_own, lane, [&](int row_tile, int key_block) {
+        return T::tensor_core_sums(row_tile, part * T::kPartKeys / 16 + key_block);
+      });
+      handover.wait();  // both have written P and the factors
+      handover.get(p_other);
+      if (handover.grew_theirs()) {
+        float factor[kRowTiles][2];
+        handover.rows.get(factor);
+        scale_rows(o_other, factor);
+      }
+      multiply_pv<T>(o_own, o_other, p_own, p_other,
+                     v_tile + T::VTile::offset(part * T::kPartKeys, 0));
     }
-    handover.put(p_own);
-    softmax.template add<Element>(exact, p_own, lane);
-    handover.wait();  // both have written P and the factors
-    handover.get(p_other);
-    if (*handover.grew_theirs) {
-      float factor[kRowTiles][2];
-      handover.rows.get(factor);
-      scale_rows(o_other, factor);
-    }
-    multiply_pv<T>(o_own, o_other, p_own, p_other, v_tile);
     k_tile += flip, v_tile += flip, next_stage -= flip;
     flip = -flip;
   }

@@ -12,7 +12,10 @@ struct FwdTraits {
   static constexpr int kPairs = 4, kThreads = 64 * kPairs;
   static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows a pair
   static constexpr int kRows = kPairs * kRowTiles * 16;
-  static constexpr int kKeys = 32;              // a step
+  static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // a step: copied together
+  static constexpr int kPartKeys = 32;                    // whose softmax is computed together
+  // Whether a pair leaves out parts that none of its rows sees; at 128 no register is left to know it.
+  static constexpr bool kSkips = kHeadDim < 128;
   static constexpr int kHalfV = kHeadDimV / 2;  // columns a warp
 
   // Both components of a row lie side by side.
@@ -21,17 +24,25 @@ struct FwdTraits {
   using VTile = Tile<kKeys, kHeadDimV>;
   using OTile = Tile<kRowTiles * 16, kHalfV>;  // one warp's
 
-  // Shared memory: two stages of keys and values, then Q. What pairs hand over takes Q's place as soon
-  // as Q is in registers: P, and behind it row statistics. Outputs take the place of all that lies
-  // before the statistics.
+  // Shared memory: two stages of keys and values, then what pairs hand over: P, and behind it row
+  // statistics. Q arrives in the place of the second stage, and of what follows, and leaves it for
+  // registers. Outputs take the place of all that lies before the statistics.
   static constexpr int kStageBytes = KTile::kBytes + VTile::kBytes;
-  static constexpr int kPBytes = kRowTiles * (kKeys / 16) * 32 * 16;  // one warp's
-  static constexpr int kStatistics = 2 * kPairs * kPBytes;            // offset from Q's place
-  static constexpr int kGrown = kStatistics + 2 * kPairs * kRowTiles * 16 * 4;
-  static constexpr int kSmemBytes = 2 * kStageBytes + QTile::kBytes;
-  static_assert(2 * kPairs * OTile::kBytes <= 2 * kStageBytes + kStatistics);
-  static_assert(kGrown + 2 * kPairs * 4 <= QTile::kBytes);
+  static constexpr int kPBytes = kRowTiles * (kPartKeys / 16) * 32 * 16;  // one warp's
+  static constexpr int kStatistics = 2 * kStageBytes + 2 * kPairs * kPBytes;
+  static constexpr int kStatisticsBytes = kRowTiles * 16 * 4 + 16;  // one warp's
+  static constexpr int kSmemBytes = kStatistics + 2 * kPairs * kStatisticsBytes;
+  static_assert(kStageBytes + QTile::kBytes <= kSmemBytes);
+  static_assert(2 * kPairs * OTile::kBytes <= kStatistics);
   static_assert(kSmemBytes <= 99 * 1024, "what every device from sm_80 on has");
+
+  // The tensor core sums some of the blocks of 16 x 16 of P (Softmax::add), evenly spread: as many as
+  // a fiftieth of its other work pays for.
+  static constexpr int kBlocks = kRowTiles * kKeys / 16;  // a step
+  static constexpr int kProducts = kBlocks * (kHeadDim + kHeadDimV) / 8, kSummed = kProducts / 50;
+  __device__ static constexpr bool tensor_core_sums(int row_tile, int key_block) {
+    return (row_tile * kKeys / 16 + key_block) * kSummed % kBlocks < kSummed;
+  }
 
   // DIFF V2, where V is as wide as Q, has one K for both components.
   __device__ static bool shares_k(int64_t comp_stride) {

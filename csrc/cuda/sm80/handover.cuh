@@ -30,30 +30,31 @@ struct RowExchange {
   }
 };
 
-// In a step: P, and by how much the references of its rows were raised.
+// In a part of a step: P, and by how much the references of its rows were raised.
 template <class T>
 struct Handover {
-  static constexpr int kVectors = T::kRowTiles * T::kKeys / 16;
-  using P = uint32_t[T::kRowTiles][T::kKeys / 16][4];
+  static constexpr int kVectors = T::kRowTiles * T::kPartKeys / 16;
+  using P = uint32_t[T::kRowTiles][T::kPartKeys / 16][4];
 
   uint4* p_mine;  // [kVectors, lane]   fragments as they are: both warps hold them alike
   const uint4* p_theirs;
-  int* grew_mine;  // whether a maximum of this step grew, and the factors are to be used
-  const int* grew_theirs;
   RowExchange<T::kRowTiles> rows;
   int pair;
 
-  __device__ Handover(char* shared, int warp, int lane)
-      : p_mine(reinterpret_cast<uint4*>(shared + warp * T::kPBytes) + lane),
-        p_theirs(reinterpret_cast<uint4*>(shared + (warp ^ 1) * T::kPBytes) + lane),
-        grew_mine(reinterpret_cast<int*>(shared + T::kGrown) + warp),
-        grew_theirs(reinterpret_cast<int*>(shared + T::kGrown) + (warp ^ 1)),
-        rows{reinterpret_cast<float*>(shared + T::kStatistics) + warp * T::kRowTiles * 16,
-             reinterpret_cast<float*>(shared + T::kStatistics) + (warp ^ 1) * T::kRowTiles * 16,
-             lane},
+  __device__ Handover(char* smem, int warp, int lane)
+      : p_mine(reinterpret_cast<uint4*>(smem + 2 * T::kStageBytes + warp * T::kPBytes) + lane),
+        p_theirs(reinterpret_cast<uint4*>(smem + 2 * T::kStageBytes + (warp ^ 1) * T::kPBytes) +
+                 lane),
+        rows{statistics(smem, warp), statistics(smem, warp ^ 1), lane},
         pair(warp / 2) {}
 
-  __device__ void put_growth(bool grew) const { *grew_mine = grew; }  // all lanes write the same
+  // Whether a reference of this part was raised, and the factors are to be used.
+  __device__ void put_growth(bool grew) const {  // all lanes write the same
+    *reinterpret_cast<int*>(rows.mine + T::kRowTiles * 16) = grew;
+  }
+  __device__ bool grew_theirs() const {
+    return *reinterpret_cast<const int*>(rows.theirs + T::kRowTiles * 16);
+  }
   __device__ void put(const P& p) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) p_mine[i * 32] = reinterpret_cast<const uint4*>(p)[i];
@@ -63,6 +64,11 @@ struct Handover {
     for (int i = 0; i < kVectors; ++i) reinterpret_cast<uint4*>(p)[i] = p_theirs[i * 32];
   }
   __device__ void wait() const { named_barrier(1 + pair, 64); }
+
+ private:
+  __device__ static float* statistics(char* smem, int warp) {
+    return reinterpret_cast<float*>(smem + T::kStatistics + warp * T::kStatisticsBytes);
+  }
 };
 
 }  // namespace diffattn::cuda::sm80

@@ -36,12 +36,12 @@ class GroupMerge {
   __device__ RowTotals run(const Softmax<1>& softmax, O& o) const {
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      const float sum = softmax.exact_sum(0, comp);
+      const float sum = softmax.exact_sum(0, comp), rounded = softmax.rounded_sum(0, comp);
       if (!writes_) continue;
       float* const mine = row(group_, comp);
       mine[0] = softmax.reference[0][comp];
       mine[kStatistics] = sum;
-      mine[2 * kStatistics] = softmax.rounded_sum(0, comp);
+      mine[2 * kStatistics] = rounded;
     }
     __syncthreads();  // references and sums of all groups are there
     RowTotals all;

@@ -1,5 +1,6 @@
 // Which part of the problem a CTA has, and which keys its rows see.
 #pragma once
+#include <climits>
 #include <cstdint>
 
 #include "../device.h"
@@ -62,6 +63,19 @@ class Sight {
   __device__ static int bounded(int64_t side) { return int(min(side, int64_t(kMaxSeqlen))); }
 
   int first_key_, seqlen_q_, seqlen_k_, first_, end_;
+};
+
+// The keys that some of the rows [first_row, end_row) see; none if there are no rows.
+struct KeyRange {
+  int begin, end;
+
+  __device__ KeyRange(const Sight& sight, int first_row, int end_row)
+      : begin(sight.begin(first_row)),
+        end(first_row < end_row ? sight.end(end_row - 1) : INT_MIN) {}
+
+  __device__ bool meets(int first_key, int end_key) const {
+    return first_key < end && begin < end_key;
+  }
 };
 
 // The steps of kKeys keys that rows [first_row, end_row) visit, and those that need no mask.

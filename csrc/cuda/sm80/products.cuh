@@ -4,20 +4,20 @@
 
 namespace diffattn::cuda::sm80 {
 
-// S = Q·Kᵀ of one component, 32 keys.
+// S = Q·Kᵀ of one component, the keys of a part.
 template <class T>
-__device__ void multiply_qk(float (&s)[T::kRowTiles][T::kKeys / 8][4],
+__device__ void multiply_qk(float (&s)[T::kRowTiles][T::kPartKeys / 8][4],
                             const uint32_t (&q)[T::kRowTiles][T::kHeadDim / 16][4], const char* k) {
 #pragma unroll
   for (int m = 0; m < T::kRowTiles; ++m)
 #pragma unroll
-    for (int n = 0; n < T::kKeys / 8; ++n)
+    for (int n = 0; n < T::kPartKeys / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDim / 16; ++depth)
 #pragma unroll
-    for (int block = 0; block < T::kKeys / 16; ++block) {
+    for (int block = 0; block < T::kPartKeys / 16; ++block) {
       uint32_t b[4];  // [key tile, half of the depth]
       load_matrices(b, k + T::KTile::offset(16 * block, 16 * depth));
 #pragma unroll
@@ -28,11 +28,11 @@ __device__ void multiply_qk(float (&s)[T::kRowTiles][T::kKeys / 8][4],
     }
 }
 
-// O_own += P_own·V and O_other += P_other·V, this warp's half of V's columns.
+// O_own += P_own·V and O_other += P_other·V, this warp's half of V's columns, the keys of a part.
 template <class T, class O, class P>
 __device__ void multiply_pv(O& o_own, O& o_other, const P& p_own, const P& p_other, const char* v) {
 #pragma unroll
-  for (int block = 0; block < T::kKeys / 16; ++block)
+  for (int block = 0; block < T::kPartKeys / 16; ++block)
 #pragma unroll
     for (int col = 0; col < T::kHalfV / 16; ++col) {
       uint32_t b[4];  // [column tile, half of the keys]

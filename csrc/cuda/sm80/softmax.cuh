@@ -26,12 +26,12 @@ template <int kRowTiles>
 struct Softmax {
   float scale;
   float reference[kRowTiles][2];  // [row tile, row g or g + 8]   log2, the same in the quad
-  // An accumulator. Even columns: the sum of P as the product with V takes it, which normalises, so
-  // that a rounded row still sums to one. Odd columns: the sum of P before rounding, this lane's
-  // keys only, for the LSE.
+  // An accumulator, of this lane's keys. Even columns: the sum of P as the product with V takes it,
+  // which normalises, so that a rounded row still sums to one. Odd columns: the sum of P before
+  // rounding, for the LSE.
   float sums[kRowTiles][4];
 
-  __device__ float rounded_sum(int m, int half) const { return sums[m][2 * half]; }
+  __device__ float rounded_sum(int m, int half) const { return quad_sum(sums[m][2 * half]); }
   __device__ float exact_sum(int m, int half) const { return quad_sum(sums[m][2 * half + 1]); }
 
   // A negative scale is the logits' business; zero would make 0·inf of a hidden pair.
@@ -98,18 +98,35 @@ struct Softmax {
       }
   }
 
-  // The tensor core sums rounded rows, as a product with a matrix whose even columns are ones; its
-  // odd columns are zeros and leave the exact sums alone.
-  template <class Element, int kKeyBlocks>
+  // Adds up P. A rounded block is summed by the tensor core, as a product with a matrix whose first
+  // column is ones (its odd columns are zeros and leave the exact sums alone), or by unpacking it:
+  // the one costs tensor time, the other issue slots. by_product(row tile, key block) chooses.
+  template <class Element, int kKeyBlocks, class ByProduct>
   __device__ void add(const float (&exact)[kRowTiles][2],
-                      const uint32_t (&p)[kRowTiles][kKeyBlocks][4], int lane) {
-    const uint32_t ones = lane / 4 % 2 == 0 ? Half<Element>::pack(1.f, 1.f) : 0;
+                      const uint32_t (&p)[kRowTiles][kKeyBlocks][4], int lane,
+                      const ByProduct& by_product) {
+    const uint32_t ones = lane / 4 == 0 ? Half<Element>::pack(1.f, 1.f) : 0;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
-      for (int n = 0; n < kKeyBlocks; ++n) mma<Element>(sums[m], p[m][n], ones, ones);
+      for (int n = 0; n < kKeyBlocks; ++n)
+        if (by_product(m, n))
+          mma<Element>(sums[m], p[m][n], ones, ones);
+        else
+          add_unpacked<Element>(sums[m], p[m][n]);
 #pragma unroll
       for (int half = 0; half < 2; ++half) sums[m][2 * half + 1] += exact[m][half];
+    }
+  }
+
+ private:
+  template <class Element>
+  __device__ static void add_unpacked(float (&sums)[4], const uint32_t (&p)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 pair = Half<Element>::unpack(p[i]);
+      sums[i % 2 * 2] += pair.x;
+      sums[i % 2 * 2] += pair.y;
     }
   }
 };

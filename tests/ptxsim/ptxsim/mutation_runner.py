@@ -18,8 +18,8 @@ class MutationReport:
 
     @property
     def rate(self):
-        total = len(self.killed) + len(self.survived)
-        return len(self.killed) / total if total else 1.0
+        """The share that was killed; of no mutants at all, nothing was."""
+        return len(self.killed) / max(1, len(self.killed) + len(self.survived))
 
     def reasons(self):
         """How many mutants each kind of error killed."""

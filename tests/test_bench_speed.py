@@ -1,0 +1,272 @@
+"""bench/speed.py on this CPU: recipes of every peer, clocks, sweeps, and a whole small run.
+
+No machine of ours has a GPU. Stand-ins of the libraries prove that each recipe is differential
+attention, and a stand-in of torch.cuda proves what the GPU's clock counts; not that they run there.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.threads import threads
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+pytest.importorskip("tomli", reason="tomli is not installed")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """The scripts of bench/, which import each other by bare name; one thread, they are small."""
+    folder = str(ROOT / "bench")
+    sys.path.insert(0, folder)
+    import flash
+    import peers
+    import problem
+    import speed
+    import sweep
+    import timing
+
+    with threads(1):
+        yield types.SimpleNamespace(
+            flash=flash, peers=peers, problem=problem, speed=speed, sweep=sweep, timing=timing
+        )
+    sys.path.remove(folder)
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(folder):
+            del sys.modules[name]
+
+
+def problem_of(bench: Any, direction: str) -> Any:
+    """GQA, and fewer queries than keys where that is usual."""
+    sq = 1 if direction == "decode" else 40
+    return bench.problem.Problem(direction, "fp32", 2, 4, 2, sq, 40, 16, direction != "decode")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def stand_in(same_width: bool, gives_lse: bool = False) -> types.ModuleType:
+    """flash-attn's two functions in PyTorch, with its limits."""
+    module = types.ModuleType("stand_in")
+
+    def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Any:
+        assert all(t.stride(-1) == 1 for t in (q, k, v))
+        if same_width and v.shape[-1] != q.shape[-1]:
+            raise RuntimeError("value must have the same head dimension as query")
+        out = attend(q, k, v, causal)
+        return (out, torch.empty(0)) if gives_lse else out
+
+    def flash_attn_with_kvcache(
+        q: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: int, causal: bool = False
+    ) -> Any:
+        assert not torch.is_grad_enabled() or not q.requires_grad
+        keys = slice(0, cache_seqlens)
+        return flash_attn_func(q, k_cache[:, keys], v_cache[:, keys], causal and q.shape[1] > 1)
+
+    module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
+    module.flash_attn_with_kvcache = flash_attn_with_kvcache  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn", stand_in(same_width=True))
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", stand_in(False, gives_lse=True))
+    monkeypatch.setitem(sys.modules, "flex_head_fa", stand_in(same_width=False))
+
+
+@pytest.mark.parametrize("direction", ["fwd", "fwdbwd", "decode"])
+def test_every_recipe_is_differential_attention(
+    bench: Any, libraries: None, direction: str
+) -> None:
+    everything = bench.peers.PEERS.keys() - {"flex2"}  # which would compile for seconds
+    peers = {name: bench.peers.PEERS[name] for name in sorted(everything)}
+    x = bench.problem.make_inputs(problem_of(bench, direction))
+    assert bench.speed.right(peers, x) == sorted(everything)
+
+
+def test_a_wrong_peer_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    x = bench.problem.make_inputs(problem_of(bench, "fwd"))
+    peers = bench.peers.PEERS
+    wrong = {
+        "sdpa2": lambda x: peers["sdpa2"](replace(x, lam=x.lam * 1.01)),
+        "sdpa4": lambda x: peers["sdpa4"](replace(x, v=x.v.flip(3))),
+        "sdpa_hf": peers["sdpa4"],  # DiffLlama's order of heads read as unilm's
+        "fa2_4": peers["fa2_4"],  # which is not installed
+    }
+    assert bench.speed.right(wrong, x) == []
+    said = capsys.readouterr().out
+    assert "sdpa2 is left out: out is off by" in said
+    assert "fa2_4 is left out: ModuleNotFoundError" in said
+
+
+def test_what_does_not_fit_into_memory_is_left_out(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Long sequences are checked at a shorter length; there may be too little memory for all."""
+    monkeypatch.setattr(bench.speed, "CHECKED", 16)
+    lengths = []
+
+    def hungry(x: Any) -> Tensor:
+        lengths.append(x.problem.seqlen_k)
+        if x.problem.seqlen_k > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return bench.peers.sdpa2(x)
+
+    peers = {"hungry": hungry, "sdpa4": bench.peers.sdpa4}
+    assert list(bench.speed.calls(peers, problem_of(bench, "fwd"))) == ["sdpa4"]
+    assert lengths == [16, 40] and "hungry is left out: too little" in capsys.readouterr().out
+
+
+def test_only_installed_libraries_are_peers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = "flex_head_fa"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == found)
+    names = list(bench.peers.peers_for("fwd", "cuda"))
+    assert names[0] == "ours" and names[-2:] == ["flexhead_2", "flexhead_4"]
+    assert "fa2_4" not in names and "flexhead_2" not in bench.peers.peers_for("fwd", "cpu")
+
+
+class FakeGpu:
+    """torch.cuda with a clock that only the work moves; its cache is dirty after each call."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.synchronized = False
+
+    def current_device(self) -> str:
+        return "cpu"
+
+    def get_device_properties(self, device: str) -> Any:
+        return types.SimpleNamespace(L2_cache_size=1000)
+
+    def synchronize(self) -> None:
+        self.synchronized = True
+
+    def Event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        event = types.SimpleNamespace(at=None)
+        event.record = lambda: setattr(event, "at", self.now)
+
+        def elapsed_time(end: Any) -> float:
+            assert self.synchronized, "the GPU has not reached the events yet"
+            return end.at - event.at
+
+        event.elapsed_time = elapsed_time
+        return event
+
+
+def test_the_gpus_clock_counts_calls_with_a_cold_cache(bench: Any) -> None:
+    gpu = FakeGpu()
+    clock = bench.timing.CudaClock(gpu)
+    took = iter([3.0, 5.0])
+
+    def run() -> None:
+        assert clock._flood.count_nonzero() == 0 and clock._flood.numel() == 2000
+        clock._flood.fill_(1)
+        gpu.now += next(took)  # milliseconds
+
+    gpu.now += 100.0
+    assert clock.seconds(run, repeats=2) == pytest.approx(4e-3)
+
+
+def test_limits_and_ours_are_medians_of_the_same_rounds(bench: Any) -> None:
+    """A machine that reads twice as fast in one round of five must not raise the yardstick."""
+    p = problem_of(bench, "decode")
+    read = bench.timing.Samples([1.0, 1.0, 0.5, 1.0, 1.0])
+    ours = bench.timing.Samples([2.0, 2.0, 2.0, 1.0, 2.0])
+    limits = {"torch.mm": 1e9, "read": p.cache_bytes / read.median}
+    assert bench.speed.row(p, "ours", ours, ours, limits).bandwidth_percent == pytest.approx(50)
+    assert bench.speed.row(p, "read", read, ours, limits).bandwidth_percent == pytest.approx(100)
+    assert bench.speed.row(p, "read", read, ours, limits).ours_speedup is None
+
+
+def test_interleaving_counts_rounds_and_repeats(bench: Any) -> None:
+    """A fake clock: short calls are repeated, long ones take part in fewer rounds."""
+    calls: dict[str, int] = {"short": 0, "long": 0}
+    cost = {"short": 0.001, "long": 2.0}
+
+    class Fake:
+        def seconds(self, run: Any, repeats: int = 1) -> float:
+            name = run()
+            calls[name] += repeats
+            return cost[name]
+
+    runs = {name: (lambda name=name: name) for name in cost}
+    samples = bench.timing.interleave(runs, rounds=11, budget=8.0, clock=Fake())
+    assert len(samples["short"].seconds) == 11 and len(samples["long"].seconds) == 4
+    assert calls["short"] == 1 + 11 * 20 and samples["long"].median == 2.0
+
+
+def test_sweeps_of_a_file_and_of_the_command_line(bench: Any, tmp_path: Path) -> None:
+    config = tmp_path / "sweeps.toml"
+    config.write_text("""
+        [[sweep]]
+        direction = ["fwd", "decode"]
+        seqlens = [64, 128]
+        tokens = 256
+        mask = ["causal", "full"]
+        cpu_time = true
+        memory = false
+        [[sweep]]
+        nheads_k = [1, 2]
+        headdim = 32
+    """)
+    first, second = bench.sweep.sweeps("", ["--config", str(config), "--nheads", "2"])
+    assert first.cpu_time and not first.memory and second.dtype == ["fp32"]
+    found = [(p.direction, p.seqlen_q, p.seqlen_k, p.batch, p.causal)
+             for p in bench.sweep.problems(first)]  # fmt: skip
+    assert found == [
+        ("fwd", 64, 64, 4, True), ("fwd", 128, 128, 2, True),
+        ("fwd", 64, 64, 4, False), ("fwd", 128, 128, 2, False),
+        *2 * [("decode", 1, 64, 4, False), ("decode", 1, 128, 2, False)],
+    ]  # fmt: skip
+    assert {(p.nheads, p.nheads_k, p.headdim) for p in bench.sweep.problems(second)} == {
+        (2, 1, 32), (2, 2, 32)}  # fmt: skip
+    config.write_text("[[sweep]]\nseqlen = [64]\ncolour = 3\n")
+    with pytest.raises(SystemExit):
+        bench.sweep.sweeps("", ["--config", str(config)])
+
+
+def test_the_gpus_sweeps_are_problems(bench: Any) -> None:
+    command = ["--config", str(ROOT / "bench" / "gpu.toml"), "--device", "cuda"]
+    asked = [p for args in bench.sweep.sweeps("", command) for p in bench.sweep.problems(args)]
+    assert len(asked) == 72 and all(p.device == "cuda" for p in asked)
+    assert {p.batch * p.seqlen_q for p in asked if p.direction != "decode"} == {16384}
+
+
+def test_a_whole_run(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("MM_SIZE", {"cpu": 32}), ("READ_BYTES", 2**16), ("SAMPLE_SECONDS", 1e-4)):
+        monkeypatch.setattr(bench.timing, name, size)
+    out = tmp_path / "speed.csv"
+    options = ["--seqlens", "32", "--rounds", "3", "--peers", "sdpa2", "sdpa_hf", "--csv", str(out)]
+    bench.speed.main(["--direction", "fwd", "fwdbwd", "decode", *options])
+    said = capsys.readouterr().out
+    assert "is left out" not in said and "% bw" in said
+    lines = list(csv.DictReader(out.open()))
+    peers = [line["peer"] for line in lines if line["direction"] == "decode"]
+    assert peers == ["ours", "sdpa2", "sdpa_hf", "torch.mm", "read"]
+    assert lines[0]["command"].startswith("python bench/speed.py --direction fwd fwdbwd decode")
+    assert all(float(line["bandwidth_percent"]) == pytest.approx(100)
+               for line in lines if line["peer"] == "read")  # fmt: skip
+    assert all(line["ours_speedup"] for line in lines if line["peer"].startswith("sdpa"))
+
+    import plot
+
+    rows, place = plot.read([out])
+    plot.draw(rows, place, tmp_path / "speed.svg")
+    assert "--rounds 3" in place["command"] and (tmp_path / "speed.svg").stat().st_size > 5000

@@ -1,0 +1,71 @@
+"""The documents' code runs, and the API reference is that of the docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ["functional", "nn", "reference"]
+PAGES = [path for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+         if "```python" in path.read_text() and path.name != "api.md"]  # fmt: skip
+
+
+def load(path: Path) -> ModuleType:
+    """A script that is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_five_lines_of_the_readme_equal_the_formula() -> None:
+    call, formula = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(call, scope)
+    fused = scope["out"]
+    exec(formula, scope)
+    assert scope["out"] is not fused
+    torch.testing.assert_close(fused, scope["out"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_code_of_a_page_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path.name == "simulator.md":
+        monkeypatch.syspath_prepend(str(ROOT / "tests" / "ptxsim"))
+        if importlib.import_module("ptxsim").find_nvcc() is None:
+            pytest.skip("its first example compiles a kernel, and there is no nvcc")
+    monkeypatch.chdir(tmp_path)
+    page = Sybil([PythonCodeBlockParser()], path=str(path.parent), pattern=path.name).parse(path)
+    examples = list(page.examples())
+    assert examples
+    for example in examples:
+        example.evaluate()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_docstring_has_an_example_that_runs(name: str) -> None:
+    module = importlib.import_module(f"diffattn_cuda.{name}")
+    assert doctest.testmod(module, verbose=False).failed == 0
+    found = {test.name.removeprefix(f"{module.__name__}."): test.examples
+             for test in doctest.DocTestFinder().find(module)}  # fmt: skip
+    public = [item.name for item in load(ROOT / "docs" / "api.py").public(name)]
+    assert public and not [item for item in public if not found.get(item)]
+
+
+def test_the_api_reference_is_up_to_date() -> None:
+    api = load(ROOT / "docs" / "api.py")
+    assert api.page() == api.TARGET.read_text(), "run `make docs`"
