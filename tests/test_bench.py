@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "bench"))
 
 import gpu_page  # noqa: E402
+import gpu_tables  # noqa: E402
 import page  # noqa: E402
 import predictions  # noqa: E402
 import sass  # noqa: E402
@@ -106,6 +107,14 @@ def test_the_slowest_unit_and_the_cache_bound_the_time() -> None:
     assert tensor.causal_seconds(A100, 64) == pytest.approx(64 * 64 / A100.clock_rate)
     step = predictions.decode(A100, 1 << 40)
     assert step.of_bandwidth == pytest.approx(1, abs=1e-4)
+
+
+def test_what_a_pair_of_warps_leaves_out_is_gained_by_half_a_block() -> None:
+    figures = {"tile_rows": 32, "tile_keys": 16, "block_rows": 128}
+    figures |= dict.fromkeys(gpu_tables.FOR_MODEL, 1.0)
+    counts = [Counts("fwd", 64, 128, "full", figures | {"tile_rows": rows}) for rows in (32, 128)]
+    found = [predictions.work_of([count], "fwd", 64).tile for count in counts]
+    assert found == [(64, 16), (128, 16)]
 
 
 def test_a_kernel_of_another_name_is_not_passed_over() -> None:

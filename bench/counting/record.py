@@ -13,6 +13,7 @@ FIGURES = {
     "spilled_bytes": "a thread, stores and loads",
     "tile_rows": "query rows that are multiplied together, or not at all",
     "tile_keys": "the same of keys",
+    "block_rows": "query rows of a CTA",
     "hmma": "tensor core instructions of the main loop",
     "others_per_hmma": "other instructions of the main loop, over them",
     "flop_ratio": "the tensor cores' flop to the formula's, over the tiles",

@@ -78,11 +78,13 @@ def _forward(name: str, run: Run, shape: Shape, seqlen: int, causal: bool) -> Co
     )
     rows, keys = tile(shape, "fwd_kernel")
     pairs = tiled_pairs(seqlen, rows, keys, causal)
-    copied_keys = _block_sights(seqlen, block_rows(shape), causal)
+    block = block_rows(shape)
+    copied_keys = _block_sights(seqlen, block, causal)
     once = 2 * (2 * seqlen * shape.d + copied_keys * _key_elements(shape))
     figures = _matrix(launch, pairs, 4 * shape.d + 4 * shape.dv) | more.wavefronts() | {
         "tile_rows": rows,
         "tile_keys": keys,
+        "block_rows": block,
         "global_bytes_ratio": launch.counters["async_bytes"] / once,
     }  # fmt: skip
     return Counts(name, shape.d, shape.dv, problem(seqlen, causal), figures)
