@@ -6,9 +6,10 @@ import math
 
 from clocks import DEVICES
 from counting.record import FIGURES, Counts
-from marks import DECODE_BYTES, limits, misses
+from decode_model import Decode, decode
+from marks import DECODE_BYTES, DECODE_GOAL, limits, misses
 from neighbours import FA2, FA3, RECIPES
-from predictions import decode, training
+from predictions import training
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -77,14 +78,28 @@ def predicted_training(counts: list[Counts], seqlens: list[int]) -> Table:
     return header, lines
 
 
-def predicted_decode() -> Table:
+def predicted_decode(counts: list[Counts]) -> Table:
     lines = [
-        [p.device, str(p.cache_bytes >> 20), f"{1e6 * p.seconds:.1f}",
-         judged(f"{p.of_bandwidth:.1%}", p.of_bandwidth, p.goal), goal_text(p.goal)]
+        [p.device, "in splits" if p.split else "no splits", str(p.cache_bytes >> 20),
+         "–".join(f"{1e6 * seconds:.1f}" for seconds in p.seconds),
+         judged(share_text(p), p.usual, DECODE_GOAL), f"≥ {DECODE_GOAL:.0%}"]
         for device in DEVICES
-        for p in (decode(device, n * DECODE_BYTES) for n in (1, 4, 16))
+        for split in (True, False)
+        for p in (decode(counts, device, n * DECODE_BYTES, split) for n in (1, 4, 16))
     ]  # fmt: skip
-    return ["predicted step of decoding", "MB of cache", "µs", "of bandwidth", "goal"], lines
+    return [
+        "predicted step of decoding",
+        "keys",
+        "MB of cache",
+        "µs",
+        "of bandwidth",
+        "goal",
+    ], lines
+
+
+def share_text(p: Decode) -> str:
+    worst, best = p.of_bandwidth
+    return f"{100 * worst:.0f}–{100 * best:.0f}%"
 
 
 def truncated(times: float) -> str:

@@ -25,10 +25,11 @@ def main() -> None:
     parser.add_argument("--counts", type=Path, default=ROOT / "docs" / "counts.csv")
     parser.add_argument("--seqlen", type=int, nargs="+", default=gpu_tables.SEQLENS)
     args = parser.parse_args()
+    counts = read(args.counts)
     for header, lines in (
         gpu_tables.check(),
-        gpu_tables.predicted_training(read(args.counts), args.seqlen),
-        gpu_tables.predicted_decode(),
+        gpu_tables.predicted_training(counts, args.seqlen),
+        gpu_tables.predicted_decode(counts),
     ):
         print(tabulate(lines, header, tablefmt="github", disable_numparse=True), end="\n\n")
 

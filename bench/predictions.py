@@ -1,4 +1,4 @@
-"""Our kernels' predicted speeds, from counted figures (docs/counts.csv). No GPU has run them."""
+"""Predicted speeds of training, from counted figures (docs/counts.csv). No GPU has run them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ from dataclasses import dataclass
 
 from clocks import A100, H100, H100_WGMMA, Device, Work
 from counting.record import Counts
-from marks import DECODE_GOAL, GOALS
+from marks import GOALS
 from neighbours import FA2, FA3, RECIPES
-
-# Of a step of decoding, seconds: the first bytes' latency, the merge, the combine kernel. An
-# estimate, the only figure here that is neither counted nor of the device (docs/kernels_decode.md).
-DECODE_FIXED = 5e-6
 
 
 @dataclass(frozen=True)
@@ -27,15 +23,6 @@ class Training:
     times_fa2: float  # how many times longer four calls of FlashAttention-2 take
     times_fa3: float | None  # the same of FlashAttention-3, which has kernels for an H100 only
     goal: float | None
-
-
-@dataclass(frozen=True)
-class Decode:
-    device: str
-    cache_bytes: int
-    seconds: float
-    of_bandwidth: float
-    goal: float
 
 
 # By direction, the kernels that run, ours and FlashAttention's.
@@ -86,9 +73,3 @@ def training(counts: list[Counts], device: Device, seqlens: list[int]) -> Iterat
                     times_fa3=times_fa3,
                     goal=goal if device is A100 else None,
                 )
-
-
-def decode(device: Device, cache_bytes: int) -> Decode:
-    least = cache_bytes / device.bandwidth
-    seconds = least + DECODE_FIXED
-    return Decode(device.name, cache_bytes, seconds, least / seconds, DECODE_GOAL)

@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "bench"))
 
+import decode_model  # noqa: E402
 import gpu_page  # noqa: E402
 import gpu_tables  # noqa: E402
 import page  # noqa: E402
@@ -105,8 +106,17 @@ def test_the_slowest_unit_and_the_cache_bound_the_time() -> None:
     cache = Work(A100.tensor_flop, 0, 0, 0, tile=(64, 64), l2_bytes=5 * A100.l2_bytes)
     assert [w.clocks(A100) for w in (tensor, both, cache)] == pytest.approx([1, 2 ** (2 / 3), 5])
     assert tensor.causal_seconds(A100, 64) == pytest.approx(64 * 64 / A100.clock_rate)
-    step = predictions.decode(A100, 1 << 40)
-    assert step.of_bandwidth == pytest.approx(1, abs=1e-4)
+
+
+def test_decoding_is_memory_and_what_nothing_hides() -> None:
+    counts = read(CSV)
+    least = (1 << 30) / A100.bandwidth
+    for split in (False, True):
+        step = decode_model.decode(counts, A100, 1 << 30, split)
+        for seconds, hidden in zip(step.seconds, decode_model.fixed(A100, split), strict=True):
+            assert least < seconds - hidden < 1.02 * least
+    best, worst = decode_model.fixed(A100, True)
+    assert best == pytest.approx(4.7e-6, abs=1e-7) and worst == pytest.approx(7.5e-6, abs=1e-7)
 
 
 def test_what_a_pair_of_warps_leaves_out_is_gained_by_half_a_block() -> None:
