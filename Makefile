@@ -22,7 +22,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test mutants lint docs bench plot wheel cmake clean help
+.PHONY: setup build demo test mutants lint docs bench counts accuracy plot wheel cmake clean help
 
 help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
@@ -34,7 +34,9 @@ help:
 	@echo 'lint    ruff, mypy, clang-format'
 	@echo 'docs    write docs/api.md anew from the docstrings'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
-	@echo 'plot    redraw docs/speed.svg and the table in README.md from docs/speed.csv'
+	@echo 'counts  count what the CUDA kernels do and predict their speed: docs/counts.md, README.md'
+	@echo 'accuracy errors against fp64, into docs/accuracy.csv, and docs/numerics.md'
+	@echo 'plot    redraw the figures and the tables of README.md and docs/ from docs/*.csv'
 	@echo 'wheel   an abi3 wheel in dist/'
 	@echo 'cmake   the torch-free CPU core as a static library, with its smoke test'
 	@echo 'clean   remove what was built; keeps $(VENV)'
@@ -87,8 +89,19 @@ docs: $(BUILT)
 bench: $(BUILT)
 	$(PY) bench/speed.py --csv docs/speed.csv $(BENCH_ARGS)
 
+counts: $(BUILT)
+	$(PY) bench/counts.py --csv docs/counts.csv
+	$(PY) bench/model.py
+	$(PY) bench/gpu_page.py
+
+accuracy: $(BUILT)
+	$(PY) bench/accuracy.py --simulate --csv docs/accuracy.csv
+	$(PY) bench/accuracy_page.py
+
 plot: $(BUILT)
 	$(PY) bench/plot.py docs/speed.csv
+	$(PY) bench/accuracy_page.py
+	$(PY) bench/gpu_page.py
 
 wheel: $(DEPS) $(NVCC)
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

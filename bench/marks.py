@@ -1,54 +1,60 @@
 """What the kernels are measured against.
 
-Rates of the devices, the neighbours' published speeds, and marks that come from the neighbours' own
-compiled kernels (FlashAttention-2, flex_head_fa; nvcc 13.0, sm_80).
+Limits on counted figures, from the neighbours' own compiled kernels (FlashAttention-2,
+flex_head_fa; nvcc 13.0, sm_80) and from the formulas; goals of predicted speeds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from counting.record import Counts
 
-
-@dataclass(frozen=True)
-class Device:
-    """Rates per SM and clock."""
-
-    name: str
-    sms: int
-    ghz: float
-    tensor_flop: float  # bf16, by mma.sync
-    exp2: float
-    fp32: float  # fp32 and integer instructions, by thread
-    shared_bytes: float
-    hbm_bytes: float
-
-    @property
-    def peak_tflops(self) -> float:
-        return self.sms * self.ghz * self.tensor_flop / 1e3
-
-
-A100 = Device("A100", 108, 1.41, 2048, 16, 64, 128, 13.4)
-# mma.sync reaches about 62 % of what wgmma does there.
-H100 = Device("H100", 132, 1.83, 4096 * 0.62, 16, 128, 128, 13.9)
-DEVICES = (A100, H100)
-
-# FlashAttention-2 on an A100, TFLOP/s, causal or not: its README's plots (d = 64, 128).
-FA2_A100 = {("fwd", 64): 192.0, ("fwd", 128): 223.0}
-
-
-@dataclass(frozen=True)
-class Mark:
-    """The most that a kernel's main loop may have."""
-
-    others_per_hmma: float
-    wavefronts_per_mma: float
-    flop_ratio: float
-
-
+# The most that a figure of any kernel of this name may be.
+LIMITS = {
+    "fwd": {
+        "spilled_bytes": 0,
+        "flop_ratio": 1.02,
+        "loop_wavefronts_ratio": 1.02,
+        "global_bytes_ratio": 1.0,
+    },
+    "bwd": {
+        "spilled_bytes": 0,
+        "flop_ratio": 1.03,
+        "loop_wavefronts_ratio": 1.03,
+    },
+    "decode": {
+        "spilled_bytes": 0,
+        "copied_ratio": 1.02,
+        "distinct_ratio": 1.02,
+        "workspace_ratio": 0.02,
+        "launches": 2,
+    },
+}
+# Of the widths that matter most, also these.
 MARKS = {
-    ("fwd", 64, 128): Mark(2.5, 1.2, 1.02),
-    ("fwd", 128, 256): Mark(2.2, 1.7, 1.02),
+    ("fwd", 64, 128): {"others_per_hmma": 2.5, "loop_wavefronts_per_mma": 1.2},
+    ("fwd", 128, 256): {"others_per_hmma": 2.2, "loop_wavefronts_per_mma": 1.7},
+    ("bwd", 64, 128): {"others_per_hmma": 2.5, "loop_wavefronts_per_mma": 2.3},
+    ("bwd", 128, 256): {"others_per_hmma": 2.0, "loop_wavefronts_per_mma": 2.4},
 }
 
-# Forward FLOP a visible pair in units of d, V twice as wide as Q: ours and the peers' recipes.
-FORWARD_FLOP = {"ours": 12, "two calls, V = 2d": 12, "four calls, V = d": 16}
+# × four calls of FlashAttention-2, causal, on an A100, by head dim.
+GOALS = {"fwd": {64: 1.5, 128: 1.25}, "bwd": {64: 1.9, 128: 1.7}, "fwd + bwd": {64: 1.8, 128: 1.5}}
+# Of the bandwidth of memory, at so many bytes of cache.
+DECODE_GOAL, DECODE_BYTES = 0.85, 64 << 20
+
+
+def limits(c: Counts) -> dict[str, float]:
+    """By figure, for one kernel."""
+    found = LIMITS.get(c.kernel, {}) | MARKS.get((c.kernel, c.headdim, c.headdim_v), {})
+    if c.kernel == "bwd":
+        found |= {"saved_bytes_per_row": 4 * c.headdim_v + 12}
+    return found
+
+
+def misses(c: Counts) -> list[str]:
+    """Figures over their limits."""
+    return [
+        name
+        for name, most in limits(c).items()
+        if name in c.figures and c.figures[name] > most * (1 + 1e-6)
+    ]

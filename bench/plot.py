@@ -17,10 +17,10 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from page import rewrite, table
 from problem import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- speed table: begin -->", "<!-- speed table: end -->"
 LABELS = {
     "ours": "diffattn_cuda",
     "sdpa2": "2 × SDPA, V = 2d",
@@ -131,11 +131,11 @@ def mm_gflops(rows: list[Measured], seqlen: int) -> float:
     return mm.own_gflops
 
 
-def table(rows: list[Measured]) -> str:
-    """Markdown: a line a problem, ours in ms, then how many times faster it is than each peer."""
+def speed_table(rows: list[Measured]) -> str:
+    """A line a problem: ours in ms, then how many times faster it is than each peer."""
     peers = [p for p in LABELS if p not in ("ours", "torch.mm") and any(r.peer == p for r in rows)]
-    lines = ["| | S | d | mask | threads | ours, ms | of torch.mm | " + " | ".join(
-        f"× {LABELS[p]}" for p in peers) + " |", "|---|" + "---:|" * (6 + len(peers))]  # fmt: skip
+    header = ["", "S", "d", "mask", "threads", "ours, ms", "of torch.mm"]
+    lines = []
     groups: dict[tuple[Problem, int], dict[str, Measured]] = defaultdict(dict)
     for r in rows:
         groups[r.problem, r.threads][r.peer] = r
@@ -143,18 +143,10 @@ def table(rows: list[Measured]) -> str:
         if (mine := group.get("ours")) is None:
             continue
         faster = (f"{group[n].ms / mine.ms:.1f}" if n in group else "" for n in peers)
-        cells = [f"{TITLES[p.direction]} {p.dtype}", str(p.seqlen_k), str(p.headdim),
-                 "causal" if p.causal else "full", str(threads), f"{mine.ms:.2f}",
-                 f"{mine.mm_percent:.0f}%" if mine.mm_percent else "", *faster]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def rewrite(readme: Path, text: str) -> None:
-    """Replace what stands between the two comments."""
-    head, rest = readme.read_text().split(BEGIN)
-    _, tail = rest.split(END)
-    readme.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+        lines.append([f"{TITLES[p.direction]} {p.dtype}", str(p.seqlen_k), str(p.headdim),
+                      "causal" if p.causal else "full", str(threads), f"{mine.ms:.2f}",
+                      f"{mine.mm_percent:.0f}%" if mine.mm_percent else "", *faster])  # fmt: skip
+    return table([*header, *(f"× {LABELS[p]}" for p in peers)], lines)
 
 
 def main() -> None:
@@ -165,7 +157,7 @@ def main() -> None:
     args = parser.parse_args()
     rows, place = read(args.csv)
     draw(rows, place, args.svg)
-    rewrite(args.readme, table(rows))
+    rewrite(args.readme, "speed table", speed_table(rows))
 
 
 if __name__ == "__main__":

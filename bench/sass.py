@@ -25,10 +25,11 @@ TARGET = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
 
 @dataclass(frozen=True)
 class Loop:
-    """The innermost loop that holds the most tensor core instructions.
+    """The innermost loop that holds the most tensor core instructions, as most of its steps run it.
 
     Blocks that a branch of the loop leaps over are left out if they hold no tensor core
-    instruction (masks and rescales), unless they start copies: those run in every step.
+    instruction (rescales, waiting for one's turn), unless they start copies: those run in every
+    step. Of two alternatives the longer is left out: it is the one that masks.
     """
 
     opcodes: Counter[str]
@@ -113,11 +114,29 @@ def _branches(instructions: list[str]) -> Iterator[tuple[int, str]]:
 def _loop(body: list[str], start: int, labels: dict[str, int]) -> Loop:
     kept = set(range(len(body)))
     for i, target in _branches(body):
-        over = range(i + 1, labels[target] - start)
-        names = {_opcode(body[j]) for j in over if j < len(body)}
-        if body[i].startswith("@") and names and not names & {"HMMA", "LDGSTS"}:
-            kept -= set(over)
+        join = labels[target] - start
+        if body[i].startswith("@") and i < join <= len(body):
+            kept -= set(_seldom(body, i, join, labels, start))
     return Loop(Counter(_opcode(body[i]) for i in kept))
+
+
+def _seldom(body: list[str], i: int, join: int, labels: dict[str, int], start: int) -> range:
+    """What most steps do not run of the code behind conditional branch i, which leaps to join."""
+    block = range(i + 1, join)
+    if leap := _unconditional(body[join - 1]):  # over the other alternative
+        other = range(join, labels[leap] - start)
+        if join < other.stop <= len(body) and not _is_essential(body, other):
+            block = max(block, other, key=len)
+    return range(0) if _is_essential(body, block) else block
+
+
+def _unconditional(instruction: str) -> str | None:
+    target = TARGET.match(instruction)
+    return target[1] if target else None
+
+
+def _is_essential(body: list[str], block: range) -> bool:
+    return bool({_opcode(body[j]) for j in block} & {"HMMA", "LDGSTS"})
 
 
 def _opcode(instruction: str) -> str:

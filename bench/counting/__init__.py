@@ -1,0 +1,1 @@
+"""Counting what the CUDA kernels do; bench/counts.py prints it."""
