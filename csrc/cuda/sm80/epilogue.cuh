@@ -115,7 +115,8 @@ class Epilogue {
     for_rows([&](int m, int half, int row) {
       const float sum = softmax.exact_sum(m, half), rounded = softmax.rounded_sum(m, half);
       inverse[m][half] = sum == 0 ? 0.f : 1 / rounded;
-      const float log2_sum = sum == 0 ? -INFINITY : softmax.reference[m][half] + log2f(sum);
+      const float log2_sum =
+          sum == 0 ? -INFINITY : softmax.reference[m][half] + __log2f(sum);  // no subnormal sums
       store_statistic(lse, row, log2_sum * float(M_LN2));
     });
     scale_rows(o_own, inverse);
