@@ -93,6 +93,19 @@ class GroupMerge {
   bool writes_;  // one lane of each quad
 };
 
+// The place of a row among those of [batch, head, row].
+__device__ inline int64_t row_index(const Shape& shape, int64_t batch, int head, int row) {
+  return (batch * shape.nheads + head) * shape.seqlen_q + row;
+}
+
+// Tells the combine kernel how many splits there are to merge of a CTA's rows.
+__device__ inline void store_counts(const DecodePlan& plan, const Shape& shape,
+                                    const PackedRows& rows, int64_t batch, int head_k, int count) {
+  const int m = rows.begin + threadIdx.x;
+  if (m >= rows.end) return;
+  plan.counts[row_index(shape, batch, rows.head_of(m, head_k), rows.row_of(m))] = count;
+}
+
 // Stores the rows of one warp: partial results where keys are split, else the output itself.
 template <class T>
 class DecodeEpilogue {
@@ -107,7 +120,7 @@ class DecodeEpilogue {
         plan_(plan),
         batch_(batch),
         row_(rows.row_of(first_row + lane / 4)),
-        head_(head_k * rows.group + (first_row + lane / 4) % rows.group),
+        head_(rows.head_of(first_row + lane / 4, head_k)),
         exists_(first_row + lane / 4 < rows.count),
         split_(split),
         lane_(lane) {}
@@ -128,7 +141,7 @@ class DecodeEpilogue {
   __device__ void store_partial(const O& o, const float (&lse)[2]) const {
     if (!exists_) return;
     const Shape& shape = p_.shape;
-    const int64_t row = (batch_ * shape.nheads + head_) * shape.seqlen_q + row_;
+    const int64_t row = row_index(shape, batch_, head_, row_);
     const int64_t at = (row * plan_.splits + split_) * 2;
     if (lane_ % 4 == 0) *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
     float* const out = plan_.out + at * shape.headdim_v;
