@@ -217,10 +217,12 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   }
   __syncthreads();  // all have read their last slot, for whose copies they waited: the ring is free
 
-  const RowTotals totals = GroupMerge<T>(smem, group, row_warp, lane).run(softmax, o);
-  if (group == 0)
-    DecodeEpilogue<T>(params, plan, sequence.batch, head_k, rows, first_row, split, lane)
-        .run(totals, o);
+  const GroupMerge<T> merge(smem, group, row_warp, lane);
+  typename GroupMerge<T>::Share share;
+  const RowTotals totals = merge.run(softmax, o, share);
+  DecodeEpilogue<T>(params, plan, merge, sequence.batch, head_k, rows, first_row, split, group,
+                    lane)
+      .run(totals, share);
 }
 
 template <class T>
