@@ -43,14 +43,14 @@ struct MergedSplits {
     }
   }
 
-  // Where no split saw a key, O = 0 and the LSE is -inf.
+  // Where no split saw a key, O = 0 and the LSE is -inf. Else the total is 1 to the number of splits,
+  // which the fast functions are made for.
   __device__ float2 output(int comp) const {
-    const float inverse = total[comp] == 0 ? 0.f : 1 / total[comp];
+    const float inverse = total[comp] == 0 ? 0.f : __fdividef(1, total[comp]);
     return {o[comp].x * inverse, o[comp].y * inverse};
   }
   __device__ float lse(int comp) const {
-    if (total[comp] == 0) return -INFINITY;
-    return (reference[comp] + log2f(total[comp])) * float(M_LN2);
+    return (reference[comp] + __log2f(total[comp])) * float(M_LN2);
   }
 
  private:
