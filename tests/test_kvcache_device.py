@@ -179,7 +179,7 @@ def test_rotary_equals_rotating_before_to_the_bit(
     impl: Impl, dtype: torch.dtype, interleaved: bool, rotary_dim: int, new: int, causal: bool
 ) -> None:
     case = Case(sq=5, d=64, dv=128, dtype=dtype, causal=causal, heads=4, heads_k=2)
-    together, apart = (make_cache(case, impl, "paged16", [31, 100]) for _ in "ab")
+    together, apart = (make_cache(case, impl, "paged16", [31, 180]) for _ in "ab")
     cos, sin = rotary_tables(256, rotary_dim, together.problem.q)
     p = apart.problem
     q, k = p.q.clone(), p.k.clone()

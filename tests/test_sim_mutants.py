@@ -18,8 +18,8 @@ SCRIPTS = Path(__file__).parent
     [
         ("mutants.py", "--kinds barrier wait --least 0.85"),
         ("mutants.py", "--limit 16 --least 0.8"),
-        ("mutants_decode.py", "--kernel few --limit 8 --least 0.8"),
-        ("mutants_decode.py", "--kernel combine --limit 8 --least 0.8"),
+        ("mutants_decode.py", "--kernel few --kinds barrier wait --limit 8 --least 0.85"),
+        ("mutants_decode.py", "--kernel combine --kinds barrier wait --least 0.85"),
     ],
 )
 def test_mutants_are_killed(impl: Impl, sim: Simulator, script: str, draw: str) -> None:
