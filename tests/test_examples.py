@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.case import short
+from support.impls import Impl
 
 Capture = pytest.CaptureFixture[str]
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -58,11 +60,14 @@ def test_training_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert (tmp_path / "attention.png").stat().st_size > 5000
 
 
-def test_greedy_tokens_are_the_same_with_and_without_the_cache() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=short)
+def test_greedy_tokens_are_the_same_with_and_without_the_cache(
+    impl: Impl, dtype: torch.dtype
+) -> None:
     from diff_lm import DiffLM
 
-    model = DiffLM(dim=128, depth=3, heads=4, kv_heads=2, max_seqlen=48)
-    prompt = torch.randint(256, (2, 9))
+    model = DiffLM(dim=128, depth=3, heads=4, kv_heads=2, max_seqlen=48).to(impl.device, dtype)
+    prompt = torch.randint(256, (2, 9), device=impl.device)
     with torch.no_grad():
         tokens = prompt
         for _ in range(30):

@@ -176,6 +176,33 @@ def test_ten_steps_of_decoding_equal_the_forward(impl: Impl, dtype: torch.dtype,
 
 
 @DTYPE
+@KIND
+def test_ten_greedy_tokens_equal_the_forward(impl: Impl, dtype: torch.dtype, kind: str) -> None:
+    """Token t has q[t], k[t], v[t]; the next is the likeliest by the output so far."""
+    case = Case(sq=48, sk=48, heads=4, heads_k=2, d=32, dv=64, dtype=dtype, causal=True)
+    words = make_problem(case.but(batch=1, norm="affine", lam="head"), impl.device)
+    readout = torch.randn(4 * 64, 48).to(impl.device)
+    cache = make_cache(case, impl, kind, [0], capacity=256)
+    cache.k.fill_(torch.nan), cache.v.fill_(torch.nan)
+    tokens, done = [3, 14, 15, 9, 26], 0
+    for _ in range(10):
+        whole = words.but(**{name: getattr(words, name)[:, tokens] for name in "qkv"})
+        fresh = {name: getattr(whole, name)[:, done:] for name in "qkv"}
+        cache.arguments["cache_seqlens"].fill_(done)
+        out, lse = impl.kvcache(
+            flat(fresh["q"]), cache.k, cache.v, words.lam, k=flat(fresh["k"]), v=fresh["v"],
+            **whole.options(), **cache.arguments, return_lse=True,
+        )  # fmt: skip
+        check_answer(out, lse, whole.but(q=fresh["q"], dout=whole.dout[:, : len(tokens) - done]))
+        again = impl.func(flat(whole.q), flat(whole.k), whole.v, words.lam, **whole.options())
+        cached, plain = (x[0, -1].flatten().float() @ readout for x in (out, again))
+        assert cached.argmax() == plain.argmax()
+        done = len(tokens)
+        tokens.append(int(cached.argmax()))
+    assert len(set(tokens)) > 5  # a sequence that repeats itself would ask little
+
+
+@DTYPE
 def test_cache_seqlens_forms(impl: Impl, dtype: torch.dtype) -> None:
     """An int for all, a tensor, and None for a cache that is full."""
     cache = make_cache(Case(sq=2, dtype=dtype), impl, "plain", [256, 256])

@@ -51,14 +51,20 @@ def without(problem: Problem, hidden: list[int]) -> Problem:
 @DTYPE
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("causal", [False, True])
-def test_lengths_are_clamped(impl: Impl, dtype: torch.dtype, kind: str, causal: bool) -> None:
+@pytest.mark.parametrize("new", [0, 2])
+def test_lengths_are_clamped(
+    impl: Impl, dtype: torch.dtype, kind: str, causal: bool, new: int
+) -> None:
     """Below zero is none, above the capacity is all."""
     case = Case(sq=3, dtype=dtype, heads=4, heads_k=2, causal=causal)
     cache = make_cache(case, impl, kind, [256, 0, 40])
-    expected, before = call(impl, cache), bits(cache.k, cache.v)
+    k = torch.randn(3, new, 4, case.d).to(cache.k)
+    v = torch.randn(3, new, 2, case.dv).to(cache.v)
+    expected = call(impl, cache, k=k, v=v)
+    before = bits(cache.k, cache.v)  # the calls below append the same, where there is a slot
     for wrong in ([257, -1, 40], [2**31 - 1, -(2**31), 40]):
         cache.arguments["cache_seqlens"].copy_(torch.tensor(wrong))
-        assert same_bits(call(impl, cache), expected)
+        assert same_bits(call(impl, cache, k=k, v=v), expected)
         assert same_bits((cache.k, cache.v), tuple(before))
 
 
@@ -173,7 +179,7 @@ def test_rotary_equals_rotating_before_to_the_bit(
     impl: Impl, dtype: torch.dtype, interleaved: bool, rotary_dim: int, new: int, causal: bool
 ) -> None:
     case = Case(sq=5, d=64, dv=128, dtype=dtype, causal=causal, heads=4, heads_k=2)
-    together, apart = (make_cache(case, impl, "paged16", [31, 100]) for _ in "ab")
+    together, apart = (make_cache(case, impl, "paged16", [31, 180]) for _ in "ab")
     cos, sin = rotary_tables(256, rotary_dim, together.problem.q)
     p = apart.problem
     q, k = p.q.clone(), p.k.clone()

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from support.cache import make_cache
 from support.case import Case
-from support.data import Problem, make_problem
+from support.data import Problem, flat, make_problem
 from support.impls import Impl
 from support.sim_build import ptxsim
 from support.sim_memory import described, registered
@@ -65,6 +66,30 @@ def test_huge_output(
     monkeypatch.setattr(sim, "serve", elsewhere)
     run(impl, p)
     assert torch.equal(huge, expected)
+
+
+@pytest.mark.parametrize("reach", list(HUGE))
+@pytest.mark.parametrize("dim", range(3), ids=["block", "slot", "head"])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_huge_caches(impl: Impl, sim: Simulator, name: str, dim: int, reach: str) -> None:
+    """Read and appended to, in pages, by kernels for few rows and for many."""
+    for sq in (1, 9):
+        case = CASE.but(sq=sq, heads=4, causal=True, lam="float")
+        near, far = (make_cache(case, impl, "paged16", [70, 33]) for _ in "ab")
+        setattr(far, name, sparse_like(getattr(far, name), dim, HUGE[reach], sim))
+        getattr(far, name).copy_(getattr(near, name))
+        results = []
+        for cache in (near, far):
+            p = cache.problem
+            k, v = flat(p.k)[:, 70:75], p.v[:, 70:75]
+            results.append(
+                impl.kvcache(
+                    flat(p.q), cache.k, cache.v, 0.5, k, v, causal=True, num_splits=2,
+                    **cache.arguments,
+                )
+            )  # fmt: skip
+        assert torch.equal(*results) and torch.equal(near.k.nan_to_num(), far.k.nan_to_num())
+        assert torch.equal(near.v.nan_to_num(), far.v.nan_to_num())
 
 
 def rows_missing(params: Any) -> None:

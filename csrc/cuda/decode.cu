@@ -12,27 +12,36 @@ constexpr int64_t kFewNewKeys = 64;  // that CTAs of decoding take from their te
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The fewest splits whose CTAs leave little of the last wave of processors idle.
-int64_t choose_splits(int64_t units, int64_t most) {
+// The bytes that a row's results take in the workspace, a split.
+int64_t partial_bytes(const Shape& s) { return 2 * (s.headdim_v + 1) * int64_t(sizeof(float)); }
+
+// The fewest splits that come within a tenth of the best at two things together: few processors idle
+// in the last wave of CTAs, and few bytes of workspace beside those of the cache.
+int64_t choose_splits(const Shape& s, int64_t rows, int64_t units, int64_t most) {
   int device = 0, processors = 0;
   check(cudaGetDevice(&device), "device");
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "device");
-  const auto used = [&](int64_t splits) {
+  const double cache = 2. * double(s.k_components * s.headdim + s.headdim_v) * double(s.seqlen_k);
+  const double workspace = double(rows * partial_bytes(s)) / cache;  // of one split
+  const auto worth = [&](int64_t splits) {
     const int64_t ctas = units * splits;
-    return double(ctas) / double(ceil_div(ctas, processors) * processors);
+    const double used = double(ctas) / double(ceil_div(ctas, processors) * processors);
+    return splits == 1 ? used : used / (1 + double(splits) * workspace);
   };
   double best = 0;
-  for (int64_t n = 1; n <= most; ++n) best = used(n) > best ? used(n) : best;
+  for (int64_t n = 1; n <= most; ++n) best = worth(n) > best ? worth(n) : best;
   int64_t n = 1;
-  while (used(n) < 0.9 * best) ++n;
+  while (worth(n) < 0.9 * best) ++n;
   return n;
 }
 
 sm80::DecodePlan plan_of(const DecodeParams& p) {
   const Shape& s = p.shape;
   sm80::DecodePlan plan{};
-  const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q;
+  plan.group = int(s.nheads / s.nheads_k);
+  const int64_t rows = plan.group * s.seqlen_q;
   plan.rows = rows <= sm80::kFewRows ? sm80::kFewRows : sm80::kManyRows;
+  plan.row_blocks = int(ceil_div(rows, plan.rows));
   plan.append_first = p.cache.seqlen_new > kFewNewKeys || rows == 0;
   plan.least_blocks = 1;
   if (p.num_splits > 0) {
@@ -41,8 +50,8 @@ sm80::DecodePlan plan_of(const DecodeParams& p) {
     return plan;
   }
   const int64_t most = ceil_div(s.seqlen_k, kLeastKeys);
-  const int64_t units = s.batch * s.nheads_k * ceil_div(rows, plan.rows);
-  plan.splits = int(choose_splits(units, most < kMostSplits ? most : kMostSplits));
+  const int64_t units = s.batch * s.nheads_k * plan.row_blocks;
+  plan.splits = int(choose_splits(s, rows, units, most < kMostSplits ? most : kMostSplits));
   if (plan.splits > 1) plan.least_blocks = int(kLeastKeys / kBlock);
   return plan;
 }
@@ -54,7 +63,7 @@ int64_t rows_of(const Shape& s) { return s.batch * s.nheads * s.seqlen_q; }
 int64_t decode_workspace(const DecodeParams& p) {
   const int64_t splits = plan_of(p).splits;
   if (splits == 1) return 0;
-  return rows_of(p.shape) * splits * 2 * (p.shape.headdim_v + 1) * int64_t(sizeof(float));
+  return rows_of(p.shape) * (splits * partial_bytes(p.shape) + int64_t(sizeof(int)));
 }
 
 void decode(const DecodeParams& p, void* workspace, void* stream) {
@@ -69,6 +78,7 @@ void decode(const DecodeParams& p, void* workspace, void* stream) {
   sm80::DecodePlan plan = plan_of(p);
   plan.out = static_cast<float*>(workspace);
   plan.lse = plan.out + rows_of(p.shape) * plan.splits * 2 * p.shape.headdim_v;
+  plan.counts = reinterpret_cast<int*>(plan.lse + rows_of(p.shape) * plan.splits * 2);
   if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, s);
   if (rows_of(p.shape) == 0) return;
   const int64_t d = p.shape.headdim;

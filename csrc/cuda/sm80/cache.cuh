@@ -19,12 +19,15 @@ struct CachedSequence {
 
   __device__ CachedSequence(const DecodeParams& p, int64_t b) : batch(b) {
     const Cache& cache = p.cache;
+    // All are asked for before any is waited for.
+    const int length = cache.seqlens ? cache.seqlens[b] : kMaxSeqlen;
+    const int pad = cache.leftpad ? cache.leftpad[b] : 0;
     row = cache.batch_idx ? cache.batch_idx[b] : int(b);
     const bool exists = cache.paging.block_table || (row >= 0 && row < cache.blocks);
     capacity = exists ? int(p.shape.seqlen_k) : 0;
-    cached = cache.seqlens ? min(max(cache.seqlens[b], 0), capacity) : capacity;
+    cached = min(max(length, 0), capacity);
     keys = int(min(cached + cache.seqlen_new, int64_t(capacity)));
-    leftpad = cache.leftpad ? max(cache.leftpad[b], 0) : 0;
+    leftpad = max(pad, 0);
   }
 };
 

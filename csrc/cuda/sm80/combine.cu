@@ -12,12 +12,11 @@ void launch_append(const DecodeParams& params, cudaStream_t stream) {
 
 void launch_combine(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   const Shape& shape = params.shape;
-  const int64_t rows = shape.batch * shape.nheads * shape.seqlen_q;
-  const int64_t ctas = (rows + kCombineWarps - 1) / kCombineWarps;
+  const int64_t ctas = shape.batch * shape.nheads * shape.seqlen_q;
   check_size("combine: rows x heads x batch", ctas, kMaxCtas);
+  const unsigned threads = unsigned(shape.headdim_v / 2 + 31) / 32 * 32;
   const auto launch = [&](auto element) {
-    combine_kernel<decltype(element)>
-        <<<unsigned(ctas), 32 * kCombineWarps, 0, stream>>>(params, plan);
+    combine_kernel<decltype(element)><<<unsigned(ctas), threads, 0, stream>>>(params, plan);
   };
   params.dtype == DType::bf16 ? launch(__nv_bfloat16()) : launch(__half());
   check(cudaGetLastError(), "combine: launch");

@@ -1,148 +1,145 @@
 // Merges the splits of each row, component by component, and only then subtracts.
 #pragma once
-#include "softmax.cuh"
-#include "splits.cuh"
+#include <cute/arch/copy_sm80.hpp>
+
+#include "../device.h"
+#include "decode.h"
+#include "mma.cuh"
 
 namespace diffattn::cuda::sm80 {
 
-constexpr int kCombineWarps = 4;  // each has one row of one head
+// A CTA has one row of one head, a thread two columns of both components.
+constexpr int kMostCombineThreads = 2 * kMaxHeadDim / 2;
 
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
-  return x;
-}
+// Merges splits as the online softmax merges blocks of keys, but many at once: their loads are on
+// their way together, and the maximum costs no pass of its own.
+struct MergedSplits {
+  float reference[2] = {-FLT_MAX, -FLT_MAX};  // [comp]   log2; no infinities meet
+  float total[2] = {};                        // [comp]
+  float2 o[2] = {};                           // [comp]   of two columns
 
-__device__ inline float warp_max(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
-  return x;
-}
-
-// One row's results, dv columns in chunks of four a lane: lane, lane + 32.
-class CombinedRow {
- public:
-  __device__ CombinedRow(const float* lse, const float* out, int count, int dv, int lane)
-      : dv_(dv), lane_(lane) {
-    const auto* lses = reinterpret_cast<const float2*>(lse);  // [split]
-    float max[2] = {-INFINITY, -INFINITY};
-    for (int n = lane; n < count; n += 32) {
-      max[0] = fmaxf(max[0], lses[n].x);
-      max[1] = fmaxf(max[1], lses[n].y);
-    }
-    max[0] = warp_max(max[0]);
-    max[1] = warp_max(max[1]);
-    float total[2] = {};
+  // lses [split, comp] and columns [split, comp, pitch] of `count` splits.
+  __device__ MergedSplits(const float2* lses, const float2* columns, int count, int pitch) {
+    // Copies of a warp's own. ptxas puts plain loads beside their uses, one latency after the other.
+    __shared__ float2 lse_slots[kMostCombineThreads / 32][kAtOnce];
+    __shared__ float2 slots[kAtOnce][2][kMostCombineThreads];
+    const int thread = threadIdx.x, lane = thread % 32;
+    float2* const lse = lse_slots[thread / 32];
+    for (int first = 0; first < count; first += kAtOnce) {
+      const int here = min(kAtOnce, count - first);
+      const float2* const from = columns + int64_t(first) * 2 * pitch;
+      if (lane < here) copy(lses[first + lane], lse[lane]);
 #pragma unroll 4
-    for (int n = 0; n < count; ++n) {
-      const float2 mine = lses[n];
-      const float weight[2] = {weigh(mine.x, max[0]), weigh(mine.y, max[1])};
-#pragma unroll
-      for (int comp = 0; comp < 2; ++comp) {
-        total[comp] += weight[comp];
-        for_chunks([&](int chunk, int col) {
-          const float4 part =
-              *reinterpret_cast<const float4*>(out + (2 * n + comp) * int64_t(dv) + col);
-          add(sum_[comp][chunk], weight[comp], part);
-        });
-      }
-    }
-#pragma unroll
-    for (int comp = 0; comp < 2; ++comp) {
-      const float inverse = total[comp] == 0 ? 0.f : 1 / total[comp];
-      lse_[comp] = total[comp] == 0 ? -INFINITY : (max[comp] + log2f(total[comp])) * float(M_LN2);
-      for_chunks([&](int chunk, int) {
-        const float4 sum = sum_[comp][chunk];
-        sum_[comp][chunk] = {};
-        add(sum_[comp][chunk], inverse, sum);
-      });
+      for (int i = 0; i < here; ++i)
+        for (int comp = 0; comp < 2; ++comp)
+          copy(from[(2 * i + comp) * pitch], slots[i][comp][thread]);
+      cute::cp_async_fence();
+      cute::cp_async_wait<0>();
+      __syncwarp();  // LSEs that other lanes copied are there
+      raise(lse, here);
+#pragma unroll 4
+      for (int i = 0; i < here; ++i) add(lse[i], slots[i][0][thread], slots[i][1][thread]);
+      __syncwarp();  // all have read the slots, which can be filled
     }
   }
 
-  __device__ float lse1() const { return lse_[0]; }
-  __device__ float lse2() const { return lse_[1]; }
-
-  // Y = (O1 - lambda·O2)·rstd·weight·scale
-  template <class Element>
-  __device__ void store(float lambda, const Norm& norm, Element* out) {
-    float squares = 0;
-    for_chunks([&](int chunk, int) {
-      float4& o = sum_[0][chunk];
-      add(o, -lambda, sum_[1][chunk]);
-      squares += o.x * o.x + o.y * o.y + o.z * o.z + o.w * o.w;
-    });
-    const bool normed = norm.eps >= 0;
-    const float mean = warp_sum(squares) / float(dv_);
-    const float factor = (normed ? rsqrtf(mean + float(norm.eps)) : 1.f) * float(norm.scale);
-    const auto* weight = static_cast<const float*>(normed ? norm.weight : nullptr);
-    for_chunks([&](int chunk, int col) {
-      const float4 w = weight
-                           ? float4{weight[col], weight[col + 1], weight[col + 2], weight[col + 3]}
-                           : float4{1, 1, 1, 1};
-      const float4 o = sum_[0][chunk];
-      *reinterpret_cast<uint2*>(out + col) = {
-          Half<Element>::pack(o.x * factor * w.x, o.y * factor * w.y),
-          Half<Element>::pack(o.z * factor * w.z, o.w * factor * w.w)};
-    });
+  // Where no split saw a key, O = 0 and the LSE is -inf. Else the total is 1 to the number of splits,
+  // which the fast functions are made for.
+  __device__ float2 output(int comp) const {
+    const float inverse = total[comp] == 0 ? 0.f : __fdividef(1, total[comp]);
+    return {o[comp].x * inverse, o[comp].y * inverse};
+  }
+  __device__ float lse(int comp) const {
+    return (reference[comp] + __log2f(total[comp])) * float(M_LN2);
   }
 
  private:
-  static constexpr int kChunks = 2 * kMaxHeadDim / 128;
+  static constexpr int kAtOnce = 16;
 
-  // A split that saw no key has -inf, and so has the maximum where none saw any.
-  __device__ static float weigh(float lse, float max) {
-    return lse == -INFINITY ? 0.f : exp2f(lse - max);
+  __device__ static void copy(const float2& from, float2& to) {
+    cute::SM80_CP_ASYNC_CACHEALWAYS<float2>::copy(from, to);
   }
 
-  __device__ static void add(float4& sum, float factor, const float4& x) {
-    sum.x = fmaf(factor, x.x, sum.x);
-    sum.y = fmaf(factor, x.y, sum.y);
-    sum.z = fmaf(factor, x.z, sum.z);
-    sum.w = fmaf(factor, x.w, sum.w);
-  }
-
-  template <class F>
-  __device__ void for_chunks(const F& f) const {
+  // The greatest LSE becomes the reference.
+  __device__ void raise(const float2* lse, int count) {
+    float highest[2] = {reference[0], reference[1]};
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      highest[0] = fmaxf(highest[0], lse[i].x);
+      highest[1] = fmaxf(highest[1], lse[i].y);
+    }
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int col = (chunk * 32 + lane_) * 4;
-      if (col < dv_) f(chunk, col);
+    for (int comp = 0; comp < 2; ++comp) {
+      const float factor = exp2f(reference[comp] - highest[comp]);
+      reference[comp] = highest[comp];
+      total[comp] *= factor;
+      o[comp] = {o[comp].x * factor, o[comp].y * factor};
     }
   }
 
-  int dv_, lane_;
-  float4 sum_[2][kChunks] = {};  // [comp, chunk]
-  float lse_[2];
+  __device__ void add(const float2& lse, const float2& part1, const float2& part2) {
+    const float weight1 = exp2f(lse.x - reference[0]), weight2 = exp2f(lse.y - reference[1]);
+    total[0] += weight1;
+    total[1] += weight2;
+    o[0] = {fmaf(weight1, part1.x, o[0].x), fmaf(weight1, part1.y, o[0].y)};
+    o[1] = {fmaf(weight2, part2.x, o[1].x), fmaf(weight2, part2.y, o[1].y)};
+  }
 };
 
+// The sum over all threads of a CTA, for each of them.
+__device__ inline float block_sum(float x) {
+  __shared__ float sums[kMostCombineThreads / 32];
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+  __syncthreads();  // the sums of all warps are there
+  float sum = 0;
+#pragma unroll
+  for (int warp = 0; warp < kMostCombineThreads / 32; ++warp)
+    if (warp < blockDim.x / 32) sum += sums[warp];
+  return sum;
+}
+
 template <class Element>
-__global__ void __launch_bounds__(32 * kCombineWarps)
+__global__ void __launch_bounds__(kMostCombineThreads)
     combine_kernel(const __grid_constant__ DecodeParams params,
                    const __grid_constant__ DecodePlan plan) {
   const Shape& shape = params.shape;
-  const int lane = threadIdx.x % 32;
-  const int64_t index = int64_t(blockIdx.x) * kCombineWarps + threadIdx.x / 32;
-  if (index >= shape.batch * shape.nheads * shape.seqlen_q) return;
-  const int row = int(index % shape.seqlen_q);
-  const int head = int(index / shape.seqlen_q % shape.nheads);
-  const int64_t batch = index / shape.seqlen_q / shape.nheads;
+  const int dv = int(shape.headdim_v);
+  const bool exist = 2 * threadIdx.x < dv;  // this thread's columns
+  const int col = exist ? 2 * threadIdx.x : 0;
+  const int count = plan.counts[blockIdx.x];
 
-  // The splits that the CTAs of this row had.
-  const CachedSequence sequence(params, batch);
-  const int group = int(shape.nheads / shape.nheads_k);
-  const PackedRows rows(shape, plan.rows, (row * group + head % group) / plan.rows);
-  const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
-  const int count = Splits(plan, sight, rows).count();
-
-  const int64_t at = index * plan.splits * 2;
-  CombinedRow combined(plan.lse + at, plan.out + at * shape.headdim_v, count, int(shape.headdim_v),
-                       lane);
+  // Used at the end, but asked for now: nobody has to wait for these.
+  const unsigned seqlen_q = unsigned(shape.seqlen_q), nheads = unsigned(shape.nheads);
+  const int row = int(blockIdx.x % seqlen_q), head = int(blockIdx.x / seqlen_q % nheads);
+  const int64_t batch = blockIdx.x / seqlen_q / nheads;
   const auto offset = [&](const View& v) { return batch * v.batch + row * v.row + head * v.head; };
-  if (lane < 2)
-    static_cast<float*>(params.lse.data)[offset(params.lse) + lane * params.lse.comp] =
-        lane == 0 ? combined.lse1() : combined.lse2();
-  combined.store(static_cast<const float*>(params.lam.data)[offset(params.lam)], params.norm,
-                 static_cast<Element*>(params.out.data) + offset(params.out));
+  const float lambda = static_cast<const float*>(params.lam.data)[offset(params.lam)];
+  const bool normed = params.norm.eps >= 0;
+  const auto* weights = static_cast<const float2*>(normed ? params.norm.weight : nullptr);
+  const float2 weight = weights ? weights[col / 2] : float2{1, 1};
+
+  const int64_t first = int64_t(blockIdx.x) * plan.splits * 2;
+  const MergedSplits merged(reinterpret_cast<const float2*>(plan.lse + first),
+                            reinterpret_cast<const float2*>(plan.out + first * dv + col), count,
+                            dv / 2);
+  if (threadIdx.x < 2)
+    static_cast<float*>(params.lse.data)[offset(params.lse) + threadIdx.x * params.lse.comp] =
+        threadIdx.x == 0 ? merged.lse(0) : merged.lse(1);
+
+  // Y = (O1 - lambda·O2)·rstd·weight·scale
+  const float2 o1 = merged.output(0), o2 = merged.output(1);
+  const float2 o{fmaf(-lambda, o2.x, o1.x), fmaf(-lambda, o2.y, o1.y)};
+  float factor = float(params.norm.scale);
+  if (normed) {
+    const float squares = block_sum(exist ? fmaf(o.x, o.x, o.y * o.y) : 0);
+    factor *= rsqrtf(squares / float(dv) + float(params.norm.eps));
+  }
+  if (!exist) return;
+  Element* const out = static_cast<Element*>(params.out.data) + offset(params.out) + col;
+  *reinterpret_cast<uint32_t*>(out) =
+      Half<Element>::pack(o.x * factor * weight.x, o.y * factor * weight.y);
 }
 
 }  // namespace diffattn::cuda::sm80

@@ -58,7 +58,7 @@ __device__ void load_queries(char* tiles, const DecodeParams& p, const CachedSeq
     const int m = rows.begin + tile * 8 + row % 8;
     uint4 x{};
     if (m < rows.end && chunk * kChunk < p.shape.headdim) {
-      const int q_row = rows.row_of(m), head = head_k * rows.group + m % rows.group;
+      const int q_row = rows.row_of(m), head = rows.head_of(m, head_k);
       const auto* from = row_of<const Element>(
           p.q, s.batch * p.q.batch + q_row * p.q.row + head * p.q.head + row / 8 * p.q.comp);
       x = rotator.load(from, chunk * kChunk, s.cached + (ordered ? q_row : 0));
@@ -132,23 +132,18 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int group_thread = threadIdx.x % T::kGroupThreads, row_warp = group_thread / 32;
 
   // Neighbouring CTAs read the same keys for other rows, then neighbouring heads of the same keys.
-  const int64_t q_rows = shape.nheads / shape.nheads_k * shape.seqlen_q;
-  const unsigned row_blocks = unsigned((q_rows + T::kRows - 1) / T::kRows);
+  const unsigned row_blocks = unsigned(plan.row_blocks);
   const unsigned row_block = row_blocks - 1 - blockIdx.x % row_blocks;  // those that see most first
   const unsigned head_k = blockIdx.x / row_blocks % unsigned(shape.nheads_k);
   const unsigned rest = blockIdx.x / row_blocks / unsigned(shape.nheads_k);
   const unsigned split = rest % unsigned(plan.splits);
   const CachedSequence sequence(params, rest / unsigned(plan.splits));
 
-  const PackedRows rows(shape, T::kRows, row_block);
+  const PackedRows rows(shape, plan, row_block);
   const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
   const Splits splits(plan, sight, rows);
   const Range blocks = splits.blocks(split);
   const Pages pages(params, sequence);
-  if (!plan.append_first)
-    append_tokens<Element>(params, sequence, pages, head_k, split * row_blocks + row_block,
-                           plan.splits * row_blocks, threadIdx.x, T::kThreads);
-  if (plan.splits > 1 && blocks.begin >= blocks.end) return;
 
   const int slot_bytes = T::slot_bytes(shape);
   KeyStream<T> stream(params, sequence, pages, head_k, {blocks.begin + group, blocks.end},
@@ -156,6 +151,15 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                       group_thread);
 #pragma unroll 1
   for (int slot = 0; slot < T::kSlots - 1; ++slot) stream.issue(slot % 2);
+
+  // While the first copies are on their way.
+  if (!plan.append_first)
+    append_tokens<Element>(params, sequence, pages, head_k, split * row_blocks + row_block,
+                           plan.splits * row_blocks, threadIdx.x, T::kThreads);
+  if (plan.splits > 1) {
+    if (split == 0) store_counts(plan, shape, rows, sequence.batch, head_k, splits.count());
+    if (blocks.begin >= blocks.end) return;
+  }
 
   char* const q_tiles = smem + (T::kSlots - 1) * T::kGroups * slot_bytes;
   load_queries<T>(q_tiles, params, sequence, head_k, rows);
@@ -213,18 +217,18 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   }
   __syncthreads();  // all have read their last slot, for whose copies they waited: the ring is free
 
-  const RowTotals totals = GroupMerge<T>(smem, group, row_warp, lane).run(softmax, o);
-  if (group == 0)
-    DecodeEpilogue<T>(params, plan, sequence.batch, head_k, rows, first_row, split, lane)
-        .run(totals, o);
+  const GroupMerge<T> merge(smem, group, row_warp, lane);
+  typename GroupMerge<T>::Share share;
+  const RowTotals totals = merge.run(softmax, o, share);
+  DecodeEpilogue<T>(params, plan, merge, sequence.batch, head_k, rows, first_row, split, group,
+                    lane)
+      .run(totals, share);
 }
 
 template <class T>
 void launch_rows(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   const Shape& shape = params.shape;
-  const int64_t q_rows = shape.nheads / shape.nheads_k * shape.seqlen_q;
-  const int64_t ctas =
-      (q_rows + T::kRows - 1) / T::kRows * shape.nheads_k * plan.splits * shape.batch;
+  const int64_t ctas = plan.row_blocks * shape.nheads_k * plan.splits * shape.batch;
   check_size("decode: blocks of rows x heads x splits x batch", ctas, kMaxCtas);
   const int slots = T::kGroups * T::slot_bytes(shape), q_bytes = T::kRowWarps * T::QTile::kBytes;
   const int ring = (T::kSlots - 1) * slots + (slots > q_bytes ? slots : q_bytes);

@@ -9,12 +9,16 @@ namespace diffattn::cuda::sm80 {
 // How a step of decoding is spread over CTAs, from shapes alone. Query rows are those of a KV head:
 // row m is row m / group of query head m % group of the group.
 struct DecodePlan {
-  int rows;              // query rows of a CTA: kFewRows or kManyRows
-  int splits;            // most parts that the keys of a sequence are cut into
-  int least_blocks;      // of kBlockKeys keys in a part
-  bool append_first;     // by a kernel of its own, else by the CTAs that read the cache
-  float* out = nullptr;  // [batch, head, row, split, comp, dv]   normalised; absent with one split
-  float* lse = nullptr;  // [batch, head, row, split, comp]       log2
+  int group;          // query heads of a KV head
+  int rows;           // query rows of a CTA: kFewRows or kManyRows
+  int row_blocks;     // CTAs that have query rows of one KV head
+  int splits;         // most parts that the keys of a sequence are cut into
+  int least_blocks;   // of kBlockKeys keys in a part
+  bool append_first;  // by a kernel of its own, else by the CTAs that read the cache
+  // What splits leave to the combine kernel; absent with one split.
+  float* out = nullptr;   // [batch, head, row, split, comp, dv]   normalised
+  float* lse = nullptr;   // [batch, head, row, split, comp]       log2
+  int* counts = nullptr;  // [batch, head, row]                    splits that have keys
 };
 
 constexpr int kFewRows = 8, kManyRows = 32;

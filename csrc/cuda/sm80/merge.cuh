@@ -13,27 +13,29 @@ struct RowTotals {
   float reference[2], sum[2], rounded_sum[2];
 };
 
-// Merges the groups of warps, which saw different keys of the same rows, into the first group.
-// Uses kBytes of shared memory that nobody uses any more.
+// Merges the groups of warps, which saw different keys of the same rows. Each group ends with the sum
+// of all for its share of the columns, so that all of them work to the end. Uses kBytes of shared
+// memory that nobody uses any more.
 template <class T>
 class GroupMerge {
-  static constexpr int kColTiles = T::kHeadDimV / 8;
-  using O = float[1][kColTiles][4];
-
+  static constexpr int kColTiles = T::kHeadDimV / 8, kShare = kColTiles / T::kGroups;
+  static_assert(kColTiles % T::kGroups == 0);
   static constexpr int kStatistics = T::kGroups * T::kRowWarps * 16;
 
  public:
+  using O = float[1][kColTiles][4];
+  using Share = float[1][kShare][4];
   static constexpr int kBytes =
       kStatistics * 16 + (T::kGroups - 1) * T::kRowWarps * kColTiles * 32 * 16;
 
   __device__ GroupMerge(char* smem, int group, int row_warp, int lane)
       : rows_(reinterpret_cast<float*>(smem) + row_warp * 16 + lane / 4),
-        o_(reinterpret_cast<float4*>(smem + kStatistics * 16) + row_warp * kColTiles * 32 + lane),
+        o_(reinterpret_cast<float4*>(smem + kStatistics * 16) + row_warp * kShare * 32 + lane),
         group_(group),
         writes_(lane % 4 == 0) {}
 
-  // Returns the totals of all groups; o of the first group becomes O of all.
-  __device__ RowTotals run(const Softmax<1>& softmax, O& o) const {
+  // Returns the totals of all groups; o is used up.
+  __device__ RowTotals run(const Softmax<1>& softmax, O& o, Share& share) const {
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
       const float sum = softmax.exact_sum(0, comp), rounded = softmax.rounded_sum(0, comp);
@@ -63,54 +65,92 @@ class GroupMerge {
       factor[0][comp] = exp2f(softmax.reference[0][comp] - highest);
     }
     scale_rows(o, factor);
-    if (group_ > 0)
+    for_shares(o, [&](int owner, int n, const float (&x)[4]) {
+      if (owner == group_)
+        for (int i = 0; i < 4; ++i) share[0][n][i] = x[i];
+      else
+        *part(owner, group_ - (group_ > owner), n) = {x[0], x[1], x[2], x[3]};
+    });
+    __syncthreads();  // what other groups have of this one's share is there
 #pragma unroll
-      for (int n = 0; n < kColTiles; ++n)
-        *part(group_, n) = {o[0][n][0], o[0][n][1], o[0][n][2], o[0][n][3]};
-    __syncthreads();  // O of the other groups is there
-    if (group_ == 0)
-      for (int g = 1; g < T::kGroups; ++g)
+    for (int other = 0; other < T::kGroups - 1; ++other)
 #pragma unroll
-        for (int n = 0; n < kColTiles; ++n) {
-          const float4 theirs = *part(g, n);
-          o[0][n][0] += theirs.x, o[0][n][1] += theirs.y;
-          o[0][n][2] += theirs.z, o[0][n][3] += theirs.w;
-        }
+      for (int n = 0; n < kShare; ++n) {
+        const float4 theirs = *part(group_, other, n);
+        share[0][n][0] += theirs.x, share[0][n][1] += theirs.y;
+        share[0][n][2] += theirs.z, share[0][n][3] += theirs.w;
+      }
     return all;
+  }
+
+  // The sum over the groups of a number that each quad has for its row, after run().
+  __device__ float sum_over_groups(float x) const {
+    if (writes_) *row(group_, 0) = x;
+    __syncthreads();  // the numbers of all groups are there
+    float sum = 0;
+#pragma unroll
+    for (int g = 0; g < T::kGroups; ++g) sum += *row(g, 0);
+    return sum;
   }
 
  private:
   __device__ float* row(int group, int comp) const {
     return rows_ + group * T::kRowWarps * 16 + comp * 8;
   }
-  __device__ float4* part(int group, int n) const {
-    return o_ + ((group - 1) * T::kRowWarps * kColTiles + n) * 32;
+  // Of an owner's share, what one of the others has.
+  __device__ float4* part(int owner, int other, int n) const {
+    return o_ + ((owner * (T::kGroups - 1) + other) * T::kRowWarps * kShare + n) * 32;
+  }
+
+  template <class F>
+  __device__ static void for_shares(const O& o, const F& f) {
+#pragma unroll
+    for (int owner = 0; owner < T::kGroups; ++owner)
+#pragma unroll
+      for (int n = 0; n < kShare; ++n) f(owner, n, o[0][owner * kShare + n]);
   }
 
   float* rows_;  // [reference, sum, rounded sum, group, row warp, comp, row]
-  float4* o_;    // [group - 1, row warp, column tile, lane]
+  float4* o_;    // [owner, other, row warp, column tile of the share, lane]
   int group_;
   bool writes_;  // one lane of each quad
 };
 
-// Stores the rows of one warp: partial results where keys are split, else the output itself.
+// The place of a row among those of [batch, head, row].
+__device__ inline int64_t row_index(const Shape& shape, int64_t batch, int head, int row) {
+  return (batch * shape.nheads + head) * shape.seqlen_q + row;
+}
+
+// Tells the combine kernel how many splits there are to merge of a CTA's rows.
+__device__ inline void store_counts(const DecodePlan& plan, const Shape& shape,
+                                    const PackedRows& rows, int64_t batch, int head_k, int count) {
+  const int m = rows.begin + threadIdx.x;
+  if (m >= rows.end) return;
+  plan.counts[row_index(shape, batch, rows.head_of(m, head_k), rows.row_of(m))] = count;
+}
+
+// Stores a warp's rows of a share of the columns: partial results where keys are split, else the
+// output itself.
 template <class T>
 class DecodeEpilogue {
   using Element = typename T::Element;
-  static constexpr int kColTiles = T::kHeadDimV / 8;
-  using O = float[1][kColTiles][4];
+  using O = typename GroupMerge<T>::Share;
+  static constexpr int kColTiles = sizeof(O) / sizeof(float[4]);
 
  public:
-  __device__ DecodeEpilogue(const DecodeParams& params, const DecodePlan& plan, int64_t batch,
-                            int head_k, const PackedRows& rows, int first_row, int split, int lane)
+  __device__ DecodeEpilogue(const DecodeParams& params, const DecodePlan& plan,
+                            const GroupMerge<T>& merge, int64_t batch, int head_k,
+                            const PackedRows& rows, int first_row, int split, int group, int lane)
       : p_(params),
         plan_(plan),
+        merge_(merge),
         batch_(batch),
         row_(rows.row_of(first_row + lane / 4)),
-        head_(head_k * rows.group + (first_row + lane / 4) % rows.group),
+        head_(rows.head_of(first_row + lane / 4, head_k)),
         exists_(first_row + lane / 4 < rows.count),
         split_(split),
-        lane_(lane) {}
+        first_col_(group * kColTiles * 8 + lane % 4 * 2),
+        tells_lse_(group == 0 && lane % 4 == 0) {}
 
   __device__ void run(const RowTotals& totals, O& o) const {
     float lse[2], inverse[1][2];  // lse in log2 units
@@ -128,9 +168,9 @@ class DecodeEpilogue {
   __device__ void store_partial(const O& o, const float (&lse)[2]) const {
     if (!exists_) return;
     const Shape& shape = p_.shape;
-    const int64_t row = (batch_ * shape.nheads + head_) * shape.seqlen_q + row_;
+    const int64_t row = row_index(shape, batch_, head_, row_);
     const int64_t at = (row * plan_.splits + split_) * 2;
-    if (lane_ % 4 == 0) *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
+    if (tells_lse_) *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
     float* const out = plan_.out + at * shape.headdim_v;
     for_columns([&](int n, int col) {
 #pragma unroll
@@ -151,17 +191,19 @@ class DecodeEpilogue {
       y[n] = {fmaf(-lambda, o[0][n][2], o[0][n][0]), fmaf(-lambda, o[0][n][3], o[0][n][1])};
       squares = fmaf(y[n].x, y[n].x, fmaf(y[n].y, y[n].y, squares));
     }
-    const float mean = quad_sum(squares) / float(p_.shape.headdim_v);
     const bool normed = p_.norm.eps >= 0;
-    const float rstd = normed ? rsqrtf(mean + float(p_.norm.eps)) : 1.f;
+    float factor = float(p_.norm.scale);
+    if (normed) {
+      const float mean = merge_.sum_over_groups(quad_sum(squares)) / float(p_.shape.headdim_v);
+      factor *= rsqrtf(mean + float(p_.norm.eps));
+    }
     if (!exists_) return;
-    if (lane_ % 4 == 0)
+    if (tells_lse_)
 #pragma unroll
       for (int comp = 0; comp < 2; ++comp)
         static_cast<float*>(p_.lse.data)[at(p_.lse) + comp * p_.lse.comp] =
             lse[comp] * float(M_LN2);
     const auto* weight = static_cast<const float*>(normed ? p_.norm.weight : nullptr);
-    const float factor = rstd * float(p_.norm.scale);
     auto* const out = static_cast<Element*>(p_.out.data) + at(p_.out);
     for_columns([&](int n, int col) {
       const float low = y[n].x * factor * (weight ? weight[col] : 1.f);
@@ -174,17 +216,19 @@ class DecodeEpilogue {
   __device__ void for_columns(const F& f) const {
 #pragma unroll
     for (int n = 0; n < kColTiles; ++n) {
-      const int col = n * 8 + lane_ % 4 * 2;
+      const int col = first_col_ + n * 8;
       if (col < p_.shape.headdim_v) f(n, col);
     }
   }
 
   const DecodeParams& p_;
   const DecodePlan& plan_;
+  const GroupMerge<T>& merge_;
   int64_t batch_;
   int row_, head_;  // of this lane's row
   bool exists_;
-  int split_, lane_;
+  int split_, first_col_;
+  bool tells_lse_;
 };
 
 }  // namespace diffattn::cuda::sm80

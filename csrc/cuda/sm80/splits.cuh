@@ -10,13 +10,17 @@ struct PackedRows {
   int group, count;  // query heads of the KV head; all rows there are
   int begin, end;    // of this CTA
 
-  __device__ PackedRows(const Shape& shape, int rows, int block)
-      : group(int(shape.nheads / shape.nheads_k)),
+  __device__ PackedRows(const Shape& shape, const DecodePlan& plan, int block)
+      : group(plan.group),
         count(group * int(shape.seqlen_q)),
-        begin(block * rows),
-        end(min(begin + rows, count)) {}
+        begin(block * plan.rows),
+        end(min(begin + plan.rows, count)) {}
 
-  __device__ int row_of(int m) const { return m / group; }  // of the sequence
+  // Of the sequence. Divisions, here and below, are those of unsigned numbers: they are shorter.
+  __device__ int row_of(int m) const { return int(unsigned(m) / unsigned(group)); }
+  __device__ int head_of(int m, int head_k) const {
+    return head_k * group + int(unsigned(m) % unsigned(group));
+  }
 };
 
 struct Range {
@@ -32,12 +36,11 @@ class Splits {
     begin_ = keys_.begin / kBlockKeys;
     end_ = (keys_.end + kBlockKeys - 1) / kBlockKeys;
     if (keys_.end <= keys_.begin) end_ = begin_;
-    const int each = (end_ - begin_ + plan.splits - 1) / plan.splits;
-    each_ = max(each, plan.least_blocks);
+    each_ = max(parts(end_ - begin_, plan.splits), plan.least_blocks);
   }
 
   // The splits from here on have no keys.
-  __device__ int count() const { return (end_ - begin_ + each_ - 1) / each_; }
+  __device__ int count() const { return parts(end_ - begin_, each_); }
   __device__ Range blocks(int split) const {
     const int begin = begin_ + split * each_;
     return {min(begin, end_), min(begin + each_, end_)};
@@ -45,6 +48,10 @@ class Splits {
   __device__ const Range& keys() const { return keys_; }
 
  private:
+  __device__ static int parts(int whole, int part) {
+    return int(unsigned(whole + part - 1) / unsigned(part));
+  }
+
   Range keys_;
   int begin_, end_, each_;
 };

@@ -1,0 +1,86 @@
+"""Would the suite notice? Each mutant of a decode kernel's PTX has to be killed; see mutants.py.
+
+python tests/mutants_decode.py --kernel few --limit 40
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import test_kvcache_device as device
+import torch
+from mutants import finish, options, run
+from support.cache import make_cache
+from support.case import Case
+from support.impls import Impl
+from test_kvcache import check_step
+
+BF16 = torch.bfloat16
+# Name: object file, part of the kernel's name, query heads a KV head.
+KERNELS = {
+    "few": ("decode_d64.o", "bfloat16Li64ELi128ELi4ELi1E", 2),
+    "many": ("decode_d64.o", "bfloat16Li64ELi128ELi2ELi4E", 5),
+    "combine": ("combine.o", "combine_kernelI13__nv_bfloat16", 2),
+    "append": ("combine.o", "append_kernelI13__nv_bfloat16", 2),
+}
+
+
+def check_long(impl: Impl, group: int) -> None:
+    """Rings that go round, padded widths, every mask, many splits."""
+    base = Case(sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16, lam="token")
+    sharp = base.but(scale=-0.2, regime="sharp")
+    wide = base.but(d=128, dv=256, causal=True, norm="affine", out_scale=0.2)
+    runs: list[tuple[Case, str, list[int], list[int] | None, int, int]] = [
+        (base.but(causal=True, norm="affine"), "paged16", [700, 1000], [0, 19], 2, 1),
+        (base.but(d=40, dv=80, window=(500, 0), norm="plain"), "indexed", [1000, 37], None, 2, 3),
+        (sharp.but(d=56, dv=112, norm="affine"), "paged64", [0, 900], None, 5, 40),
+        (base.but(shared_k=True, window=(-1, 3), sq=3), "heads_first", [640, 5], None, 0, 2),
+        (wide, "paged256", [700, 900], None, 1, 7),
+        (base.but(scale=30.0, norm="plain"), "paged16", [1000, 0], None, 0, 50),  # LSE far apart
+        (base.but(sq=70, causal=True), "paged16", [0, 100], None, 70, 1),
+    ]
+    for case, kind, lengths, leftpads, new, num_splits in runs:
+        cache = make_cache(case.but(batch=2), impl, kind, lengths, leftpads, capacity=1024)
+        check_step(impl, cache, new, num_splits=num_splits)
+
+
+def reshaped(group: int) -> Callable[..., Case]:
+    """Makes the cases of the device's tests cases of the kernel that is mutated."""
+
+    def case(**fields: Any) -> Case:
+        made = Case(**fields)
+        few_rows = min(made.sq, 8 // group) if group < 5 else max(made.sq, 2)
+        return made.but(d=64, dv=128, heads=group * made.heads_k, sq=few_rows)
+
+    return case
+
+
+def check_everything(impl: Impl, group: int) -> None:
+    check_long(impl, group)
+    device.Case = reshaped(group)  # type: ignore[misc, assignment]
+    for interleaved in (True, False):
+        for new in (5, 70):
+            device.test_rotary_equals_rotating_before_to_the_bit(
+                impl, BF16, interleaved, 48, new, True
+            )
+        device.test_positions_beyond_the_tables_use_their_last(impl, BF16, interleaved, 70)
+    device.test_pages_that_do_not_exist_are_masked(impl, BF16, 10**6, 3)
+    device.test_pages_that_do_not_exist_are_masked(impl, BF16, -1, 1)
+    device.test_tokens_without_a_slot_are_dropped(impl, BF16, "paged16", 10)
+    device.test_tokens_without_a_slot_are_dropped(impl, BF16, "indexed", 70)
+    device.test_append_reaches_every_new_token(impl, BF16, (20, 0), 1)
+    device.test_rows_that_do_not_exist_have_no_keys(impl, BF16, -1)
+    device.test_lengths_are_clamped(impl, BF16, "paged64", True, 2)
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--kernel", choices=KERNELS, default="few")
+    args = parser.parse_args()
+    object_name, kernel, group = KERNELS[args.kernel]
+    finish(run(object_name, kernel, lambda impl: check_everything(impl, group), args), args)
+
+
+if __name__ == "__main__":
+    main()
