@@ -39,7 +39,7 @@ BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
   const int64_t headdim = ceil_div(s.headdim, 32) * 32,
                 headdim_v = is_narrow(s) ? headdim : 2 * headdim;
   const int64_t u_bytes = kRowBlock * headdim_v * 2;
-  work.rows = carver.take<char>(blocks * (int64_t(sizeof(RowConstants)) + u_bytes));
+  work.rows = carver.take<char>(blocks * (kConstantsBytes + u_bytes));
   work.dq = carver.take<float>(blocks * kRowBlock * 2 * headdim);
   return work;
 }

@@ -72,11 +72,11 @@ class StepLoader {
     const int rows_left = seqlen_q_ - at.step * T::kRows;
     fill_q_.start(to, rows_left, at.q);
     fill_q_.start(to + T::QTile::kBytes, rows_left, at.q + q_comp_bytes_);
-    copy<0, sizeof(RowConstants)>(smem_ + T::kStages + stage, at);
+    copy<0, kConstantsBytes>(smem_ + T::kStages + stage, at);
   }
 
   __device__ void start_u(int stage, const RowWalk& at) const {
-    copy<sizeof(RowConstants), T::UTile::kBytes>(smem_ + T::kU + stage, at);
+    copy<kConstantsBytes, T::UTile::kBytes>(smem_ + T::kU + stage, at);
   }
 
  private:
@@ -256,6 +256,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   load_keys<T>(params, sequence, tile.head_k, first_key, warp_key, lane, smem, v);
   const int score_rows = keep_uniform(T::UTile::blocks(first_row_tile, 0));
   const int score_keys = keep_uniform(T::KTile::blocks(warp_key / 16, 0));
+  const char* const constants_at =
+      smem + T::kStages + keep(LaneConstants::offset(first_row_tile, lane));
   const MapWriter<T> maps(smem + T::kMaps, first_row_tile * 16, warp_key, lane,
                           float(params.softmax_scale) * float(M_LOG2E));
 
@@ -307,10 +309,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     }
 
     {
-      ScoreFragment<T> s[2] = {}, dp = {};
+      const LaneConstants constants(constants_at + stage);
+      ScoreFragment<T> s[2] = {}, dp;
       multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage, chunks_at + score_keys);
-      multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
-      const auto& constants = *reinterpret_cast<const RowConstants*>(smem + T::kStages + stage);
+      multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v, constants);
       if (steps.is_full(step))
         maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
       else

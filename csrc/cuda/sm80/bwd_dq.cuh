@@ -34,12 +34,9 @@ class Turn {
 
   __device__ void pass_on(unsigned block) const {
     if (!ordered_) return;
-    __threadfence();
-    __syncthreads();  // all of this CTA's part has been added
-    if (threadIdx.x == 0) {
-      __threadfence();
+    __syncthreads();  // all of this CTA's part has been added, and the release is of all of it
+    if (threadIdx.x == 0)
       __nv_atomic_fetch_add(turns_ + block, 1, __NV_ATOMIC_RELEASE, __NV_THREAD_SCOPE_DEVICE);
-    }
   }
 
  private:

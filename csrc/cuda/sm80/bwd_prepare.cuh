@@ -4,7 +4,7 @@
 // With the norm, g = dY·weight·scale, u = g - mean(g·x)·x with x = O·rstd, and dO = rstd·u; without
 // it u = dY·scale and rstd is 1. The main kernel sees rstd in the exponent: P' = P·rstd.
 //   dS1 = P1·(dO·V - D1 + dLSE1)            = P1'·(u·V - D1')
-//   dS2 = P2·(-lambda·(dO·V - D2) + dLSE2)  = P2'·(-lambda·u·V + E2')
+//   dS2 = P2·(-lambda·(dO·V - D2) + dLSE2)  = P2'·(-lambda·(u·V - D1') + E2')
 #pragma once
 #include "bwd_traits.cuh"
 #include "problem.cuh"
@@ -93,14 +93,17 @@ class RowPreparation {
     const uint4 chunk{pairs[0], pairs[1], pairs[2], pairs[3]};
     unpack_chunk<Element>(chunk, u);
     if (col_ >= T::kHeadDimV) return;
-    char* const to = rows_ + sizeof(RowConstants) + T::UTile::offset(r, col_);
+    char* const to = rows_ + kConstantsBytes + T::UTile::offset(r, col_);
     *reinterpret_cast<uint4*>(to) = chunk;
   }
 
-  __device__ void store_constants(int r, const float4& x, float minus_lambda) const {
-    auto* const constants = reinterpret_cast<RowConstants*>(rows_);
-    constants->exponent_and_sums[r] = x;
-    constants->minus_lambda[r] = minus_lambda;
+  // L1, L2, D1, E2 of the header.
+  __device__ void store_constants(int r, float l1, float l2, float d1, float e2,
+                                  float lambda) const {
+    RowConstants& constants = reinterpret_cast<RowConstants*>(rows_)[r / 16];
+    const int half = r / 8 % 2, g = r % 8;
+    constants.of_row[half][g] = {l1, l2, e2, -lambda};
+    reinterpret_cast<float2*>(&constants.minus_d1[g])[half] = {-d1, -d1};
   }
 
   // A row behind the sequence's last is one of zeros, and P = exp2(-inf) = 0.
@@ -132,7 +135,7 @@ class RowPreparation {
     d2 = sum_over<kLanes>(d2);
     if (!leads()) return;
     if (!is_there) {
-      store_constants(r, {-INFINITY, -INFINITY, 0, 0}, 0);
+      store_constants(r, -INFINITY, -INFINITY, 0, 0, 0);
       return;
     }
 
@@ -144,14 +147,13 @@ class RowPreparation {
       dlse2 = number(p_.dlse, row, 1) / rstd;
     }
     if (lse1 == -INFINITY) {  // the row saw no key
-      store_constants(r, {-INFINITY, -INFINITY, 0, 0}, -lambda);
+      store_constants(r, -INFINITY, -INFINITY, 0, 0, lambda);
       return;
     }
     const float log2_rstd = log2f(rstd), log2_e = float(M_LOG2E);
-    store_constants(r,
-                    {fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd),
-                     fmaf(lambda, d2, d) - dlse1, fmaf(lambda, d2, dlse2)},
-                    -lambda);
+    const float d1 = fmaf(lambda, d2, d) - dlse1, e2 = fmaf(lambda, d2 - d1, dlse2);
+    store_constants(r, fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd), d1, e2,
+                    lambda);
   }
 
   // Without a norm it is O·scale that forward left.
