@@ -73,14 +73,15 @@ def check_everything(impl: Impl, d: int, dv: int) -> None:
         check_forward(impl, make_problem(case), five_d=True)
 
 
-def checker(impl: Impl, ptx: str, d: int, dv: int) -> Callable[[str], None]:
+def checker(impl: Impl, ptx: str, check: Callable[[Impl], None]) -> Callable[[str], None]:
     """What one forked process does with one mutant."""
 
-    def check(mutant: str) -> None:
+    def check_mutant(mutant: str) -> None:
+        torch.manual_seed(0)
         ptxsim.on_ptx(lambda text: mutant if text.lstrip() == ptx else text)
-        check_everything(impl, d, dv)
+        check(impl)
 
-    return check
+    return check_mutant
 
 
 def ptx_of(object_file: Path) -> str:
@@ -90,28 +91,44 @@ def ptx_of(object_file: Path) -> str:
     return data[begin : data.index(b"\0", begin)].decode()
 
 
-def run(shape: tuple[int, int], limit: int | None, seed: int, kinds: tuple[str, ...]) -> Any:
-    d, dv = shape
+def run(
+    object_name: str, kernel: str, check: Callable[[Impl], None], args: argparse.Namespace
+) -> Any:
+    """The report on a kernel, which a part of its mangled name tells from others in its object."""
     impl = load("sim", "package", "sm_80", 0)
-    (path,) = [x for x in sim_build.kernel_objects() if x.name == f"fwd_d{d}.o"]
+    (path,) = [x for x in sim_build.kernel_objects() if x.name == object_name]
     ptx = ptx_of(path)
-    kernel = f"bfloat16Li{d}ELi{dv}E"
     return mutate.run_mutants(
-        ptx, checker(impl, ptx, d, dv), kernel=kernel, limit=limit, seed=seed, kinds=kinds
-    )
+        ptx, checker(impl, ptx, check),
+        kernel=kernel, limit=args.limit, seed=args.seed, kinds=tuple(args.kinds),
+    )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", type=int, nargs=2, default=(64, 128), metavar=("D", "DV"))
+def options(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--limit", type=int, help="draw that many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--kinds", nargs="+", default=mutate.KINDS, choices=mutate.KINDS)
     parser.add_argument("--least", type=float, default=0.95, help="the share that must be killed")
-    args = parser.parse_args()
-    report = run(tuple(args.shape), args.limit, args.seed, tuple(args.kinds))
+    return parser
+
+
+def finish(report: Any, args: argparse.Namespace) -> None:
+    """Prints it; the exit status says whether enough were killed."""
     print(report)
     sys.exit(report.rate < args.least)
+
+
+def main() -> None:
+    parser = options(__doc__ or "")
+    parser.add_argument("--shape", type=int, nargs=2, default=(64, 128), metavar=("D", "DV"))
+    args = parser.parse_args()
+    d, dv = args.shape
+
+    def check(impl: Impl) -> None:
+        check_everything(impl, d, dv)
+
+    finish(run(f"fwd_d{d}.o", f"bfloat16Li{d}ELi{dv}E", check, args), args)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
   const int64_t blocks = most_blocks * s.nheads;
   BwdWorkspace work{};
   work.blocks = most_blocks;
-  work.tickets = carver.take<int>(1);
+  work.tickets = carver.take<unsigned>(1);
   work.turns = carver.take<int>(params.deterministic ? blocks : 0);
   work.weight_parts = carver.take<float>(params.dnorm_weight ? blocks * s.headdim_v : 0);
   zeros = carver.used();

@@ -22,7 +22,7 @@ struct BwdWorkspace {
   float* dq;   // [block, head, 2, 2·d/8, 4, 32]   d padded; accumulator fragments
   float* weight_parts;  // [block, head, dv]   each block's part of the norm weight's gradient
   int* turns;           // [block, head]   key blocks that have added to dq
-  int* tickets;         // [1]   key blocks that have been taken
+  unsigned* tickets;    // [1]   key blocks that have been taken
   int64_t blocks;       // at most, of all sequences together
 
   // Where the block of a sequence of the batch that has its row 0 lies.

@@ -136,21 +136,22 @@ __device__ void load_keys(const BwdParams& params, const Sequence& sequence, int
 // Which block of keys a CTA has. In a fixed order of additions to dQ a CTA waits for those of the
 // blocks behind its own, so these must have been taken before it: a ticket orders them.
 struct KeyBlock {
-  int64_t batch;
-  int head_k, index;
+  int batch, head_k, index;
 
   // ticket: a place in shared memory.
-  __device__ KeyBlock(const BwdParams& params, int* tickets, int key_blocks, int* ticket) {
-    int64_t n = blockIdx.x;
+  __device__ KeyBlock(const BwdParams& params, unsigned* tickets, unsigned key_blocks,
+                      unsigned* ticket) {
+    unsigned n = blockIdx.x;
     if (params.deterministic) {
-      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1);
+      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1u);
       __syncthreads();  // the ticket has been drawn
       n = *ticket;
     }
+    const auto nheads_k = unsigned(params.shape.nheads_k);
     index = int(n % key_blocks);
-    if (params.deterministic) index = key_blocks - 1 - index;
-    head_k = int(n / key_blocks % params.shape.nheads_k);
-    batch = n / key_blocks / params.shape.nheads_k;
+    if (params.deterministic) index = int(key_blocks) - 1 - index;
+    head_k = int(n / key_blocks % nheads_k);
+    batch = int(n / key_blocks / nheads_k);
   }
 };
 
@@ -239,8 +240,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   // The shuffle tells the compiler that a warp's number, and all that follows from it, is uniform.
   const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   // The ticket lies where nothing else comes before the first barrier.
-  const KeyBlock tile(params, work.tickets, int(ceil_div(shape.seqlen_k, T::kKeys)),
-                      reinterpret_cast<int*>(smem + T::kMaps));
+  const KeyBlock tile(params, work.tickets, unsigned(shape.seqlen_k + T::kKeys - 1) / T::kKeys,
+                      reinterpret_cast<unsigned*>(smem + T::kMaps));
   const Sequence sequence(shape, params.varlen, tile.batch);
   const int first_key = tile.index * T::kKeys;
   if (first_key >= sequence.seqlen_k) return;

@@ -1,7 +1,7 @@
 // dQ: summed in fp32 over the key blocks in the workspace, then rounded once.
 #pragma once
+#include "bwd_rows.cuh"
 #include "bwd_traits.cuh"
-#include "problem.cuh"
 
 namespace diffattn::cuda::sm80 {
 
@@ -83,18 +83,14 @@ __global__ void __launch_bounds__(128) round_dq_kernel(const __grid_constant__ B
   using Element = typename T::Element;
   using Layout = DqLayout<T::kHeadDim>;
   const Shape& shape = params.shape;
-  const int nheads = int(shape.nheads), row_blocks = int(ceil_div(shape.seqlen_q, kRowBlock));
-  const int head = blockIdx.x % nheads, row_block = blockIdx.x / nheads % row_blocks;
-  const int64_t b = blockIdx.x / nheads / row_blocks;
-  const Sequence sequence(shape, params.varlen, b);
-  const int rows = min(kRowBlock, sequence.seqlen_q - row_block * kRowBlock);
+  const RowBlock tile(params);
+  const int rows = min(kRowBlock, tile.sequence.seqlen_q - tile.first_row);
   if (rows <= 0) return;
-  const int64_t first_block = BwdWorkspace::first_block(shape, params.varlen, b, sequence.q_begin);
-  const float* dq = work.dq + ((first_block + row_block) * nheads + head) * Layout::kFloats;
+  const float* dq = work.dq + tile.block * Layout::kFloats;
 
   const View& to = params.dq;
-  auto* const target = static_cast<Element*>(to.data) + sequence.q_offset(to) + head * to.head +
-                       int64_t(row_block) * kRowBlock * to.row;
+  auto* const target = static_cast<Element*>(to.data) + tile.sequence.q_offset(to) +
+                       tile.head * to.head + tile.first_row * to.row;
   const float scale = float(params.softmax_scale);
   constexpr int kChunks = T::kHeadDim / kChunk;  // in a row of one component
   for (int i = threadIdx.x; i < kRowBlock * 2 * kChunks; i += 128) {

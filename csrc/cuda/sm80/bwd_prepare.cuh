@@ -6,8 +6,8 @@
 //   dS1 = P1·(dO·V - D1 + dLSE1)            = P1'·(u·V - D1')
 //   dS2 = P2·(-lambda·(dO·V - D2) + dLSE2)  = P2'·(-lambda·(u·V - D1') + E2')
 #pragma once
+#include "bwd_rows.cuh"
 #include "bwd_traits.cuh"
-#include "problem.cuh"
 
 namespace diffattn::cuda::sm80 {
 
@@ -39,17 +39,16 @@ class RowPreparation {
   static constexpr int kStride = kPrepareThreads / kLanes;
 
  public:
-  __device__ RowPreparation(const BwdParams& params, const BwdWorkspace& work,
-                            const Sequence& sequence, int head, int first_row, int64_t block)
+  __device__ RowPreparation(const BwdParams& params, const BwdWorkspace& work, const RowBlock& tile)
       : p_(params),
-        sequence_(sequence),
-        head_(head),
-        first_row_(first_row),
+        sequence_(tile.sequence),
+        head_(tile.head),
+        first_row_(tile.first_row),
         col_(threadIdx.x % kLanes * kChunk),
         dv_(int(params.shape.headdim_v)),
         normed_(params.norm.eps >= 0),
         scale_(float(params.norm.scale)),
-        rows_(work.rows + block * T::kRowsBytes) {
+        rows_(work.rows + tile.block * T::kRowsBytes) {
     const auto* weight = static_cast<const float*>(params.norm.weight);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
@@ -218,21 +217,15 @@ __global__ void __launch_bounds__(kPrepareThreads)
     prepare_kernel(const __grid_constant__ BwdParams params,
                    const __grid_constant__ BwdWorkspace work) {
   const Shape& shape = params.shape;
-  const int nheads = int(shape.nheads), row_blocks = int(ceil_div(shape.seqlen_q, kRowBlock));
-  const int head = blockIdx.x % nheads, row_block = blockIdx.x / nheads % row_blocks;
-  const int64_t b = blockIdx.x / nheads / row_blocks;
-  const Sequence sequence(shape, params.varlen, b);
-  if (row_block * kRowBlock >= sequence.seqlen_q) return;
-  const int64_t first_block = BwdWorkspace::first_block(shape, params.varlen, b, sequence.q_begin);
-  const int64_t block = (first_block + row_block) * nheads + head;
-
-  RowPreparation<T> rows(params, work, sequence, head, row_block * kRowBlock, block);
+  const RowBlock tile(params);
+  if (tile.first_row >= tile.sequence.seqlen_q) return;
+  RowPreparation<T> rows(params, work, tile);
   rows.run();
   if (params.dnorm_weight)
-    store_weight_part<T>(rows.weight_sum, work.weight_parts + block * shape.headdim_v,
+    store_weight_part<T>(rows.weight_sum, work.weight_parts + tile.block * shape.headdim_v,
                          int(shape.headdim_v));
   constexpr int kDqChunks = kRowBlock * 2 * T::kHeadDim / 4;
-  float4* const dq = reinterpret_cast<float4*>(work.dq) + block * kDqChunks;
+  float4* const dq = reinterpret_cast<float4*>(work.dq) + tile.block * kDqChunks;
 #pragma unroll
   for (int i = threadIdx.x; i < kDqChunks; i += kPrepareThreads) dq[i] = {0, 0, 0, 0};
 }
