@@ -19,7 +19,10 @@ from support.case import Case
 from support.checks import check_backward
 from support.data import flat, make_problem
 from support.impls import Impl
-from test_backward import test_keys_that_do_not_exist_have_no_share
+from test_backward import (
+    test_keys_that_do_not_exist_have_no_share,
+    test_norm_weight_over_many_rows,
+)
 from test_sim_backward import ORDERS, test_dq_is_summed_in_one_order
 from torch import Tensor
 from torch.nn.functional import pad
@@ -42,8 +45,8 @@ def cases() -> list[Case]:
         base.but(batch=2, sq=40, sk=260, heads=4, heads_k=2, window=(30, 5), norm="plain"),
         base.but(sq=150, sk=30, causal=True, lse=True, regime="sharp", out_scale=0.2),
         base.but(sq=33, sk=300, shared_k=True, scale=-0.2, norm="affine"),
-        base.but(sq=20, sk=70, d=40, dv=80, heads_k=2, window=(-1, 40), regime="init"),
-        base.but(sq=70, sk=70, d=48, dv=48, regime="init", norm="affine"),
+        base.but(sq=20, sk=130, d=40, dv=80, heads_k=2, window=(-1, 40), regime="init"),
+        base.but(sq=70, sk=130, d=48, dv=48, regime="init", norm="affine"),
     ]
 
 
@@ -82,6 +85,7 @@ def check_everything(impl: Impl) -> None:
     for case in others:
         check_backward(in_wide_rows(impl), make_problem(case))
     test_keys_that_do_not_exist_have_no_share(impl, BF16)
+    test_norm_weight_over_many_rows(impl, BF16)
     for order in ORDERS:
         with pytest.MonkeyPatch.context() as patch:
             test_dq_is_summed_in_one_order(impl, simulator.start(), order, patch)

@@ -133,6 +133,13 @@ def test_keys_that_do_not_exist_have_no_share(impl: Impl, dtype: torch.dtype) ->
     check_backward(impl, problem.but(q=problem.q + 6, k=problem.k - 6))
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=short)
+def test_norm_weight_over_many_rows(impl: Impl, dtype: torch.dtype) -> None:
+    """More parts of its gradient than threads add up in one go."""
+    case = Case(batch=1, sq=650, sk=8, heads=8, d=64, dv=128, dtype=dtype, norm="affine")
+    check_backward(impl, make_problem(case, impl.device))
+
+
 def _gradcheck_cases() -> list[Case]:
     rows = pairwise(
         {

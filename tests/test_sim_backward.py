@@ -91,7 +91,8 @@ def test_dq_is_summed_in_one_order(
     first = dq(True, seed=0, ctas_at_once=1)
     assert bool(first.any())
     assert all(torch.equal(dq(True, seed, 4), first) for seed in range(3))
-    assert not all(torch.equal(dq(False, seed, 4), first) for seed in range(3))
+    # One at a time: then only the seed orders the CTAs, and never the machine's load.
+    assert not all(torch.equal(dq(False, seed, 1), first) for seed in range(6))
 
 
 @pytest.mark.parametrize("reach", list(HUGE))

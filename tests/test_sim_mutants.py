@@ -1,4 +1,4 @@
-"""A sample of what tests/mutants.py does in full: the suite has to notice a weakened kernel."""
+"""A sample of what tests/mutants*.py do in full: the suite has to notice a weakened kernel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import pytest
 from support.impls import Impl
 from support.simulator import Simulator
 
-SCRIPT = Path(__file__).parent / "mutants.py"
+SCRIPTS = Path(__file__).parent
 
 
 @pytest.mark.parametrize(
-    "draw",
-    [["--kinds", "barrier", "wait", "--least", "0.85"], ["--limit", "16", "--least", "0.8"]],
-    ids=["synchronisation", "sample"],
+    ("script", "draw"),
+    [
+        ("mutants.py", "--kinds barrier wait --least 0.85"),
+        ("mutants.py", "--limit 16 --least 0.8"),
+        ("mutants_backward.py", "--kernel main --limit 8 --least 0.8"),
+        ("mutants_backward.py", "--kernel prepare --limit 8 --least 0.8"),
+    ],
 )
-def test_mutants_are_killed(impl: Impl, sim: Simulator, draw: list[str]) -> None:
+def test_mutants_are_killed(impl: Impl, sim: Simulator, script: str, draw: str) -> None:
     """In a process of its own, where no kernel has been parsed yet."""
-    done = subprocess.run([sys.executable, SCRIPT, *draw], capture_output=True, text=True)
+    command = [sys.executable, SCRIPTS / script, *draw.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -25,7 +25,8 @@ struct RowWalk {
                      int head_k)
       : begin_(steps.begin), end_(steps.end), nheads_(unsigned(params.shape.nheads)) {
     const Shape& shape = params.shape;
-    const int group = int(shape.nheads / shape.nheads_k), head = head_k * group;
+    const int group = int(unsigned(shape.nheads) / unsigned(shape.nheads_k));
+    const int head = head_k * group;
     left = (end_ - begin_) * group;
     step = begin_;
     block = unsigned((first_block + step) * shape.nheads + head);
@@ -362,7 +363,7 @@ void launch_tiles(const BwdParams& params, const BwdWorkspace& work, cudaStream_
         "backward: shared memory");
   if (key_ctas) kernel<<<unsigned(key_ctas), T::kThreads, T::kSmemBytes, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch");
-  if (row_ctas) round_dq_kernel<T><<<unsigned(row_ctas), 128, 0, stream>>>(params, work);
+  if (row_ctas) round_dq_kernel<T><<<unsigned(row_ctas), kRoundThreads, 0, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch of the rounding of dq");
 }
 

@@ -76,24 +76,28 @@ __device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Tu
   turn.pass_on(block);
 }
 
+constexpr int kRoundThreads = 128;
+
 // A CTA rounds a block of rows of one head.
 template <class T>
-__global__ void __launch_bounds__(128) round_dq_kernel(const __grid_constant__ BwdParams params,
-                                                       const __grid_constant__ BwdWorkspace work) {
+__global__ void __launch_bounds__(kRoundThreads)
+    round_dq_kernel(const __grid_constant__ BwdParams params,
+                    const __grid_constant__ BwdWorkspace work) {
   using Element = typename T::Element;
   using Layout = DqLayout<T::kHeadDim>;
   const Shape& shape = params.shape;
   const RowBlock tile(params);
-  const int rows = min(kRowBlock, tile.sequence.seqlen_q - tile.first_row);
-  if (rows <= 0) return;
+  const int rows = tile.sequence.seqlen_q - tile.first_row;
   const float* dq = work.dq + tile.block * Layout::kFloats;
 
   const View& to = params.dq;
   auto* const target = static_cast<Element*>(to.data) + tile.sequence.q_offset(to) +
                        tile.head * to.head + tile.first_row * to.row;
   const float scale = float(params.softmax_scale);
-  constexpr int kChunks = T::kHeadDim / kChunk;  // in a row of one component
-  for (int i = threadIdx.x; i < kRowBlock * 2 * kChunks; i += 128) {
+  constexpr unsigned kChunks = T::kHeadDim / kChunk;  // in a row of one component
+#pragma unroll
+  for (unsigned first = 0; first < kRowBlock * 2 * kChunks; first += kRoundThreads) {
+    const unsigned i = first + threadIdx.x;
     const int row = i / (2 * kChunks), comp = i / kChunks % 2, chunk = i % kChunks;
     if (row >= rows || chunk * kChunk >= shape.headdim) continue;
     // Columns 2t lie in one accumulator register of the quad, columns 2t + 1 in the next.
