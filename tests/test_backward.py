@@ -9,7 +9,7 @@ import torch
 from support.case import DTYPES, LAMBDAS, REGIMES, Case, pairwise, short
 from support.checks import check_backward, leaves, run_backward
 from support.data import flat, make_problem
-from support.impls import Impl
+from support.impls import HALF, Impl
 from torch import Tensor
 
 FP64 = pytest.mark.parametrize("dtype", [torch.float64], ids=short)
@@ -123,6 +123,23 @@ def test_deterministic_backward_obeys_the_law(impl: Impl, dtype: torch.dtype) ->
     check_backward(impl, make_problem(case, impl.device), deterministic=True)
 
 
+@pytest.mark.parametrize("dtype", HALF, ids=short)
+def test_keys_that_do_not_exist_have_no_share(impl: Impl, dtype: torch.dtype) -> None:
+    """Logits around -288: to a key of zeros, exp(0 - LSE) would give infinity.
+
+    In fp32 the rounding of one such logit decides a row, and the law does not pool that far.
+    """
+    problem = make_problem(Case(batch=1, sq=40, sk=70, d=64, dv=128, dtype=dtype), impl.device)
+    check_backward(impl, problem.but(q=problem.q + 6, k=problem.k - 6))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=short)
+def test_norm_weight_over_many_rows(impl: Impl, dtype: torch.dtype) -> None:
+    """More parts of its gradient than threads add up in one go."""
+    case = Case(batch=1, sq=650, sk=8, heads=8, d=64, dv=128, dtype=dtype, norm="affine")
+    check_backward(impl, make_problem(case, impl.device))
+
+
 def _gradcheck_cases() -> list[Case]:
     rows = pairwise(
         {
@@ -163,6 +180,28 @@ def test_gradcheck(impl: Impl, case: Case) -> None:
     assert torch.autograd.gradcheck(function, tuple(named.values()), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("only", ["q", "k", "v", "lam", "norm_weight"])
+@pytest.mark.parametrize("dtype", HALF, ids=short)
+def test_finite_differences_in_16_bits(impl: Impl, dtype: torch.dtype, only: str) -> None:
+    """A step up and one down along the gradient, long enough to outweigh rounding."""
+    case = Case(batch=1, sq=5, sk=6, d=8, dv=16, dtype=dtype, norm="affine", lam="token", lse=True)
+    p = make_problem(case.but(causal=True), impl.device).but(norm_eps=0.3)
+    gradient = run_backward(impl.func, p)[only]
+
+    def value(x: Tensor) -> float:
+        moved = p.but(**{only: x})
+        out, lse = impl.func(flat(moved.q), flat(moved.k), moved.v, moved.lam, **moved.options(),
+                             return_lse=True)  # fmt: skip
+        assert p.dlse is not None
+        return float((out.double() * p.dout).sum() + (lse.double() * p.dlse).sum())
+
+    x = getattr(p, only)
+    step = 0.015 * x.norm() / gradient.norm() * gradient
+    up, down = (x + step).to(x.dtype), (x - step).to(x.dtype)
+    slope = float((gradient.double() * (up.double() - down.double())).sum())
+    assert value(up) - value(down) == pytest.approx(slope, rel=4 * torch.finfo(dtype).eps)
+
+
 @FP64
 @pytest.mark.parametrize("only", ["q", "k", "v", "lam", "norm_weight"])
 def test_gradcheck_of_one_argument(impl: Impl, dtype: torch.dtype, only: str) -> None:
@@ -186,6 +225,14 @@ def test_gradcheck_of_lse_alone(impl: Impl, dtype: torch.dtype) -> None:
         return lse
 
     assert torch.autograd.gradcheck(function, (named["q"], named["k"]))
+
+
+@pytest.mark.parametrize("norm", ["none", "affine"])
+@pytest.mark.parametrize("sq", [33, 100])  # or rows without keys
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+def test_lse_gradient_obeys_the_law(impl: Impl, dtype: torch.dtype, sq: int, norm: str) -> None:
+    case = Case(sq=sq, sk=65, dtype=dtype, causal=True, lam="token", norm=norm, lse=True)
+    check_backward(impl, make_problem(case, impl.device))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)

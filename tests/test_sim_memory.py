@@ -17,8 +17,8 @@ from torch import Tensor
 
 CASE = Case(batch=2, sq=20, sk=40, heads=2, heads_k=2, d=64, dv=128, dtype=torch.bfloat16)
 DIMS = ["batch", "row", "head", "comp"]
-# Elements by which one dimension alone puts its last entry beyond what 32 bits count.
-HUGE = {"2**31 bytes": 2**30, "2**32 bytes": 2**31, "2**32 elements": 2**32}
+# Bytes by which one dimension alone puts its last entry beyond what 32 bits count.
+HUGE = {"2**31 bytes": 2**31, "2**32 bytes": 2**32, "2**32 elements": 2**33}
 
 
 def run(impl: Impl, p: Problem) -> Tensor:
@@ -29,9 +29,10 @@ def run(impl: Impl, p: Problem) -> Tensor:
 def sparse_like(small: Tensor, dim: int, reach: int, sim: Simulator) -> Tensor:
     """Zeros in the shape of `small`; memory is taken only where it is touched."""
     strides = list(small.stride())
-    strides[dim] = -(-reach // (small.shape[dim] - 1)) // 8 * 8 + 8
+    size = small.element_size()
+    strides[dim] = -(-reach // size // (small.shape[dim] - 1)) // 8 * 8 + 8
     last = sum((n - 1) * stride for n, stride in zip(small.shape, strides, strict=True))
-    storage = torch.frombuffer(sim.device.sparse(2 * (last + 1)).numpy(), dtype=small.dtype)
+    storage = torch.frombuffer(sim.device.sparse(size * (last + 1)).numpy(), dtype=small.dtype)
     return storage.as_strided(small.shape, strides)
 
 

@@ -20,6 +20,8 @@ SCRIPTS = Path(__file__).parent
         ("mutants.py", "--limit 16 --least 0.8"),
         ("mutants_decode.py", "--kernel few --kinds barrier wait --limit 8 --least 0.85"),
         ("mutants_decode.py", "--kernel combine --kinds barrier wait --least 0.85"),
+        ("mutants_backward.py", "--kernel main --limit 8 --least 0.8"),
+        ("mutants_backward.py", "--kernel prepare --limit 8 --least 0.8"),
     ],
 )
 def test_mutants_are_killed(impl: Impl, sim: Simulator, script: str, draw: str) -> None:

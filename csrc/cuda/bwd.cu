@@ -32,14 +32,14 @@ BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
   const int64_t blocks = most_blocks * s.nheads;
   BwdWorkspace work{};
   work.blocks = most_blocks;
-  work.tickets = carver.take<int>(1);
+  work.tickets = carver.take<unsigned>(1);
   work.turns = carver.take<int>(params.deterministic ? blocks : 0);
   work.weight_parts = carver.take<float>(params.dnorm_weight ? blocks * s.headdim_v : 0);
   zeros = carver.used();
   const int64_t headdim = ceil_div(s.headdim, 32) * 32,
                 headdim_v = is_narrow(s) ? headdim : 2 * headdim;
   const int64_t u_bytes = kRowBlock * headdim_v * 2;
-  work.rows = carver.take<char>(blocks * (int64_t(sizeof(RowConstants)) + u_bytes));
+  work.rows = carver.take<char>(blocks * (kConstantsBytes + u_bytes));
   work.dq = carver.take<float>(blocks * kRowBlock * 2 * headdim);
   return work;
 }

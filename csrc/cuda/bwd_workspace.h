@@ -9,18 +9,20 @@ constexpr int kRowBlock = 32;
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The numbers of a row that the main kernel needs, in units of u.
+// The numbers of 16 rows that the main kernel needs, in units of u. Its accumulators hold rows g and
+// g + 8, so these stand together.
 struct RowConstants {
-  float4 exponent_and_sums[kRowBlock];  // L1, L2 in log2 units, D1, E2
-  float minus_lambda[kRowBlock];
+  float4 of_row[2][8];  // L1, L2 in log2 units, E2, -lambda
+  float4 minus_d1[8];   // of row g twice, of row g + 8 twice: an accumulator for dP to start from
 };
+constexpr int kConstantsBytes = kRowBlock / 16 * sizeof(RowConstants);
 
 struct BwdWorkspace {
-  char* rows;  // [block, head]   RowConstants; u, the gradient of O but for rstd, as a tile
+  char* rows;  // [block, head]   RowConstants, two; u, the gradient of O but for rstd, as a tile
   float* dq;   // [block, head, 2, 2·d/8, 4, 32]   d padded; accumulator fragments
   float* weight_parts;  // [block, head, dv]   each block's part of the norm weight's gradient
   int* turns;           // [block, head]   key blocks that have added to dq
-  int* tickets;         // [1]   key blocks that have been taken
+  unsigned* tickets;    // [1]   key blocks that have been taken
   int64_t blocks;       // at most, of all sequences together
 
   // Where the block of a sequence of the batch that has its row 0 lies.

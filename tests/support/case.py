@@ -45,6 +45,7 @@ class Case:
     norm: str = "none"  # none, plain (eps only), affine (weight too)
     out_scale: float = 1.0
     scale: float | None = None
+    lse: bool = False  # the LSE is differentiated too
     regime: str = "normal"
     seed: int = 0
 
@@ -56,7 +57,7 @@ class Case:
             name += f"-win({self.window[0]},{self.window[1]})"
         name += f"-lam_{self.lam}" + f"-norm_{self.norm}" * (self.norm != "none")
         name += f"-x{self.out_scale}" * (self.out_scale != 1.0)
-        name += f"-s{self.scale}" * (self.scale is not None)
+        name += f"-s{self.scale}" * (self.scale is not None) + "-lse" * self.lse
         return f"{name}-{self.regime}"
 
     def but(self, **changes: Any) -> Case:

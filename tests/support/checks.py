@@ -120,10 +120,14 @@ def leaves(problem: Problem) -> tuple[Problem, dict[str, Tensor]]:
 
 
 def run_backward(function: Any, problem: Problem, **extra: Any) -> dict[str, Tensor]:
-    """Gradients of <out, dout> by autograd, named as the problem's fields."""
+    """Gradients of <out, dout> + <lse, dlse> by autograd, named as the problem's fields."""
     p, named = leaves(problem)
-    out = function(flat(p.q), flat(p.k), p.v, p.lam, **p.options(), **extra)
-    grads = torch.autograd.grad(out, list(named.values()), problem.dout.to(out.dtype))
+    if p.dlse is not None:
+        extra["return_lse"] = True
+    result = function(flat(p.q), flat(p.k), p.v, p.lam, **p.options(), **extra)
+    out, *lse = result if p.dlse is not None else (result,)
+    given = [p.dout.to(out.dtype), p.dlse][: 1 + len(lse)]
+    grads = torch.autograd.grad((out, *lse), list(named.values()), given)
     return dict(zip(named, grads, strict=True))
 
 

@@ -40,6 +40,7 @@ class Problem:
     norm_weight: Tensor | None = None  # (dv,)
     norm_eps: float | None = None
     out_scale: float = 1.0
+    dlse: Tensor | None = None  # (2, batch, nheads, seqlen_q)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that follow q, k, v and lam."""
@@ -70,6 +71,7 @@ class Problem:
             lam=lam.double() if isinstance(lam, Tensor) else lam,
             dout=self.dout.double(),
             norm_weight=None if self.norm_weight is None else self.norm_weight.double(),
+            dlse=None if self.dlse is None else self.dlse.double(),
         )
 
     def lam_rows(self, dtype: torch.dtype) -> Tensor:
@@ -120,6 +122,7 @@ def make_problem(case: Case, device: torch.device | str = "cpu") -> Problem:
     dout = normal(case.batch, case.sq, case.heads, case.dv)
     weight = 1 + 0.2 * normal(case.dv)
     lam = make_lam(case, generator)
+    dlse = normal(2, case.batch, case.heads, case.sq) if case.lse else None
 
     def place(x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype).to(device)
@@ -136,4 +139,5 @@ def make_problem(case: Case, device: torch.device | str = "cpu") -> Problem:
         norm_weight=place(weight, wide(case.dtype)) if case.norm == "affine" else None,
         norm_eps=None if case.norm == "none" else NORM_EPS,
         out_scale=case.out_scale,
+        dlse=None if dlse is None else place(dlse, wide(case.dtype)),
     )

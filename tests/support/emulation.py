@@ -135,7 +135,10 @@ class Emulation:
         maps = torch.exp(self.scores - lse[..., None])  # (2, b, h, sq, sk)
         spread = float(torch.exp(torch.tensor(STALE[self.variant])))  # moves the rounding points
         a = self.rounded((maps[0] - self.lam * maps[1]) * saved.rstd * spread) / spread
-        ds = torch.stack([maps[0] * (dp - d1), -self.lam * maps[1] * (dp - d2)])
+        dlse = torch.zeros_like(saved.lse) if p.dlse is None else p.dlse.to(self.acc).cpu()
+        ds1 = maps[0] * (dp - d1 + dlse[0, ..., None])
+        ds2 = maps[1] * (dlse[1, ..., None] - self.lam * (dp - d2))
+        ds = torch.stack([ds1, ds2])
         ds = self.rounded(ds * spread) / spread
         scale = p.softmax_scale()
         grads["v"] = self._keys(self.matmul(a.transpose(-1, -2), u)[None])[..., 0, :]

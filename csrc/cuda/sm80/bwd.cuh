@@ -25,7 +25,8 @@ struct RowWalk {
                      int head_k)
       : begin_(steps.begin), end_(steps.end), nheads_(unsigned(params.shape.nheads)) {
     const Shape& shape = params.shape;
-    const int group = int(shape.nheads / shape.nheads_k), head = head_k * group;
+    const int group = int(unsigned(shape.nheads) / unsigned(shape.nheads_k));
+    const int head = head_k * group;
     left = (end_ - begin_) * group;
     step = begin_;
     block = unsigned((first_block + step) * shape.nheads + head);
@@ -72,11 +73,11 @@ class StepLoader {
     const int rows_left = seqlen_q_ - at.step * T::kRows;
     fill_q_.start(to, rows_left, at.q);
     fill_q_.start(to + T::QTile::kBytes, rows_left, at.q + q_comp_bytes_);
-    copy<0, sizeof(RowConstants)>(smem_ + T::kStages + stage, at);
+    copy<0, kConstantsBytes>(smem_ + T::kStages + stage, at);
   }
 
   __device__ void start_u(int stage, const RowWalk& at) const {
-    copy<sizeof(RowConstants), T::UTile::kBytes>(smem_ + T::kU + stage, at);
+    copy<kConstantsBytes, T::UTile::kBytes>(smem_ + T::kU + stage, at);
   }
 
  private:
@@ -136,21 +137,22 @@ __device__ void load_keys(const BwdParams& params, const Sequence& sequence, int
 // Which block of keys a CTA has. In a fixed order of additions to dQ a CTA waits for those of the
 // blocks behind its own, so these must have been taken before it: a ticket orders them.
 struct KeyBlock {
-  int64_t batch;
-  int head_k, index;
+  int batch, head_k, index;
 
   // ticket: a place in shared memory.
-  __device__ KeyBlock(const BwdParams& params, int* tickets, int key_blocks, int* ticket) {
-    int64_t n = blockIdx.x;
+  __device__ KeyBlock(const BwdParams& params, unsigned* tickets, unsigned key_blocks,
+                      unsigned* ticket) {
+    unsigned n = blockIdx.x;
     if (params.deterministic) {
-      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1);
+      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1u);
       __syncthreads();  // the ticket has been drawn
       n = *ticket;
     }
+    const auto nheads_k = unsigned(params.shape.nheads_k);
     index = int(n % key_blocks);
-    if (params.deterministic) index = key_blocks - 1 - index;
-    head_k = int(n / key_blocks % params.shape.nheads_k);
-    batch = n / key_blocks / params.shape.nheads_k;
+    if (params.deterministic) index = int(key_blocks) - 1 - index;
+    head_k = int(n / key_blocks % nheads_k);
+    batch = int(n / key_blocks / nheads_k);
   }
 };
 
@@ -239,8 +241,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   // The shuffle tells the compiler that a warp's number, and all that follows from it, is uniform.
   const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   // The ticket lies where nothing else comes before the first barrier.
-  const KeyBlock tile(params, work.tickets, int(ceil_div(shape.seqlen_k, T::kKeys)),
-                      reinterpret_cast<int*>(smem + T::kMaps));
+  const KeyBlock tile(params, work.tickets, unsigned(shape.seqlen_k + T::kKeys - 1) / T::kKeys,
+                      reinterpret_cast<unsigned*>(smem + T::kMaps));
   const Sequence sequence(shape, params.varlen, tile.batch);
   const int first_key = tile.index * T::kKeys;
   if (first_key >= sequence.seqlen_k) return;
@@ -256,6 +258,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   load_keys<T>(params, sequence, tile.head_k, first_key, warp_key, lane, smem, v);
   const int score_rows = keep_uniform(T::UTile::blocks(first_row_tile, 0));
   const int score_keys = keep_uniform(T::KTile::blocks(warp_key / 16, 0));
+  const char* const constants_at =
+      smem + T::kStages + keep(LaneConstants::offset(first_row_tile, lane));
   const MapWriter<T> maps(smem + T::kMaps, first_row_tile * 16, warp_key, lane,
                           float(params.softmax_scale) * float(M_LOG2E));
 
@@ -307,10 +311,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     }
 
     {
-      ScoreFragment<T> s[2] = {}, dp = {};
+      const LaneConstants constants(constants_at + stage);
+      ScoreFragment<T> s[2] = {}, dp;
       multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage, chunks_at + score_keys);
-      multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v);
-      const auto& constants = *reinterpret_cast<const RowConstants*>(smem + T::kStages + stage);
+      multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v, constants);
       if (steps.is_full(step))
         maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
       else
@@ -359,7 +363,7 @@ void launch_tiles(const BwdParams& params, const BwdWorkspace& work, cudaStream_
         "backward: shared memory");
   if (key_ctas) kernel<<<unsigned(key_ctas), T::kThreads, T::kSmemBytes, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch");
-  if (row_ctas) round_dq_kernel<T><<<unsigned(row_ctas), 128, 0, stream>>>(params, work);
+  if (row_ctas) round_dq_kernel<T><<<unsigned(row_ctas), kRoundThreads, 0, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch of the rounding of dq");
 }
 

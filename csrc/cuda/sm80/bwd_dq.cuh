@@ -1,7 +1,7 @@
 // dQ: summed in fp32 over the key blocks in the workspace, then rounded once.
 #pragma once
+#include "bwd_rows.cuh"
 #include "bwd_traits.cuh"
-#include "problem.cuh"
 
 namespace diffattn::cuda::sm80 {
 
@@ -34,12 +34,9 @@ class Turn {
 
   __device__ void pass_on(unsigned block) const {
     if (!ordered_) return;
-    __threadfence();
-    __syncthreads();  // all of this CTA's part has been added
-    if (threadIdx.x == 0) {
-      __threadfence();
+    __syncthreads();  // all of this CTA's part has been added, and the release is of all of it
+    if (threadIdx.x == 0)
       __nv_atomic_fetch_add(turns_ + block, 1, __NV_ATOMIC_RELEASE, __NV_THREAD_SCOPE_DEVICE);
-    }
   }
 
  private:
@@ -79,28 +76,28 @@ __device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Tu
   turn.pass_on(block);
 }
 
+constexpr int kRoundThreads = 128;
+
 // A CTA rounds a block of rows of one head.
 template <class T>
-__global__ void __launch_bounds__(128) round_dq_kernel(const __grid_constant__ BwdParams params,
-                                                       const __grid_constant__ BwdWorkspace work) {
+__global__ void __launch_bounds__(kRoundThreads)
+    round_dq_kernel(const __grid_constant__ BwdParams params,
+                    const __grid_constant__ BwdWorkspace work) {
   using Element = typename T::Element;
   using Layout = DqLayout<T::kHeadDim>;
   const Shape& shape = params.shape;
-  const int nheads = int(shape.nheads), row_blocks = int(ceil_div(shape.seqlen_q, kRowBlock));
-  const int head = blockIdx.x % nheads, row_block = blockIdx.x / nheads % row_blocks;
-  const int64_t b = blockIdx.x / nheads / row_blocks;
-  const Sequence sequence(shape, params.varlen, b);
-  const int rows = min(kRowBlock, sequence.seqlen_q - row_block * kRowBlock);
-  if (rows <= 0) return;
-  const int64_t first_block = BwdWorkspace::first_block(shape, params.varlen, b, sequence.q_begin);
-  const float* dq = work.dq + ((first_block + row_block) * nheads + head) * Layout::kFloats;
+  const RowBlock tile(params);
+  const int rows = tile.sequence.seqlen_q - tile.first_row;
+  const float* dq = work.dq + tile.block * Layout::kFloats;
 
   const View& to = params.dq;
-  auto* const target = static_cast<Element*>(to.data) + sequence.q_offset(to) + head * to.head +
-                       int64_t(row_block) * kRowBlock * to.row;
+  auto* const target = static_cast<Element*>(to.data) + tile.sequence.q_offset(to) +
+                       tile.head * to.head + tile.first_row * to.row;
   const float scale = float(params.softmax_scale);
-  constexpr int kChunks = T::kHeadDim / kChunk;  // in a row of one component
-  for (int i = threadIdx.x; i < kRowBlock * 2 * kChunks; i += 128) {
+  constexpr unsigned kChunks = T::kHeadDim / kChunk;  // in a row of one component
+#pragma unroll
+  for (unsigned first = 0; first < kRowBlock * 2 * kChunks; first += kRoundThreads) {
+    const unsigned i = first + threadIdx.x;
     const int row = i / (2 * kChunks), comp = i / kChunks % 2, chunk = i % kChunks;
     if (row >= rows || chunk * kChunk >= shape.headdim) continue;
     // Columns 2t lie in one accumulator register of the quad, columns 2t + 1 in the next.

@@ -4,10 +4,10 @@
 // With the norm, g = dY·weight·scale, u = g - mean(g·x)·x with x = O·rstd, and dO = rstd·u; without
 // it u = dY·scale and rstd is 1. The main kernel sees rstd in the exponent: P' = P·rstd.
 //   dS1 = P1·(dO·V - D1 + dLSE1)            = P1'·(u·V - D1')
-//   dS2 = P2·(-lambda·(dO·V - D2) + dLSE2)  = P2'·(-lambda·u·V + E2')
+//   dS2 = P2·(-lambda·(dO·V - D2) + dLSE2)  = P2'·(-lambda·(u·V - D1') + E2')
 #pragma once
+#include "bwd_rows.cuh"
 #include "bwd_traits.cuh"
-#include "problem.cuh"
 
 namespace diffattn::cuda::sm80 {
 
@@ -39,17 +39,16 @@ class RowPreparation {
   static constexpr int kStride = kPrepareThreads / kLanes;
 
  public:
-  __device__ RowPreparation(const BwdParams& params, const BwdWorkspace& work,
-                            const Sequence& sequence, int head, int first_row, int64_t block)
+  __device__ RowPreparation(const BwdParams& params, const BwdWorkspace& work, const RowBlock& tile)
       : p_(params),
-        sequence_(sequence),
-        head_(head),
-        first_row_(first_row),
+        sequence_(tile.sequence),
+        head_(tile.head),
+        first_row_(tile.first_row),
         col_(threadIdx.x % kLanes * kChunk),
         dv_(int(params.shape.headdim_v)),
         normed_(params.norm.eps >= 0),
         scale_(float(params.norm.scale)),
-        rows_(work.rows + block * T::kRowsBytes) {
+        rows_(work.rows + tile.block * T::kRowsBytes) {
     const auto* weight = static_cast<const float*>(params.norm.weight);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
@@ -93,14 +92,17 @@ class RowPreparation {
     const uint4 chunk{pairs[0], pairs[1], pairs[2], pairs[3]};
     unpack_chunk<Element>(chunk, u);
     if (col_ >= T::kHeadDimV) return;
-    char* const to = rows_ + sizeof(RowConstants) + T::UTile::offset(r, col_);
+    char* const to = rows_ + kConstantsBytes + T::UTile::offset(r, col_);
     *reinterpret_cast<uint4*>(to) = chunk;
   }
 
-  __device__ void store_constants(int r, const float4& x, float minus_lambda) const {
-    auto* const constants = reinterpret_cast<RowConstants*>(rows_);
-    constants->exponent_and_sums[r] = x;
-    constants->minus_lambda[r] = minus_lambda;
+  // L1, L2, D1, E2 of the header.
+  __device__ void store_constants(int r, float l1, float l2, float d1, float e2,
+                                  float lambda) const {
+    RowConstants& constants = reinterpret_cast<RowConstants*>(rows_)[r / 16];
+    const int half = r / 8 % 2, g = r % 8;
+    constants.of_row[half][g] = {l1, l2, e2, -lambda};
+    reinterpret_cast<float2*>(&constants.minus_d1[g])[half] = {-d1, -d1};
   }
 
   // A row behind the sequence's last is one of zeros, and P = exp2(-inf) = 0.
@@ -132,7 +134,7 @@ class RowPreparation {
     d2 = sum_over<kLanes>(d2);
     if (!leads()) return;
     if (!is_there) {
-      store_constants(r, {-INFINITY, -INFINITY, 0, 0}, 0);
+      store_constants(r, -INFINITY, -INFINITY, 0, 0, 0);
       return;
     }
 
@@ -144,14 +146,13 @@ class RowPreparation {
       dlse2 = number(p_.dlse, row, 1) / rstd;
     }
     if (lse1 == -INFINITY) {  // the row saw no key
-      store_constants(r, {-INFINITY, -INFINITY, 0, 0}, -lambda);
+      store_constants(r, -INFINITY, -INFINITY, 0, 0, lambda);
       return;
     }
     const float log2_rstd = log2f(rstd), log2_e = float(M_LOG2E);
-    store_constants(r,
-                    {fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd),
-                     fmaf(lambda, d2, d) - dlse1, fmaf(lambda, d2, dlse2)},
-                    -lambda);
+    const float d1 = fmaf(lambda, d2, d) - dlse1, e2 = fmaf(lambda, d2 - d1, dlse2);
+    store_constants(r, fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd), d1, e2,
+                    lambda);
   }
 
   // Without a norm it is O·scale that forward left.
@@ -216,21 +217,15 @@ __global__ void __launch_bounds__(kPrepareThreads)
     prepare_kernel(const __grid_constant__ BwdParams params,
                    const __grid_constant__ BwdWorkspace work) {
   const Shape& shape = params.shape;
-  const int nheads = int(shape.nheads), row_blocks = int(ceil_div(shape.seqlen_q, kRowBlock));
-  const int head = blockIdx.x % nheads, row_block = blockIdx.x / nheads % row_blocks;
-  const int64_t b = blockIdx.x / nheads / row_blocks;
-  const Sequence sequence(shape, params.varlen, b);
-  if (row_block * kRowBlock >= sequence.seqlen_q) return;
-  const int64_t first_block = BwdWorkspace::first_block(shape, params.varlen, b, sequence.q_begin);
-  const int64_t block = (first_block + row_block) * nheads + head;
-
-  RowPreparation<T> rows(params, work, sequence, head, row_block * kRowBlock, block);
+  const RowBlock tile(params);
+  if (tile.first_row >= tile.sequence.seqlen_q) return;
+  RowPreparation<T> rows(params, work, tile);
   rows.run();
   if (params.dnorm_weight)
-    store_weight_part<T>(rows.weight_sum, work.weight_parts + block * shape.headdim_v,
+    store_weight_part<T>(rows.weight_sum, work.weight_parts + tile.block * shape.headdim_v,
                          int(shape.headdim_v));
   constexpr int kDqChunks = kRowBlock * 2 * T::kHeadDim / 4;
-  float4* const dq = reinterpret_cast<float4*>(work.dq) + block * kDqChunks;
+  float4* const dq = reinterpret_cast<float4*>(work.dq) + tile.block * kDqChunks;
 #pragma unroll
   for (int i = threadIdx.x; i < kDqChunks; i += kPrepareThreads) dq[i] = {0, 0, 0, 0};
 }

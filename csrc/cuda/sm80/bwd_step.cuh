@@ -23,6 +23,25 @@ using ScoreFragment = float[T::kRowTiles][2][4];  // rows g, g + 8 x keys 2t, 2t
 template <class T>
 using GradFragment = float[T::kJointK ? 2 : 1][T::kGradKeyTiles][T::kGradColTiles][4];
 
+// The constants of a lane's rows of a step, g and g + 8 of each 16.
+class LaneConstants {
+ public:
+  // Bytes from a step's constants to those of a lane's first rows.
+  __device__ static int offset(int row_tile, int lane) {
+    return row_tile * int(sizeof(RowConstants)) + lane / 4 * int(sizeof(float4));
+  }
+  __device__ explicit LaneConstants(const char* first)
+      : first_(reinterpret_cast<const RowConstants*>(first)) {}
+
+  __device__ const float4& of_row(int row_tile, int half) const {
+    return first_[row_tile].of_row[half][0];
+  }
+  __device__ const float4& minus_d1(int row_tile) const { return first_[row_tile].minus_d1[0]; }
+
+ private:
+  const RowConstants* first_;
+};
+
 // c += a·bᵀ for 16 keys; b is a fragment of both key tiles.
 template <class T>
 __device__ void multiply_keys(ScoreFragment<T>& c, const uint32_t (&a)[T::kRowTiles][4],
@@ -54,8 +73,20 @@ __device__ void multiply_scores(ScoreFragment<T> (&s)[2], const char* q, const c
   }
 }
 
+// dP - D1.
 template <class T>
-__device__ void multiply_dp(ScoreFragment<T>& dp, const char* u, const VFragment<T>& v) {
+__device__ void multiply_dp(ScoreFragment<T>& dp, const char* u, const VFragment<T>& v,
+                            const LaneConstants& constants) {
+#pragma unroll
+  for (int m = 0; m < T::kRowTiles; ++m) {
+    const float4& from = constants.minus_d1(m);
+    // To load all four costs two wavefronts, to load two and copy them instructions. The wider
+    // shapes, of one row tile, are near their mark of the latter, the others of the former.
+    const float4 start = T::kRowTiles == 1 ? from : float4{from.x, from.x, from.z, from.z};
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+      dp[m][n][0] = start.x, dp[m][n][1] = start.y, dp[m][n][2] = start.z, dp[m][n][3] = start.w;
+  }
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth) {
     uint32_t a[T::kRowTiles][4];  // 16 rows x 16 of the depth
@@ -77,23 +108,20 @@ class MapWriter {
         first_row_(first_row),
         first_key_(first_key),
         lane_(lane),
-        log2_scale_(log2_scale) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n) targets_[n] = keep(MapTile::offset(lane / 4, n * 8 + lane % 4 * 2));
-  }
+        target_(keep(MapTile::offset(lane / 4, lane % 4 * 2))),
+        log2_scale_(log2_scale) {}
 
-  // Keys are counted from key 0 of the sequence where there is a mask.
+  // dp is less D1. Keys are counted from key 0 of the sequence where there is a mask.
   template <bool kMasked>
   __device__ void run(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
-                      const RowConstants& constants, const Sight& sight, int step_row,
+                      const LaneConstants& constants, const Sight& sight, int step_row,
                       int block_key) const {
 #pragma unroll
     for (int m = 0; m < T::kRowTiles; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = m * 16 + half * 8, row = first_row_ + r + lane_ / 4;
-        const float4 c = constants.exponent_and_sums[row];
-        const float minus_lambda = constants.minus_lambda[row];
+        const float4 c = constants.of_row(m, half);
         const int begin = kMasked ? sight.begin(step_row + row) - block_key - first_key_ : 0;
         const int end = kMasked ? sight.end(step_row + row) - block_key - first_key_ : 0;
 #pragma unroll
@@ -105,9 +133,9 @@ class MapWriter {
             float p1 = exp2f(fmaf(s[0][m][n][at], log2_scale_, c.x));
             float p2 = exp2f(fmaf(s[1][m][n][at], log2_scale_, c.y));
             if (kMasked && (key < begin || key >= end)) p1 = p2 = 0;
-            a[i] = fmaf(minus_lambda, p2, p1);
-            ds1[i] = p1 * (dp[m][n][at] - c.z);
-            ds2[i] = p2 * fmaf(minus_lambda, dp[m][n][at], c.w);
+            a[i] = fmaf(c.w, p2, p1);
+            ds1[i] = p1 * dp[m][n][at];
+            ds2[i] = p2 * fmaf(c.w, dp[m][n][at], c.z);
           }
           store(0, r, n, a);
           store(1, r, n, ds1);
@@ -118,13 +146,13 @@ class MapWriter {
 
  private:
   __device__ void store(int map, int r, int n, const float (&x)[2]) const {
-    char* const to = maps_ + targets_[n] + map * MapTile::kBytes + r * MapTile::kRowBytes;
+    char* const to = maps_ + (target_ ^ n * 16) + map * MapTile::kBytes + r * MapTile::kRowBytes;
     *reinterpret_cast<uint32_t*>(to) = Half<Element>::pack(x[0], x[1]);
   }
 
   char* maps_;
-  int targets_[2];  // [key tile]   this lane's word of the first row
   int first_row_, first_key_, lane_;
+  int target_;  // this lane's word of the first row; in the other key tile, it is in the other chunk
   float log2_scale_;
 };
 

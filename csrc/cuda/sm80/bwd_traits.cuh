@@ -49,18 +49,18 @@ struct BwdTraits {
   using OutTile = Tile<kGradKeys, kGradCols>;  // one warp's
 
   // What the preparation leaves of a block of rows, in the order in which it lies here too.
-  static constexpr int kRowsBytes = sizeof(RowConstants) + UTile::kBytes;
+  static constexpr int kRowsBytes = kConstantsBytes + UTile::kBytes;
 
   // K, two stages of (row constants, Q1, Q2, u), the maps. Where that is too much there is one u,
   // between the stages and the maps.
   static constexpr int kMostBytes = 99 << 10;  // what every device from 8.0 on has
   static constexpr int kBytesBesidesU = kComponentsK * KTile::kBytes + 3 * MapTile::kBytes +
-                                        2 * (sizeof(RowConstants) + 2 * QTile::kBytes);
+                                        2 * (kConstantsBytes + 2 * QTile::kBytes);
   static constexpr bool kTwoStagesU = kBytesBesidesU + 2 * UTile::kBytes <= kMostBytes;
   static constexpr int kStages = kComponentsK * KTile::kBytes;
-  static constexpr int kQ = kStages + sizeof(RowConstants);
+  static constexpr int kQ = kStages + kConstantsBytes;
   static constexpr int kStageBytes =
-      sizeof(RowConstants) + 2 * QTile::kBytes + (kTwoStagesU ? UTile::kBytes : 0);
+      kConstantsBytes + 2 * QTile::kBytes + (kTwoStagesU ? UTile::kBytes : 0);
   static constexpr int kU = kTwoStagesU ? kQ + 2 * QTile::kBytes : kStages + 2 * kStageBytes;
   static constexpr int kMaps = kStages + 2 * kStageBytes + (kTwoStagesU ? 0 : UTile::kBytes);
   static constexpr int kSmemBytes = kMaps + 3 * MapTile::kBytes;
