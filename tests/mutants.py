@@ -37,8 +37,20 @@ def cases(d: int, dv: int) -> list[Case]:
         base.but(batch=2, sq=40, sk=100, heads=4, heads_k=2, window=(30, 5), lam="head"),
         base.but(sq=100, sk=30, causal=True, norm="plain", regime="normal"),
         base.but(sq=33, sk=300, shared_k=d == dv, scale=-0.2, regime="normal"),
-        base.but(sq=20, sk=70, d=d - 8, dv=(d - 8) * dv // d, regime="init"),
+        base.but(sq=70, sk=70, d=d - 8, dv=(d - 8) * dv // d, norm="affine", regime="init"),
+        base.but(window=(30, 5), regime="normal"),
     ]
+
+
+def check_neighbours(impl: Impl, case: Case) -> None:
+    """A row whose logits outgrow all references leaves the others as they are, to the bit."""
+    p = make_problem(case)
+    q = flat(p.q).clone()
+    out = impl.func(q, flat(p.k), p.v, 0.8)
+    q[:, 5] *= 30
+    steep = impl.func(q, flat(p.k), p.v, 0.8)
+    others = torch.arange(case.sq) != 5
+    assert torch.equal(out[:, others], steep[:, others])
 
 
 def check_training(case: Case) -> None:
@@ -71,6 +83,8 @@ def check_everything(impl: Impl, d: int, dv: int) -> None:
     check_packed(impl, first)
     for case in others:
         check_forward(impl, make_problem(case), five_d=True)
+    check_training(others[-2])
+    check_neighbours(impl, first)
 
 
 def checker(impl: Impl, ptx: str, check: Callable[[Impl], None]) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.case import DTYPES, LAMBDAS, LENGTHS, REGIMES, WIDTHS, Case, pairwise, short
+from support.case import DTYPES, LAMBDAS, LENGTHS, REGIMES, WIDTHS, Case, pairwise_cases, short
 from support.checks import check_forward, exact_forward
 from support.data import flat, make_problem, wide
 from support.impls import Impl
@@ -15,33 +15,9 @@ HEADS = [(1, 1), (2, 1), (2, 2), (4, 2), (6, 2), (3, 1)]
 
 def _everything() -> list[Case]:
     """All pairs of all options: each length meets each width, mask, head count, dtype, ..."""
-    rows = pairwise(
-        {
-            "sq": LENGTHS,
-            "sk": LENGTHS,
-            "d": WIDTHS,
-            "window": WINDOWS,
-            "causal": [False, True],
-            "heads": HEADS,
-            "double": [True, False],
-            "shared_k": [False, True],
-            "lam": LAMBDAS,
-            "norm": ["none", "plain", "affine"],
-            "out_scale": [1.0, 0.2],
-            "scale": [None, 0.1],
-            "batch": [1, 3],
-            "dtype": DTYPES,
-            "regime": REGIMES,
-        }
+    return pairwise_cases(
+        40_000, sq=LENGTHS, sk=LENGTHS, d=WIDTHS, window=WINDOWS, heads=HEADS, batch=[1, 3]
     )
-    cases = []
-    for seed, row in enumerate(rows):
-        heads, heads_k = row.pop("heads")
-        dv = row["d"] * (2 if row.pop("double") else 1)
-        if row["sq"] * row["sk"] > 40_000:  # long sequences: fewer of them, for the clock
-            row["batch"], heads, heads_k = 1, 2, 1
-        cases.append(Case(**row, heads=heads, heads_k=heads_k, dv=dv, seed=seed))
-    return cases
 
 
 @pytest.mark.parametrize("case", _everything(), ids=str)

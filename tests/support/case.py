@@ -64,6 +64,34 @@ class Case:
         return replace(self, **changes)
 
 
+def pairwise_cases(
+    most_pairs: int,
+    *,
+    sq: list[int],
+    sk: list[int],
+    d: list[int],
+    window: list[tuple[int, int]],
+    heads: list[tuple[int, int]],
+    batch: list[int],
+) -> list[Case]:
+    """All pairs of these and the other options. More than most_pairs of a query and a key, and the
+    clock allows for two heads only."""
+    axes: dict[str, list[Any]] = {
+        "sq": sq, "sk": sk, "d": d, "window": window, "causal": [False, True], "heads": heads,
+        "double": [True, False], "shared_k": [False, True], "lam": LAMBDAS,
+        "norm": ["none", "plain", "affine"], "out_scale": [1.0, 0.2], "scale": [None, 0.1],
+        "batch": batch, "dtype": DTYPES, "regime": REGIMES,
+    }  # fmt: skip
+    cases = []
+    for seed, row in enumerate(pairwise(axes)):
+        nheads, nheads_k = row.pop("heads")
+        dv = row["d"] * (2 if row.pop("double") else 1)
+        if row["sq"] * row["sk"] > most_pairs:
+            row["batch"], nheads, nheads_k = 1, 2, 1
+        cases.append(Case(**row, heads=nheads, heads_k=nheads_k, dv=dv, seed=seed))
+    return cases
+
+
 def pairwise(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """Few rows in which every pair of values of every two axes occurs (greedy all-pairs).
 
