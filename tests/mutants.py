@@ -14,6 +14,8 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from support.case import Case
 from support.checks import check_forward, check_saved
 from support.data import flat, make_problem
 from support.impls import Impl, load
+from torch.nn.functional import pad
 
 ptxsim = sim_build.ptxsim
 mutate: Any = importlib.import_module("ptxsim.mutate")
@@ -37,9 +40,21 @@ def cases(d: int, dv: int) -> list[Case]:
         base.but(batch=2, sq=40, sk=100, heads=4, heads_k=2, window=(30, 5), lam="head"),
         base.but(sq=100, sk=30, causal=True, norm="plain", regime="normal"),
         base.but(sq=33, sk=300, shared_k=d == dv, scale=-0.2, regime="normal"),
-        base.but(sq=70, sk=70, d=d - 8, dv=(d - 8) * dv // d, norm="affine", regime="init"),
+        base.but(
+            batch=2, sq=70, sk=70, d=d - 24, dv=(d - 24) * dv // d, norm="affine", regime="init"
+        ),
         base.but(window=(30, 5), regime="normal"),
     ]
+
+
+def in_wide_rows(impl: Impl) -> Impl:
+    """Head dims are narrower than the kernel's tiles; what lies between them is not to be read."""
+
+    def func(*tensors: Any, **options: Any) -> Any:
+        q, k, v = (pad(x, (0, 128), value=nan)[..., : x.shape[-1]] for x in tensors[:3])
+        return impl.func(q, k, v, *tensors[3:], **options)
+
+    return replace(impl, func=func)
 
 
 def check_neighbours(impl: Impl, case: Case) -> None:
@@ -82,7 +97,7 @@ def check_everything(impl: Impl, d: int, dv: int) -> None:
     check_training(first)
     check_packed(impl, first)
     for case in others:
-        check_forward(impl, make_problem(case), five_d=True)
+        check_forward(in_wide_rows(impl), make_problem(case), five_d=True)
     check_training(others[-2])
     check_neighbours(impl, first)
 

@@ -7,13 +7,10 @@ Survivors have their sentence in docs/kernels_backward.md.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
 import torch.fx.experimental.symbolic_shapes  # noqa: F401  or autograd does, in each process anew
-from mutants import finish, options, run
+from mutants import finish, in_wide_rows, options, run
 from support import simulator
 from support.case import Case
 from support.checks import check_backward
@@ -24,8 +21,6 @@ from test_backward import (
     test_norm_weight_over_many_rows,
 )
 from test_sim_backward import ORDERS, test_dq_is_summed_in_one_order
-from torch import Tensor
-from torch.nn.functional import pad
 
 BF16 = torch.bfloat16
 # Name: object file, part of the kernel's name.
@@ -48,16 +43,6 @@ def cases() -> list[Case]:
         base.but(sq=20, sk=130, d=40, dv=80, heads_k=2, window=(-1, 40), regime="init"),
         base.but(sq=70, sk=130, d=48, dv=48, regime="init", norm="affine"),
     ]
-
-
-def in_wide_rows(impl: Impl) -> Impl:
-    """Head dims are narrower than the kernel's tiles; what lies between them is not to be read."""
-
-    def func(q: Tensor, k: Tensor, v: Tensor, *others: Any, **options: Any) -> Any:
-        return impl.func(*(pad(x, (0, 128))[..., : x.shape[-1]] for x in (q, k, v)), *others,
-                         **options)  # fmt: skip
-
-    return replace(impl, func=func)
 
 
 def check_packed(impl: Impl) -> None:
