@@ -149,7 +149,7 @@ class RowPreparation {
       store_constants(r, -INFINITY, -INFINITY, 0, 0, lambda);
       return;
     }
-    const float log2_rstd = log2f(rstd), log2_e = float(M_LOG2E);
+    const float log2_rstd = __log2f(rstd), log2_e = float(M_LOG2E);
     const float d1 = fmaf(lambda, d2, d) - dlse1, e2 = fmaf(lambda, d2 - d1, dlse2);
     store_constants(r, fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd), d1, e2,
                     lambda);
@@ -203,7 +203,10 @@ __device__ void store_weight_part(const float (&sum)[kChunk], float* part, int d
   for (int i = 0; i < kChunk; ++i)
     sums[threadIdx.x / kLanes][threadIdx.x % kLanes * kChunk + i] = sum[i];
   __syncthreads();  // all threads' parts are there
-  for (int col = threadIdx.x; col < dv; col += kPrepareThreads) {
+#pragma unroll
+  for (int first = 0; first < kLanes * kChunk; first += kPrepareThreads) {
+    const int col = first + threadIdx.x;
+    if (col >= dv) continue;
     float total = 0;
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) total += sums[group][col];
