@@ -37,7 +37,7 @@ LABELS = {
     "eager": "eager PyTorch",
     "torch.mm": "torch.mm",
 }
-TITLES = {"fwd": "forward", "fwdbwd": "forward + backward", "decode": "decode"}
+TITLES = {"fwd": "forward", "bwd": "backward", "fwdbwd": "forward + backward", "decode": "decode"}
 
 
 @dataclass(frozen=True)

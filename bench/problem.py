@@ -20,7 +20,7 @@ LAMBDA = 0.8  # lambda_init exceeds 0.7 from layer 6 on: the ordinary value in a
 class Problem:
     """One shape. V is 2d wide (DIFF V1), the shape that stock kernels have trouble with."""
 
-    direction: str  # fwd, fwdbwd or decode
+    direction: str  # fwd, bwd, fwdbwd or decode
     dtype: str
     batch: int
     nheads: int
@@ -42,7 +42,7 @@ class Problem:
     @property
     def flop(self) -> int:
         """A visible pair costs 8d forward (two QK of width d, one PV of width 2d), 20d backward."""
-        per_pair = {"fwd": 8, "decode": 8, "fwdbwd": 28}[self.direction]
+        per_pair = {"fwd": 8, "decode": 8, "bwd": 20, "fwdbwd": 28}[self.direction]
         return per_pair * self.headdim * self.visible_pairs
 
     @property
@@ -80,7 +80,7 @@ class Inputs:
 def make_inputs(p: Problem, seed: int = 0) -> Inputs:
     """Standard normal tensors; a seed gives the same values in every dtype, up to rounding."""
     gen = torch.Generator().manual_seed(seed)
-    backward = p.direction == "fwdbwd"
+    backward = p.direction in ("bwd", "fwdbwd")
 
     def normal(*shape: int) -> Tensor:
         x = torch.randn(*shape, generator=gen).to(p.device, DTYPES[p.dtype])

@@ -8,7 +8,7 @@
 
 Columns: median milliseconds and their quartiles over interleaved rounds; "ours ×" how many times
 faster ours is than this peer; GF/s of ours counting 8d flop a visible (query, key) pair forward and
-28d with the backward; "% mm" of the rate that torch.mm reaches in the same rounds (in fp32 on a
+20d backward; "% mm" of the rate that torch.mm reaches in the same rounds (in fp32 on a
 CPU, in the problem's dtype on a GPU); for decode the bytes of the cache a second, and "% bw" of
 the bytes a second of a large read in the same rounds.
 
@@ -81,12 +81,19 @@ def right(peers: dict[str, Peer], x: Inputs) -> list[str]:
     return names
 
 
+def timed_call(peer: Peer, x: Inputs) -> Run:
+    """What is timed of a peer: of a backward alone, only that, again and again over one forward."""
+    if x.problem.direction != "bwd":
+        return partial(step, peer, x)
+    return partial(torch.autograd.grad, peer(x), x.leaves, x.dout, retain_graph=True)
+
+
 def calls(peers: dict[str, Peer], p: Problem) -> dict[str, Run]:
     """Each right peer as a call without arguments, called once already."""
     names, x = right(peers, make_inputs(shortened(p))), make_inputs(p)
     runs: dict[str, Run] = {}
     for name in names:
-        run = partial(step, peers[name], inputs_for(name, x))
+        run = timed_call(peers[name], inputs_for(name, x))
         try:
             run()
         except torch.OutOfMemoryError:

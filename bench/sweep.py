@@ -21,7 +21,8 @@ import torch
 from peers import PEERS
 from problem import DTYPES, Problem
 
-SEQLENS = {"fwd": [512, 1024, 2048, 4096], "fwdbwd": [512, 1024, 2048, 4096], "decode": [65536]}
+LENGTHS = [512, 1024, 2048, 4096]
+SEQLENS = {"fwd": LENGTHS, "bwd": LENGTHS, "fwdbwd": LENGTHS, "decode": [65536]}
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -88,7 +88,7 @@ def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flex_head_fa", stand_in(same_width=False))
 
 
-@pytest.mark.parametrize("direction", ["fwd", "fwdbwd", "decode"])
+@pytest.mark.parametrize("direction", ["fwd", "bwd", "fwdbwd", "decode"])
 def test_every_recipe_is_differential_attention(
     bench: Any, libraries: None, direction: str
 ) -> None:
@@ -243,7 +243,7 @@ def test_sweeps_of_a_file_and_of_the_command_line(bench: Any, tmp_path: Path) ->
 def test_the_gpus_sweeps_are_problems(bench: Any) -> None:
     command = ["--config", str(ROOT / "bench" / "gpu.toml"), "--device", "cuda"]
     asked = [p for args in bench.sweep.sweeps("", command) for p in bench.sweep.problems(args)]
-    assert len(asked) == 72 and all(p.device == "cuda" for p in asked)
+    assert len(asked) == 102 and all(p.device == "cuda" for p in asked)
     assert {p.batch * p.seqlen_q for p in asked if p.direction != "decode"} == {16384}
 
 
@@ -254,13 +254,13 @@ def test_a_whole_run(
         monkeypatch.setattr(bench.timing, name, size)
     out = tmp_path / "speed.csv"
     options = ["--seqlens", "32", "--rounds", "3", "--peers", "sdpa2", "sdpa_hf", "--csv", str(out)]
-    bench.speed.main(["--direction", "fwd", "fwdbwd", "decode", *options])
+    bench.speed.main(["--direction", "fwd", "bwd", "fwdbwd", "decode", *options])
     said = capsys.readouterr().out
     assert "is left out" not in said and "% bw" in said
     lines = list(csv.DictReader(out.open()))
     peers = [line["peer"] for line in lines if line["direction"] == "decode"]
     assert peers == ["ours", "sdpa2", "sdpa_hf", "torch.mm", "read"]
-    assert lines[0]["command"].startswith("python bench/speed.py --direction fwd fwdbwd decode")
+    assert lines[0]["command"].startswith("python bench/speed.py --direction fwd bwd fwdbwd decode")
     assert all(float(line["bandwidth_percent"]) == pytest.approx(100)
                for line in lines if line["peer"] == "read")  # fmt: skip
     assert all(line["ours_speedup"] for line in lines if line["peer"].startswith("sdpa"))
