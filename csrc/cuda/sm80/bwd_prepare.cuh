@@ -8,18 +8,11 @@
 #pragma once
 #include "bwd_rows.cuh"
 #include "bwd_traits.cuh"
+#include "lanes.cuh"
 
 namespace diffattn::cuda::sm80 {
 
 constexpr int kPrepareThreads = 128;
-
-// Over the lanes that share a row.
-template <int kLanes>
-__device__ float sum_over(float x) {
-#pragma unroll
-  for (int i = kLanes / 2; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);
-  return x;
-}
 
 template <class Element>
 __device__ void unpack_chunk(const uint4& chunk, float (&x)[kChunk]) {

@@ -4,6 +4,7 @@
 
 #include "../device.h"
 #include "decode.h"
+#include "lanes.cuh"
 #include "mma.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -89,8 +90,7 @@ struct MergedSplits {
 // The sum over all threads of a CTA, for each of them.
 __device__ inline float block_sum(float x) {
   __shared__ float sums[kMostCombineThreads / 32];
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+  x = sum_over<32>(x);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
   __syncthreads();  // the sums of all warps are there
   float sum = 0;
