@@ -35,24 +35,30 @@ int64_t choose_splits(const Shape& s, int64_t rows, int64_t units, int64_t most)
   return n;
 }
 
+// A plan is also made, to no use, where there are no rows or keys, and where there are too many.
+sm80::Divisor divisor(int64_t n) { return int(n < 1 ? 1 : n > kMaxSeqlen ? kMaxSeqlen : n); }
+
 sm80::DecodePlan plan_of(const DecodeParams& p) {
   const Shape& s = p.shape;
   sm80::DecodePlan plan{};
-  plan.group = int(s.nheads / s.nheads_k);
-  const int64_t rows = plan.group * s.seqlen_q;
+  plan.seqlen_q = divisor(s.seqlen_q);
+  plan.nheads = divisor(s.nheads);
+  plan.nheads_k = divisor(s.nheads_k);
+  plan.group = divisor(s.nheads / s.nheads_k);
+  const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q;
   plan.rows = rows <= sm80::kFewRows ? sm80::kFewRows : sm80::kManyRows;
-  plan.row_blocks = int(ceil_div(rows, plan.rows));
+  plan.row_blocks = divisor(ceil_div(rows, plan.rows));
   plan.append_first = p.cache.seqlen_new > kFewNewKeys || rows == 0;
   plan.least_blocks = 1;
   if (p.num_splits > 0) {
     const int64_t blocks = ceil_div(s.seqlen_k, kBlock);
-    plan.splits = int(p.num_splits < blocks ? p.num_splits : blocks > 0 ? blocks : 1);
+    plan.splits = divisor(p.num_splits < blocks ? p.num_splits : blocks);
     return plan;
   }
   const int64_t most = ceil_div(s.seqlen_k, kLeastKeys);
-  const int64_t units = s.batch * s.nheads_k * plan.row_blocks;
-  plan.splits = int(choose_splits(s, rows, units, most < kMostSplits ? most : kMostSplits));
-  if (plan.splits > 1) plan.least_blocks = int(kLeastKeys / kBlock);
+  const int64_t units = s.batch * s.nheads_k * ceil_div(rows, plan.rows);
+  plan.splits = divisor(choose_splits(s, rows, units, most < kMostSplits ? most : kMostSplits));
+  if (plan.splits.divisor > 1) plan.least_blocks = int(kLeastKeys / kBlock);
   return plan;
 }
 
@@ -61,7 +67,7 @@ int64_t rows_of(const Shape& s) { return s.batch * s.nheads * s.seqlen_q; }
 }  // namespace
 
 int64_t decode_workspace(const DecodeParams& p) {
-  const int64_t splits = plan_of(p).splits;
+  const int64_t splits = plan_of(p).splits.divisor;
   if (splits == 1) return 0;
   return rows_of(p.shape) * (splits * partial_bytes(p.shape) + int64_t(sizeof(int)));
 }
@@ -76,9 +82,10 @@ void decode(const DecodeParams& p, void* workspace, void* stream) {
              kMaxSeqlen);
   const auto s = static_cast<cudaStream_t>(stream);
   sm80::DecodePlan plan = plan_of(p);
+  const int64_t splits = plan.splits.divisor;
   plan.out = static_cast<float*>(workspace);
-  plan.lse = plan.out + rows_of(p.shape) * plan.splits * 2 * p.shape.headdim_v;
-  plan.counts = reinterpret_cast<int*>(plan.lse + rows_of(p.shape) * plan.splits * 2);
+  plan.lse = plan.out + rows_of(p.shape) * splits * 2 * p.shape.headdim_v;
+  plan.counts = reinterpret_cast<int*>(plan.lse + rows_of(p.shape) * splits * 2);
   if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, s);
   if (rows_of(p.shape) == 0) return;
   const int64_t d = p.shape.headdim;
@@ -90,7 +97,7 @@ void decode(const DecodeParams& p, void* workspace, void* stream) {
     sm80::launch_decode<96>(p, plan, s);
   else
     sm80::launch_decode<128>(p, plan, s);
-  if (plan.splits > 1) sm80::launch_combine(p, plan, s);
+  if (splits > 1) sm80::launch_combine(p, plan, s);
 }
 
 }  // namespace diffattn::cuda

@@ -3,10 +3,22 @@
 
 namespace diffattn::cuda::sm80 {
 
-// The one instruction that is spelled out here: CUTLASS has it from sm_90 on, and CUDA's builtin is
-// the form for warps that may have diverged, which costs a dozen instructions more.
+// The only instructions that are spelled out: CUTLASS has the first from sm_90 on, and CUDA's builtins
+// are the forms for warps that may have diverged, which cost a dozen instructions more.
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+
+// The same, and how many of the threads say yes.
+__device__ inline int named_barrier_count(int id, int threads, bool yes) {
+  int count;
+  asm volatile(
+      "{ .reg .pred yes; setp.ne.s32 yes, %3, 0;\n"
+      "  barrier.red.popc.aligned.u32 %0, %1, %2, yes; }"
+      : "=r"(count)
+      : "r"(id), "r"(threads), "r"(int(yes))
+      : "memory");
+  return count;
 }
 
 }  // namespace diffattn::cuda::sm80

@@ -13,7 +13,7 @@ namespace diffattn::cuda::sm80 {
 constexpr int kMostCombineThreads = 2 * kMaxHeadDim / 2;
 
 // Merges splits as the online softmax merges blocks of keys, but many at once: their loads are on
-// their way together, and the maximum costs no pass of its own.
+// their way together, and each lane weighs one split for all.
 struct MergedSplits {
   float reference[2] = {-FLT_MAX, -FLT_MAX};  // [comp]   log2; no infinities meet
   float total[2] = {};                        // [comp]
@@ -21,26 +21,23 @@ struct MergedSplits {
 
   // lses [split, comp] and columns [split, comp, pitch] of `count` splits.
   __device__ MergedSplits(const float2* lses, const float2* columns, int count, int pitch) {
-    // Copies of a warp's own. ptxas puts plain loads beside their uses, one latency after the other.
-    __shared__ float2 lse_slots[kMostCombineThreads / 32][kAtOnce];
+    // Copies of a thread's own. ptxas puts plain loads beside their uses, one latency after the other.
     __shared__ float2 slots[kAtOnce][2][kMostCombineThreads];
-    const int thread = threadIdx.x, lane = thread % 32;
-    float2* const lse = lse_slots[thread / 32];
+    __shared__ float2 weights[kMostCombineThreads / 32][2][kAtOnce];  // a warp's own, in turn
+    const int thread = threadIdx.x, split = thread % kAtOnce;
     for (int first = 0; first < count; first += kAtOnce) {
       const int here = min(kAtOnce, count - first);
-      const float2* const from = columns + int64_t(first) * 2 * pitch;
-      if (lane < here) copy(lses[first + lane], lse[lane]);
+      const float2 lse = split < here ? lses[first + split] : float2{-INFINITY, -INFINITY};
 #pragma unroll 4
-      for (int i = 0; i < here; ++i)
-        for (int comp = 0; comp < 2; ++comp)
-          copy(from[(2 * i + comp) * pitch], slots[i][comp][thread]);
+      for (int i = 0; i < here; ++i, columns += 2 * pitch)
+        for (int comp = 0; comp < 2; ++comp) copy(columns[comp * pitch], slots[i][comp][thread]);
       cute::cp_async_fence();
+      float2* const weight = weights[thread / 32][first / kAtOnce % 2];
+      weight[split] = {weigh(0, lse.x), weigh(1, lse.y)};  // both halves of a warp the same
       cute::cp_async_wait<0>();
-      __syncwarp();  // LSEs that other lanes copied are there
-      raise(lse, here);
+      __syncwarp();  // the weights of all lanes are there, and those before the last have been read
 #pragma unroll 4
-      for (int i = 0; i < here; ++i) add(lse[i], slots[i][0][thread], slots[i][1][thread]);
-      __syncwarp();  // all have read the slots, which can be filled
+      for (int i = 0; i < here; ++i) add(weight[i], slots[i][0][thread], slots[i][1][thread]);
     }
   }
 
@@ -61,29 +58,19 @@ struct MergedSplits {
     cute::SM80_CP_ASYNC_CACHEALWAYS<float2>::copy(from, to);
   }
 
-  // The greatest LSE becomes the reference.
-  __device__ void raise(const float2* lse, int count) {
-    float highest[2] = {reference[0], reference[1]};
-#pragma unroll 4
-    for (int i = 0; i < count; ++i) {
-      highest[0] = fmaxf(highest[0], lse[i].x);
-      highest[1] = fmaxf(highest[1], lse[i].y);
-    }
-#pragma unroll
-    for (int comp = 0; comp < 2; ++comp) {
-      const float factor = exp2f(reference[comp] - highest[comp]);
-      reference[comp] = highest[comp];
-      total[comp] *= factor;
-      o[comp] = {o[comp].x * factor, o[comp].y * factor};
-    }
+  // The weight of this lane's split, after the greatest LSE has become the reference.
+  __device__ float weigh(int comp, float lse) {
+    const float highest = fmaxf(reference[comp], max_over<kAtOnce>(lse));
+    const float factor = exp2f(reference[comp] - highest), weight = exp2f(lse - highest);
+    reference[comp] = highest;
+    total[comp] = fmaf(total[comp], factor, sum_over<kAtOnce>(weight));
+    o[comp] = {o[comp].x * factor, o[comp].y * factor};
+    return weight;
   }
 
-  __device__ void add(const float2& lse, const float2& part1, const float2& part2) {
-    const float weight1 = exp2f(lse.x - reference[0]), weight2 = exp2f(lse.y - reference[1]);
-    total[0] += weight1;
-    total[1] += weight2;
-    o[0] = {fmaf(weight1, part1.x, o[0].x), fmaf(weight1, part1.y, o[0].y)};
-    o[1] = {fmaf(weight2, part2.x, o[1].x), fmaf(weight2, part2.y, o[1].y)};
+  __device__ void add(const float2& weight, const float2& part1, const float2& part2) {
+    o[0] = {fmaf(weight.x, part1.x, o[0].x), fmaf(weight.x, part1.y, o[0].y)};
+    o[1] = {fmaf(weight.y, part2.x, o[1].x), fmaf(weight.y, part2.y, o[1].y)};
   }
 };
 
@@ -111,16 +98,16 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const int count = plan.counts[blockIdx.x];
 
   // Used at the end, but asked for now: nobody has to wait for these.
-  const unsigned seqlen_q = unsigned(shape.seqlen_q), nheads = unsigned(shape.nheads);
-  const int row = int(blockIdx.x % seqlen_q), head = int(blockIdx.x / seqlen_q % nheads);
-  const int64_t batch = blockIdx.x / seqlen_q / nheads;
+  int batch = int(blockIdx.x), head, row;
+  plan.seqlen_q(batch, row, batch);
+  plan.nheads(batch, head, batch);
   const auto offset = [&](const View& v) { return batch * v.batch + row * v.row + head * v.head; };
   const float lambda = static_cast<const float*>(params.lam.data)[offset(params.lam)];
   const bool normed = params.norm.eps >= 0;
   const auto* weights = static_cast<const float2*>(normed ? params.norm.weight : nullptr);
   const float2 weight = weights ? weights[col / 2] : float2{1, 1};
 
-  const int64_t first = int64_t(blockIdx.x) * plan.splits * 2;
+  const int64_t first = int64_t(blockIdx.x) * plan.splits.divisor * 2;
   const MergedSplits merged(reinterpret_cast<const float2*>(plan.lse + first),
                             reinterpret_cast<const float2*>(plan.out + first * dv + col), count,
                             dv / 2);

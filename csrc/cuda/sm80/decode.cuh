@@ -132,14 +132,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int group_thread = threadIdx.x % T::kGroupThreads, row_warp = group_thread / 32;
 
   // Neighbouring CTAs read the same keys for other rows, then neighbouring heads of the same keys.
-  const unsigned row_blocks = unsigned(plan.row_blocks);
-  const unsigned row_block = row_blocks - 1 - blockIdx.x % row_blocks;  // those that see most first
-  const unsigned head_k = blockIdx.x / row_blocks % unsigned(shape.nheads_k);
-  const unsigned rest = blockIdx.x / row_blocks / unsigned(shape.nheads_k);
-  const unsigned split = rest % unsigned(plan.splits);
-  const CachedSequence sequence(params, rest / unsigned(plan.splits));
+  int place = int(blockIdx.x), row_block, head_k, split;
+  plan.row_blocks(place, row_block, place);
+  plan.nheads_k(place, head_k, place);
+  plan.splits(place, split, place);
+  const CachedSequence sequence(params, place);
 
-  const PackedRows rows(shape, plan, row_block);
+  // Those that see most come first.
+  const PackedRows rows(plan, plan.row_blocks.divisor - 1 - row_block);
   const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
   const Splits splits(plan, sight, rows);
   const Range blocks = splits.blocks(split);
@@ -154,10 +154,11 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   // While the first copies are on their way.
   if (!plan.append_first)
-    append_tokens<Element>(params, sequence, pages, head_k, split * row_blocks + row_block,
-                           plan.splits * row_blocks, threadIdx.x, T::kThreads);
-  if (plan.splits > 1) {
-    if (split == 0) store_counts(plan, shape, rows, sequence.batch, head_k, splits.count());
+    append_tokens<Element>(params, sequence, pages, head_k,
+                           split * plan.row_blocks.divisor + row_block,
+                           plan.splits.divisor * plan.row_blocks.divisor, threadIdx.x, T::kThreads);
+  if (plan.splits.divisor > 1) {
+    if (split == 0) store_counts(plan, rows, sequence.batch, head_k, splits.count());
     if (blocks.begin >= blocks.end) return;
   }
 
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 template <class T>
 void launch_rows(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   const Shape& shape = params.shape;
-  const int64_t ctas = plan.row_blocks * shape.nheads_k * plan.splits * shape.batch;
+  const int64_t ctas = plan.row_blocks.divisor * shape.nheads_k * plan.splits.divisor * shape.batch;
   check_size("decode: blocks of rows x heads x splits x batch", ctas, kMaxCtas);
   const int slots = T::kGroups * T::slot_bytes(shape), q_bytes = T::kRowWarps * T::QTile::kBytes;
   const int ring = (T::kSlots - 1) * slots + (slots > q_bytes ? slots : q_bytes);

@@ -2,19 +2,26 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <cutlass/fast_math.h>
+
 #include "../../diffattn.h"
 
 namespace diffattn::cuda::sm80 {
 
+// A number that the device divides by: a division takes an eighth of the instructions if the host has
+// prepared it, and those before the first load are time that nothing hides.
+using Divisor = cutlass::FastDivmod;
+
 // How a step of decoding is spread over CTAs, from shapes alone. Query rows are those of a KV head:
 // row m is row m / group of query head m % group of the group.
 struct DecodePlan {
-  int group;          // query heads of a KV head
-  int rows;           // query rows of a CTA: kFewRows or kManyRows
-  int row_blocks;     // CTAs that have query rows of one KV head
-  int splits;         // most parts that the keys of a sequence are cut into
-  int least_blocks;   // of kBlockKeys keys in a part
-  bool append_first;  // by a kernel of its own, else by the CTAs that read the cache
+  Divisor group;       // query heads of a KV head
+  int rows;            // query rows of a CTA: kFewRows or kManyRows
+  Divisor row_blocks;  // CTAs that have query rows of one KV head
+  Divisor splits;      // most parts that the keys of a sequence are cut into
+  int least_blocks;    // of kBlockKeys keys in a part
+  bool append_first;   // by a kernel of its own, else by the CTAs that read the cache
+  Divisor seqlen_q, nheads, nheads_k;  // of the shape
   // What splits leave to the combine kernel; absent with one split.
   float* out = nullptr;   // [batch, head, row, split, comp, dv]   normalised
   float* lse = nullptr;   // [batch, head, row, split, comp]       log2

@@ -32,14 +32,17 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   const float sign = params.softmax_scale < 0 ? -1.f : 1.f;
   const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
-  Steps steps(sight, cta_row, min(cta_row + T::kRows, sequence.seqlen_q), T::kKeys);
-  if (sign < 0) steps.full_end = steps.full_begin;  // mask() is what gives the sign
+  const KeyRange cta_keys(sight, cta_row, min(cta_row + T::kRows, sequence.seqlen_q));
+  KeyRange keys(sight, first_row,
+                min(first_row + kRowTiles * 16, sequence.seqlen_q));  // the pair's
+  if (sign < 0) keys.full_end = 0;  // mask() is what gives the sign
 
   // Global to shared memory.
-  KeyValueFill<T> keys(params, sequence, head, steps.begin * T::kKeys);
+  int step_key = cta_keys.begin / T::kKeys * T::kKeys;
+  KeyValueFill<T> fill(params, sequence, head, step_key);
   fill_queries<T>(params, sequence, head, cta_row, smem + T::kStageBytes);
-  if (steps.begin < steps.end)
-    keys.start(smem, steps.begin * T::kKeys);
+  if (step_key < cta_keys.end)
+    fill.start(smem, step_key);
   else
     cute::cp_async_fence();
   cute::cp_async_wait<1>();
@@ -53,7 +56,6 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   float o_own[kRowTiles][kColTiles][4] = {};    // P·V of this warp's component, half of V's columns
   float o_other[kRowTiles][kColTiles][4] = {};  // P·V of its partner's, the same columns
   const Handover<T> handover(smem, warp, lane);
-  const KeyRange seen(sight, first_row, min(first_row + kRowTiles * 16, sequence.seqlen_q));
   // Where this lane reads the step's tiles; from one step to the next they change places.
   const char* k_tile = smem + chunks_first<typename T::KTile>(lane) +
                        (T::shares_k(params.k.comp) ? 0 : T::KTile::offset(0, comp * T::kHeadDim));
@@ -62,41 +64,41 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   int flip = T::kStageBytes;
   char* next_stage = smem + T::kStageBytes;
 
-  for (int step = steps.begin; step < steps.end; ++step) {
+  for (; step_key < cta_keys.end; step_key += T::kKeys) {
     cute::cp_async_wait<0>();
     // All threads' copies of this step are there. All have read the other stage, what their partner
     // handed over and, before the first step, Q: each may be overwritten.
     __syncthreads();
-    if (step + 1 < steps.end) keys.start(next_stage, (step + 1) * T::kKeys);
+    if (step_key + T::kKeys < cta_keys.end) fill.start(next_stage, step_key + T::kKeys);
 
 #pragma unroll
     for (int part = 0; part < T::kKeys / T::kPartKeys; ++part) {
-      const int first_key = step * T::kKeys + part * T::kPartKeys;
-      if (T::kSkips && !seen.meets(first_key, first_key + T::kPartKeys)) continue;
+      const int first_key = step_key + part * T::kPartKeys;
+      const bool full = keys.fully_has(first_key, T::kPartKeys);
+      if (T::kSkips && !full && !keys.meets(first_key, T::kPartKeys)) continue;
       float s[kRowTiles][kKeyTiles][4];
       multiply_qk<T>(s, q, k_tile + T::KTile::offset(part * T::kPartKeys, 0));
-      if (!steps.is_full(step)) mask(s, sight, first_row, first_key, sign, lane);
+      if (!full) mask(s, sight, first_row, first_key, sign, lane);
 
       uint32_t p_own[kRowTiles][kKeyTiles / 2][4], p_other[kRowTiles][kKeyTiles / 2][4];
       float exact[kRowTiles][2];
       if (part > 0) handover.wait();  // both have read what the part before handed over
-      handover.put_growth(false);
       softmax.template exponentiate<Element>(s, p_own, exact);
-      if (softmax.outgrown(exact)) {
+      const bool grew = softmax.outgrown(exact);
+      if (grew) {
         float factor[kRowTiles][2];
         softmax.template raise<Element>(s, exact, factor);
         softmax.template exponentiate<Element>(s, p_own, exact);
         scale_rows(o_own, factor);
         handover.rows.put(factor);
-        handover.put_growth(true);
       }
       handover.put(p_own);
       softmax.template add<Element>(exact, p_own, lane, [&](int row_tile, int key_block) {
         return T::tensor_core_sums(row_tile, part * T::kPartKeys / 16 + key_block);
       });
-      handover.wait();  // both have written P and the factors
+      const bool grew_theirs = handover.wait_for_growth(grew);  // both have written P and factors
       handover.get(p_other);
-      if (handover.grew_theirs()) {
+      if (grew_theirs) {
         float factor[kRowTiles][2];
         handover.rows.get(factor);
         scale_rows(o_other, factor);

@@ -30,7 +30,7 @@ struct FwdTraits {
   static constexpr int kStageBytes = KTile::kBytes + VTile::kBytes;
   static constexpr int kPBytes = kRowTiles * (kPartKeys / 16) * 32 * 16;  // one warp's
   static constexpr int kStatistics = 2 * kStageBytes + 2 * kPairs * kPBytes;
-  static constexpr int kStatisticsBytes = kRowTiles * 16 * 4 + 16;  // one warp's
+  static constexpr int kStatisticsBytes = kRowTiles * 16 * 4;  // one warp's
   static constexpr int kSmemBytes = kStatistics + 2 * kPairs * kStatisticsBytes;
   static_assert(kStageBytes + QTile::kBytes <= kSmemBytes);
   static_assert(2 * kPairs * OTile::kBytes <= kStatistics);

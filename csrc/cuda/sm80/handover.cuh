@@ -48,13 +48,6 @@ struct Handover {
         rows{statistics(smem, warp), statistics(smem, warp ^ 1), lane},
         pair(warp / 2) {}
 
-  // Whether a reference of this part was raised, and the factors are to be used.
-  __device__ void put_growth(bool grew) const {  // all lanes write the same
-    *reinterpret_cast<int*>(rows.mine + T::kRowTiles * 16) = grew;
-  }
-  __device__ bool grew_theirs() const {
-    return *reinterpret_cast<const int*>(rows.theirs + T::kRowTiles * 16);
-  }
   __device__ void put(const P& p) const {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) p_mine[i * 32] = reinterpret_cast<const uint4*>(p)[i];
@@ -64,6 +57,10 @@ struct Handover {
     for (int i = 0; i < kVectors; ++i) reinterpret_cast<uint4*>(p)[i] = p_theirs[i * 32];
   }
   __device__ void wait() const { named_barrier(1 + pair, 64); }
+  // The same, and whether the partner raised references: each tells the other by the barrier's count.
+  __device__ bool wait_for_growth(bool grew_mine) const {
+    return named_barrier_count(1 + pair, 64, grew_mine) > (grew_mine ? 32 : 0);
+  }
 
  private:
   __device__ static float* statistics(char* smem, int warp) {

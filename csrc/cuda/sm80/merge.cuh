@@ -117,16 +117,16 @@ class GroupMerge {
 };
 
 // The place of a row among those of [batch, head, row].
-__device__ inline int64_t row_index(const Shape& shape, int64_t batch, int head, int row) {
-  return (batch * shape.nheads + head) * shape.seqlen_q + row;
+__device__ inline int64_t row_index(const DecodePlan& plan, int64_t batch, int head, int row) {
+  return (batch * plan.nheads.divisor + head) * plan.seqlen_q.divisor + row;
 }
 
 // Tells the combine kernel how many splits there are to merge of a CTA's rows.
-__device__ inline void store_counts(const DecodePlan& plan, const Shape& shape,
-                                    const PackedRows& rows, int64_t batch, int head_k, int count) {
+__device__ inline void store_counts(const DecodePlan& plan, const PackedRows& rows, int64_t batch,
+                                    int head_k, int count) {
   const int m = rows.begin + threadIdx.x;
   if (m >= rows.end) return;
-  plan.counts[row_index(shape, batch, rows.head_of(m, head_k), rows.row_of(m))] = count;
+  plan.counts[row_index(plan, batch, rows.head_of(m, head_k), rows.row_of(m))] = count;
 }
 
 // Stores a warp's rows of a share of the columns: partial results where keys are split, else the
@@ -153,30 +153,30 @@ class DecodeEpilogue {
         tells_lse_(group == 0 && lane % 4 == 0) {}
 
   __device__ void run(const RowTotals& totals, O& o) const {
+    // A row without keys has O = 0 and an LSE of -inf, the logarithm of 0. Else the sums are at least
+    // 2^-8 (the reference's headroom) and at most 2 a key: the fast functions are made for those.
     float lse[2], inverse[1][2];  // lse in log2 units
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      const float sum = totals.sum[comp];
-      inverse[0][comp] = sum == 0 ? 0.f : 1 / totals.rounded_sum[comp];
-      lse[comp] = sum == 0 ? -INFINITY : totals.reference[comp] + log2f(sum);
+      inverse[0][comp] = totals.sum[comp] == 0 ? 0.f : __fdividef(1, totals.rounded_sum[comp]);
+      lse[comp] = totals.reference[comp] + __log2f(totals.sum[comp]);
     }
     scale_rows(o, inverse);
-    plan_.splits > 1 ? store_partial(o, lse) : store_output(o, lse);
+    plan_.splits.divisor > 1 ? store_partial(o, lse) : store_output(o, lse);
   }
 
  private:
   __device__ void store_partial(const O& o, const float (&lse)[2]) const {
     if (!exists_) return;
-    const Shape& shape = p_.shape;
-    const int64_t row = row_index(shape, batch_, head_, row_);
-    const int64_t at = (row * plan_.splits + split_) * 2;
+    const int dv = int(p_.shape.headdim_v);
+    const int64_t at = (row_index(plan_, batch_, head_, row_) * plan_.splits.divisor + split_) * 2;
     if (tells_lse_) *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
-    float* const out = plan_.out + at * shape.headdim_v;
+    float* const out = plan_.out + at * dv;
     for_columns([&](int n, int col) {
 #pragma unroll
       for (int comp = 0; comp < 2; ++comp)
-        *reinterpret_cast<float2*>(out + comp * shape.headdim_v + col) = {o[0][n][2 * comp],
-                                                                          o[0][n][2 * comp + 1]};
+        *reinterpret_cast<float2*>(out + comp * dv + col) = {o[0][n][2 * comp],
+                                                             o[0][n][2 * comp + 1]};
     });
   }
 

@@ -19,7 +19,8 @@ struct Half;
 template <>
 struct Half<__nv_bfloat16> {
   using Mma = cute::SM80_16x8x16_F32BF16BF16F32_TN;
-  static constexpr float kHeadroom = 8;  // see softmax.cuh
+  static constexpr float kHeadroom = 8;           // see softmax.cuh
+  static constexpr uint32_t kOnes = 0x3f803f80u;  // a pair of 1
 
   __device__ static uint32_t pack(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
@@ -34,6 +35,7 @@ template <>
 struct Half<__half> {
   using Mma = cute::SM80_16x8x16_F32F16F16F32_TN;
   static constexpr float kHeadroom = 3;  // more would push small P into subnormal numbers
+  static constexpr uint32_t kOnes = 0x3c003c00u;
 
   __device__ static uint32_t pack(float low, float high) {
     const __half2 pair = __floats2half2_rn(low, high);

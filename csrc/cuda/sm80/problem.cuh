@@ -1,6 +1,5 @@
 // Which part of the problem a CTA has, and which keys its rows see.
 #pragma once
-#include <climits>
 #include <cstdint>
 
 #include "../device.h"
@@ -65,32 +64,23 @@ class Sight {
   int first_key_, seqlen_q_, seqlen_k_, first_, end_;
 };
 
-// The keys that some of the rows [first_row, end_row) see; none if there are no rows.
+// The keys that rows [first_row, end_row) see; none if there are no rows.
 struct KeyRange {
-  int begin, end;
+  int begin, end;            // of some row, and perhaps hidden ones between them
+  int full_begin, full_end;  // of every row
 
   __device__ KeyRange(const Sight& sight, int first_row, int end_row)
       : begin(sight.begin(first_row)),
-        end(first_row < end_row ? sight.end(end_row - 1) : INT_MIN) {}
+        end(first_row < end_row ? sight.end(end_row - 1) : 0),
+        full_begin(sight.begin(end_row - 1)),
+        full_end(first_row < end_row ? sight.end(first_row) : 0) {}
 
-  __device__ bool meets(int first_key, int end_key) const {
-    return first_key < end && begin < end_key;
+  __device__ bool meets(int first_key, int keys) const {
+    return first_key < end && begin < first_key + keys;
   }
-};
-
-// The steps of kKeys keys that rows [first_row, end_row) visit, and those that need no mask.
-struct Steps {
-  int begin, end;            // [begin, end): some row sees some key
-  int full_begin, full_end;  // every row sees every key
-
-  __device__ Steps(const Sight& sight, int first_row, int end_row, int keys) {
-    begin = sight.begin(first_row) / keys;
-    end = (max(sight.end(end_row - 1), 0) + keys - 1) / keys;
-    full_begin = (sight.begin(end_row - 1) + keys - 1) / keys;
-    full_end = max(sight.end(first_row), 0) / keys;
+  __device__ bool fully_has(int first_key, int keys) const {
+    return first_key >= full_begin && first_key <= full_end - keys;
   }
-
-  __device__ bool is_full(int step) const { return step >= full_begin && step < full_end; }
 };
 
 // The steps of `rows` rows that see some key of the block of `keys` keys from first_key on, and

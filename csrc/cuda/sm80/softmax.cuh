@@ -56,12 +56,11 @@ struct Softmax {
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        exact[m][half] = 0;
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n) {
           const float low = exp2f(fmaf(s[m][n][2 * half], scale, -reference[m][half]));
           const float high = exp2f(fmaf(s[m][n][2 * half + 1], scale, -reference[m][half]));
-          exact[m][half] += low;
+          exact[m][half] = n == 0 ? low : exact[m][half] + low;
           exact[m][half] += high;
           p[m][n / 2][n % 2 * 2 + half] = Half<Element>::pack(low, high);
         }
@@ -70,9 +69,9 @@ struct Softmax {
 
   // Whether some P of this warp may have reached the limit.
   __device__ static bool outgrown(const float (&exact)[kRowTiles][2]) {
-    float greatest = 0;
+    float greatest = fmaxf(exact[0][0], exact[0][1]);
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) greatest = fmaxf(greatest, fmaxf(exact[m][0], exact[m][1]));
+    for (int m = 1; m < kRowTiles; ++m) greatest = fmaxf(greatest, fmaxf(exact[m][0], exact[m][1]));
     return __any_sync(0xffffffffu, greatest >= kLimit);
   }
 
@@ -105,7 +104,7 @@ struct Softmax {
   __device__ void add(const float (&exact)[kRowTiles][2],
                       const uint32_t (&p)[kRowTiles][kKeyBlocks][4], int lane,
                       const ByProduct& by_product) {
-    const uint32_t ones = lane / 4 == 0 ? Half<Element>::pack(1.f, 1.f) : 0;
+    const uint32_t ones = lane < 4 ? Half<Element>::kOnes : 0;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll

@@ -7,20 +7,19 @@ namespace diffattn::cuda::sm80 {
 
 // The query rows of a KV head that a CTA has, packed: rows of a sequence, each with all its heads.
 struct PackedRows {
-  int group, count;  // query heads of the KV head; all rows there are
-  int begin, end;    // of this CTA
+  const Divisor& group;  // query heads of the KV head
+  int count;             // all rows there are
+  int begin, end;        // of this CTA
 
-  __device__ PackedRows(const Shape& shape, const DecodePlan& plan, int block)
+  __device__ PackedRows(const DecodePlan& plan, int block)
       : group(plan.group),
-        count(group * int(shape.seqlen_q)),
+        count(group.divisor * plan.seqlen_q.divisor),
         begin(block * plan.rows),
         end(min(begin + plan.rows, count)) {}
 
-  // Of the sequence. Divisions, here and below, are those of unsigned numbers: they are shorter.
-  __device__ int row_of(int m) const { return int(unsigned(m) / unsigned(group)); }
-  __device__ int head_of(int m, int head_k) const {
-    return head_k * group + int(unsigned(m) % unsigned(group));
-  }
+  // Of the sequence.
+  __device__ int row_of(int m) const { return group.div(m); }
+  __device__ int head_of(int m, int head_k) const { return head_k * group.divisor + group.rem(m); }
 };
 
 struct Range {
@@ -36,11 +35,14 @@ class Splits {
     begin_ = keys_.begin / kBlockKeys;
     end_ = (keys_.end + kBlockKeys - 1) / kBlockKeys;
     if (keys_.end <= keys_.begin) end_ = begin_;
-    each_ = max(parts(end_ - begin_, plan.splits), plan.least_blocks);
+    const Divisor& most = plan.splits;
+    each_ = max(most.div(end_ - begin_ + most.divisor - 1), plan.least_blocks);
   }
 
   // The splits from here on have no keys.
-  __device__ int count() const { return parts(end_ - begin_, each_); }
+  __device__ int count() const {
+    return int(unsigned(end_ - begin_ + each_ - 1) / unsigned(each_));
+  }
   __device__ Range blocks(int split) const {
     const int begin = begin_ + split * each_;
     return {min(begin, end_), min(begin + each_, end_)};
@@ -48,10 +50,6 @@ class Splits {
   __device__ const Range& keys() const { return keys_; }
 
  private:
-  __device__ static int parts(int whole, int part) {
-    return int(unsigned(whole + part - 1) / unsigned(part));
-  }
-
   Range keys_;
   int begin_, end_, each_;
 };

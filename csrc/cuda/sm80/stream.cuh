@@ -49,7 +49,7 @@ class BlockFill {
 #pragma unroll
         for (int comp = 0; comp < kMostComps; ++comp) {
           using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
-          if (comp < comps)
+          if (comp == 0 || comp < comps)
             Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + comp * comp_stride + col),
                        *reinterpret_cast<cute::uint128_t*>(target + comp * kCols * 2 + col * 2),
                        exists && col_ + col < cols_);
