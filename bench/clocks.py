@@ -1,12 +1,12 @@
 """A time model of attention kernels, from what they do: predictions, not measurements.
 
 A pair of a query and a key costs each unit of an SM some clocks: the tensor cores, shared memory,
-exp2 and the fp32/integer pipes. They overlap, but not perfectly:
+exp2, the FMA pipe and the ALU pipe. They overlap, but not perfectly:
 
-    clocks = (sum over units of clocks^1.5)^(2/3), and no less than its bytes from L2 take
+    clocks = (sum over units of clocks^p)^(1/p), and no less than its bytes from L2 take
 
-The exponent was fitted to FlashAttention's published speeds, and so were the backward's factors;
-what is left of them is the model's error (bench/model.py prints it).
+p was fitted to FlashAttention's published speeds, and so were the backward's factors; what is left
+of them is the model's error (bench/model.py prints it).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tiling import tiled_pairs
+
+OVERLAP = 1.55  # p: 1 if units waited for each other, infinite if they never did
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class Device:
     sms: int
     ghz: float
     tensor_flop: float  # bf16
-    exp2: float
-    alu: float  # fp32 and integer instructions, by thread
+    exp2: float  # this and the next two by thread
+    fma: float
+    alu: float
     shared_bytes: float
     l2_bytes: float  # sustained; assumed
     hbm_bytes: float
@@ -42,10 +45,10 @@ class Device:
         return self.hbm_bytes * self.clock_rate
 
 
-A100 = Device("A100", 108, 1.41, 2048, 16, 64, 128, 30, 13.4, 1.05)
+A100 = Device("A100", 108, 1.41, 2048, 16, 64, 64, 128, 30, 13.4, 1.03)
 # mma.sync, which our kernels and FlashAttention-2's use, reaches about 62 % of what wgmma does.
-H100 = Device("H100", 132, 1.83, 4096 * 0.62, 16, 128, 128, 27.5, 13.9, 1.15)
-H100_WGMMA = Device("H100", 132, 1.83, 4096, 16, 128, 128, 27.5, 13.9, 1.15)
+H100 = Device("H100", 132, 1.83, 4096 * 0.62, 16, 128, 64, 128, 27.5, 13.9, 1.15)
+H100_WGMMA = Device("H100", 132, 1.83, 4096, 16, 128, 64, 128, 27.5, 13.9, 1.15)
 DEVICES = (A100, H100)
 
 
@@ -55,8 +58,9 @@ class Work:
 
     mma_flop: float
     shared_bytes: float
-    exp2: float
-    alu: float  # fp32 and integer instructions, by thread
+    exp2: float  # instructions by thread, and so the next two
+    fma: float
+    alu: float
     tile: tuple[int, int]  # rows, keys
     l2_bytes: float = 0
     row_bytes: float = 0  # of memory, by kernels before and after
@@ -68,9 +72,10 @@ class Work:
             self.mma_flop / device.tensor_flop,
             self.shared_bytes / device.shared_bytes,
             self.exp2 / device.exp2,
+            self.fma / device.fma,
             self.alu / device.alu,
         )
-        together = sum(u**1.5 for u in units) ** (2 / 3)
+        together = sum(u**OVERLAP for u in units) ** (1 / OVERLAP)
         together *= device.backward if self.backward else 1
         return max(together, self.l2_bytes / device.l2_bytes)
 

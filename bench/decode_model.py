@@ -4,8 +4,8 @@
 
 The bytes are counted. Nothing on the chip comes near memory's time (docs/kernels_decode.md), but
 before the first bytes come and after the last ones a warp's own instructions stand one behind the
-other, and reads that wait for each other. Those are counted too; how long each takes is not known,
-so the fixed part is a range.
+other, and reads that wait for each other. Those are counted too, in machine code; how long each
+takes is not known, so the fixed part is a range.
 """
 
 from __future__ import annotations
@@ -15,17 +15,39 @@ from dataclasses import dataclass
 from clocks import A100, H100, Device
 from counting.record import Counts
 
-# A warp's chain until the first bytes, for the last values with the merge, and, where the keys are
-# split, of the combine kernel: the shortest, at (64, 128), and the longest, at (128, 256).
-CHAIN, COMBINE = (343 + 440, 357 + 640), (793, 765)
-CLOCKS = (2, 4)  # an instruction that waits for the one before it takes
-STORES = 200  # clocks
-HBM_READS, L2_READS = (
-    3,
-    2,
-)  # that wait for each other: before the first bytes, in the combine kernel
-LATENCY = {A100: (466, 262), H100: (690, 281)}  # clocks: memory, L2
+LATENCY = {A100: (466, 262), H100: (690, 281)}  # clocks of a read from memory, from L2
+MEMORY, L2 = 0, 1
 LAUNCH_GAP = 1e-6  # seconds between two launches
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a warp does alone."""
+
+    instructions: int  # those that no read hides
+    reads: tuple[tuple[int, int], ...] = ()  # from where, and the instructions that it hides
+
+    def clocks(self, device: Device, each: int) -> int:
+        """If an instruction that waits for the one before it takes `each`."""
+        reads = (max(LATENCY[device][kind], each * hidden) for kind, hidden in self.reads)
+        return each * self.instructions + sum(reads)
+
+
+@dataclass(frozen=True)
+class Chains:
+    clocks_each: int
+    begin: Chain  # until the first bytes are there
+    end_split: Chain  # last values, merge of the groups, stores
+    end_whole: Chain
+    combine: Chain  # 16 splits
+
+
+STORES = 200  # clocks
+TABLES = ((MEMORY, 14), (MEMORY, 58), (MEMORY, 0))  # lengths, page, keys
+SPLITS = ((L2, 33), (L2, 85))  # how many there are; what they have
+BEST = Chains(2, Chain(206, TABLES), Chain(428), Chain(520), Chain(405, SPLITS))
+# (d, dv) = (128, 256), with the norm
+WORST = Chains(4, Chain(212, TABLES), Chain(646), Chain(806), Chain(455, SPLITS))
 
 
 @dataclass(frozen=True)
@@ -44,18 +66,15 @@ class Decode:
         return sum(self.of_bandwidth) / 2
 
 
-def fixed(device: Device, split: bool) -> tuple[float, float]:
-    """Seconds, best and worst case."""
-    hbm, l2 = LATENCY[device]
-    reads = HBM_READS * hbm + (L2_READS * l2 if split else 0) + STORES
-    chains = (
-        chain + (combine if split else 0) for chain, combine in zip(CHAIN, COMBINE, strict=True)
+def fixed(device: Device, split: bool, chains: Chains) -> float:
+    """Seconds."""
+    parts = (
+        [chains.begin, chains.end_split, chains.combine]
+        if split
+        else [chains.begin, chains.end_whole]
     )
-    best, worst = (
-        (chain * clocks + reads) / (device.ghz * 1e9) + (LAUNCH_GAP if split else 0)
-        for chain, clocks in zip(chains, CLOCKS, strict=True)
-    )
-    return best, worst
+    clocks = STORES + sum(part.clocks(device, chains.clocks_each) for part in parts)
+    return clocks / (device.ghz * 1e9) + (LAUNCH_GAP if split else 0)
 
 
 def decode(counts: list[Counts], device: Device, cache_bytes: int, split: bool) -> Decode:
@@ -68,6 +87,6 @@ def decode(counts: list[Counts], device: Device, cache_bytes: int, split: bool) 
         and (c.figures["workspace_ratio"] > 0) == split
     )
     moved = cache_bytes * (c["distinct_ratio"] + c["workspace_ratio"]) / device.bandwidth
-    best, worst = (moved + seconds for seconds in fixed(device, split))
+    best, worst = (moved + fixed(device, split, chains) for chains in (BEST, WORST))
     shares = [cache_bytes / device.bandwidth / seconds for seconds in (worst, best)]
     return Decode(device.name, cache_bytes, split, (best, worst), (shares[0], shares[1]))

@@ -16,8 +16,8 @@ Table = tuple[list[str], list[list[str]]]
 SEQLENS = [2048, 4096, 16384]
 # Figures by kernel, in the order of columns.
 MATRIX = ("fwd", "fwd saving", "bwd")
-FOR_MODEL = ("flop_per_pair", "shared_bytes_per_pair", "exp2_per_pair", "arithmetic_per_pair",
-             "l2_bytes_per_pair")  # fmt: skip
+FOR_MODEL = ("flop_per_pair", "shared_bytes_per_pair", "exp2_per_pair", "fma_per_pair",
+             "alu_per_pair", "l2_bytes_per_pair")  # fmt: skip
 BESIDE = ("bwd prepare", "bwd round", "bwd weight", "combine")
 
 

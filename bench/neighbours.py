@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clocks import A100, H100_WGMMA, Device, Work
+from tiling import MMA_FLOP
 
 # Flop a visible pair, and bytes a cached token and KV head, in units of d (bf16); V is 2d wide.
 RECIPES = {
@@ -34,34 +35,53 @@ class Neighbour:
         return self.modelled / self.published - 1
 
 
-# Wavefronts a mma, without cp.async's writes: at hdim 64 as our simulator counts them in FA2's own
-# kernels (S = 2048 and 1024), at hdim 128 as its tiles give them. An mma has 4096 flop, a wavefront
-# 128 bytes. Forward: FFMA, FMNMX, FADD and half a conversion an element; with all that we count of
-# ours (4.2 in its hdim 64 loop: it rescales O in every step) the model would be 3 % below what was
-# published instead of at it, so ours get what is doubtful charged and FA2 does not.
-def _fa2_forward(d: int, wavefronts: float, keys: int) -> Work:
-    return Work(4 * d, wavefronts * 4 * d / 32, 1, 3.5, (128, keys))
+@dataclass(frozen=True)
+class MainLoop:
+    """What a warp does in a step: machine code (bench/sass.py), and wavefronts of its operands."""
+
+    hmma: int
+    exp2: int
+    fma: int
+    alu: int
+    wavefronts_per_mma: float  # without cp.async's writes
+
+    def work(self, mma_flop: float, tile: tuple[int, int]) -> Work:
+        """Of a pair that takes so much flop."""
+        mma = mma_flop / MMA_FLOP
+        per_pair = 32 * mma / self.hmma
+        return Work(
+            mma_flop=mma_flop,
+            shared_bytes=128 * mma * self.wavefronts_per_mma,
+            exp2=self.exp2 * per_pair,
+            fma=self.fma * per_pair,
+            alu=self.alu * per_pair,
+            tile=tile,
+        )
 
 
-# FFMA, FADD, FMUL, two halves of a conversion, and the mask of every element (ISETP, FSEL). Before
-# and after pass over memory: D = <dO, O>, clearing dQ, and rounding it.
-def _fa2_backward(d: int, wavefronts: float, rows: int) -> Work:
-    shared_bytes, row_bytes = wavefronts * 10 * d / 32, 14 * d + 8
-    return Work(10 * d, shared_bytes, 1, 6, (rows, 128), row_bytes=row_bytes, backward=True)
+# FlashAttention-2 2.8.3, bf16, causal, no optional features, as nvcc 13.0 compiles it for sm_80.
+# Wavefronts are counted in our simulator at S = 2048 forward and 1024 backward.
+def _fa2_forward(d: int, published: float, keys: int, loop: MainLoop) -> Neighbour:
+    return Neighbour("FA2 forward", d, A100, published, loop.work(4 * d, (128, keys)))
 
 
-# A warpgroup has 64 rows: wgmma reads Q, K and V from shared memory; P is in registers.
-def _fa3_forward(d: int, keys: int) -> Work:
-    return Work(4 * d, 2 * d / keys + 4 * d / 64, 1, 3.5, (128, keys))
+# Before and after it pass over memory: D = <dO, O>, clearing dQ, and rounding it.
+def _fa2_backward(d: int, published: float, rows: int, loop: MainLoop) -> Neighbour:
+    work = replace(loop.work(10 * d, (rows, 128)), row_bytes=14 * d + 8, backward=True)
+    return Neighbour("FA2 backward", d, A100, published, work)
+
+
+# Not compiled here. A warpgroup has 64 rows: wgmma reads Q, K and V from shared memory; P is in
+# registers. FFMA, FADD and a rescale of O; FMNMX and half a conversion.
+def _fa3_forward(d: int, published: float, keys: int) -> Neighbour:
+    work = Work(4 * d, 2 * d / keys + 4 * d / 64, 1, 2 + d / keys, 1.5, (128, keys))
+    return Neighbour("FA3 forward", d, H100_WGMMA, published, work)
 
 
 FA2 = {
-    ("fwd", 64): Neighbour("FA2 forward", 64, A100, 192, _fa2_forward(64, 1.15, 128)),
-    ("fwd", 128): Neighbour("FA2 forward", 128, A100, 223, _fa2_forward(128, 1.28, 64)),
-    ("bwd", 64): Neighbour("FA2 backward", 64, A100, 170, _fa2_backward(64, 2.05, 128)),
-    ("bwd", 128): Neighbour("FA2 backward", 128, A100, 196, _fa2_backward(128, 1.95, 64)),
+    ("fwd", 64): _fa2_forward(64, 192, 128, MainLoop(256, 132, 336, 254, 1.154)),
+    ("fwd", 128): _fa2_forward(128, 223, 64, MainLoop(256, 68, 272, 172, 1.279)),
+    ("bwd", 64): _fa2_backward(64, 170, 128, MainLoop(320, 64, 280, 322, 2.044)),
+    ("bwd", 128): _fa2_backward(128, 196, 64, MainLoop(320, 32, 156, 208, 1.944)),
 }
-FA3 = {
-    ("fwd", 64): Neighbour("FA3 forward", 64, H100_WGMMA, 497, _fa3_forward(64, 128)),
-    ("fwd", 128): Neighbour("FA3 forward", 128, H100_WGMMA, 648, _fa3_forward(128, 176)),
-}
+FA3 = {("fwd", 64): _fa3_forward(64, 497, 128), ("fwd", 128): _fa3_forward(128, 648, 176)}

@@ -37,12 +37,14 @@ def work_of(counts: list[Counts], kernel: str, d: int) -> Work:
     # Where pairs of warps leave out what their own rows do not see, they wait at the next barrier
     # for the others, and two pairs share two of the four sub-cores: rows count by half a CTA.
     rows = max(main["tile_rows"], main.get("block_rows", 0) / 2)
-    around = [c.figures["bytes_per_row"] for c in mine if c.kernel.startswith("bwd ")]
+    beside = ("bwd prepare", "bwd round")  # like FlashAttention's without a norm
+    around = [c.figures["bytes_per_row"] for c in mine if c.kernel in beside]
     return Work(
         mma_flop=main["flop_per_pair"],
         shared_bytes=main["shared_bytes_per_pair"],
         exp2=main["exp2_per_pair"],
-        alu=main["arithmetic_per_pair"],
+        fma=main["fma_per_pair"],
+        alu=main["alu_per_pair"],
         tile=(int(rows), int(main["tile_keys"])),
         l2_bytes=main["l2_bytes_per_pair"],
         row_bytes=sum(around) if kernel == "bwd" else 0,

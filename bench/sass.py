@@ -1,11 +1,14 @@
 """What ptxas made of a kernel: the instructions of its main loop, by nvdisasm.
 
-nvdisasm comes with CUDA or from PyPI (nvidia-cuda-nvdisasm). The machine code is taken from the
-objects that ship.
+    python bench/sass.py build/cuda/sm80/fwd_d64.o
+
+Any object or cubin will do, a neighbour's too. nvdisasm comes with CUDA or from PyPI
+(nvidia-cuda-nvdisasm).
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import struct
@@ -17,10 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 MACHINE_CODE = 190  # EM_CUDA
 LABEL = re.compile(r"^(\.L_x_\d+):")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;")
 TARGET = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
+# The two pipes of a sub-core that all fp32 and integer work shares. Addresses and loop control are
+# part of it; the uniform datapath is not.
+FMA_PIPE = ("FFMA", "FADD", "FMUL", "IMAD", "HADD2", "HFMA2", "HMUL2")
+ALU_PIPE = ("FMNMX", "FSEL", "FSETP", "F2FP", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3", "MOV",
+            "PLOP3", "PRMT", "SEL", "SHF")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,18 @@ class Loop:
     @property
     def others_per_hmma(self) -> float:
         return (self.opcodes.total() - self.hmma) / self.hmma
+
+    @property
+    def exp2(self) -> int:
+        return self.opcodes["MUFU"]
+
+    @property
+    def fma(self) -> int:
+        return sum(self.opcodes[name] for name in FMA_PIPE)
+
+    @property
+    def alu(self) -> int:
+        return sum(self.opcodes[name] for name in ALU_PIPE)
 
 
 def find_nvdisasm() -> str:
@@ -63,8 +85,8 @@ def main_loops(path: Path) -> dict[str, Loop]:
 
 
 def machine_code(data: bytes) -> Iterator[bytes]:
-    """The ELF images of kernels that lie, uncompressed, in a host object."""
-    at = data.find(b"\x7fELF", 1)
+    """The ELF images of kernels: a cubin, or those that lie, uncompressed, in a host object."""
+    at = data.find(b"\x7fELF")
     while at != -1:
         (machine,) = struct.unpack_from("<H", data, at + 18)
         if machine == MACHINE_CODE:
@@ -141,3 +163,19 @@ def _is_essential(body: list[str], block: range) -> bool:
 
 def _opcode(instruction: str) -> str:
     return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].split(".")[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("object", type=Path)
+    args = parser.parse_args()
+    lines = [
+        (name, x.hmma, f"{x.others_per_hmma:.3f}", x.exp2, x.fma, x.alu)
+        for name, x in main_loops(args.object).items()
+    ]
+    header = ("kernel", "HMMA", "others per HMMA", "MUFU", "FMA pipe", "ALU pipe")
+    print(tabulate(lines, header, tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MMA_FLOP = 16 * 8 * 16 * 2  # of one instruction
+
 
 def tiled_pairs(seqlen: int, rows: int, keys: int, causal: bool = True) -> int:
     """Of tiles of rows x keys that hold a visible pair; as many queries as keys."""

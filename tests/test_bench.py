@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ import gpu_tables  # noqa: E402
 import page  # noqa: E402
 import predictions  # noqa: E402
 import sass  # noqa: E402
-from clocks import A100, Work  # noqa: E402
+from clocks import A100, OVERLAP, Work  # noqa: E402
 from counting import built, runs, training  # noqa: E402
 from counting.decoding import Step, decode  # noqa: E402
 from counting.record import Counts, read, write  # noqa: E402
 from counting.runs import Launch, Shape  # noqa: E402
+from decode_model import BEST, WORST, Chain  # noqa: E402
 from marks import misses  # noqa: E402
 from neighbours import FA2, FA3  # noqa: E402
 from oracle import oracle  # noqa: E402
@@ -76,6 +78,14 @@ def test_a_loop_is_counted_as_most_of_its_steps_run_it() -> None:
     assert opcodes(MASKED, PLAIN) == usual | {"BRA": 4}
 
 
+def test_pipes_have_their_instructions() -> None:
+    opcodes = Counter(
+        {"HMMA": 4, "MUFU": 2, "FFMA": 3, "IMAD": 1, "LOP3": 5, "UIADD3": 7, "LDSM": 9}
+    )
+    loop = sass.Loop(opcodes)
+    assert (loop.exp2, loop.fma, loop.alu) == (2, 4, 5)
+
+
 def test_products_are_never_left_out() -> None:
     assert opcodes(["HMMA R4"], MASKED)["HMMA"] == 3
     assert opcodes(PLAIN, ["HMMA R4", "FSEL R7", "FFMA R7"])["HMMA"] == 3
@@ -96,15 +106,17 @@ def test_tiles_that_hold_a_visible_pair(causal: bool) -> None:
 def test_the_model_gives_published_speeds() -> None:
     """As far as README says; the goals ask for less than a tenth."""
     for neighbour in [*FA2.values(), *FA3.values()]:
-        assert abs(neighbour.error) < (0.04 if "forward" in neighbour.name else 0.07), neighbour
-    assert FA2["fwd", 64].modelled == pytest.approx(191.5, abs=0.1)
+        assert abs(neighbour.error) < 0.05, neighbour
+    assert FA2["fwd", 64].modelled == pytest.approx(194.6, abs=0.1)
 
 
 def test_the_slowest_unit_and_the_cache_bound_the_time() -> None:
-    tensor = Work(A100.tensor_flop, 0, 0, 0, tile=(64, 64))
-    both = Work(A100.tensor_flop, A100.shared_bytes, 0, 0, tile=(64, 64))
-    cache = Work(A100.tensor_flop, 0, 0, 0, tile=(64, 64), l2_bytes=5 * A100.l2_bytes)
-    assert [w.clocks(A100) for w in (tensor, both, cache)] == pytest.approx([1, 2 ** (2 / 3), 5])
+    tensor = Work(A100.tensor_flop, 0, 0, 0, 0, tile=(64, 64))
+    both = Work(A100.tensor_flop, A100.shared_bytes, 0, 0, 0, tile=(64, 64))
+    pipes = Work(0, 0, A100.exp2, A100.fma, A100.alu, tile=(64, 64))
+    cache = Work(A100.tensor_flop, 0, 0, 0, 0, tile=(64, 64), l2_bytes=5 * A100.l2_bytes)
+    together = [n ** (1 / OVERLAP) for n in (1, 2, 3)]
+    assert [w.clocks(A100) for w in (tensor, both, pipes, cache)] == pytest.approx([*together, 5])
     assert tensor.causal_seconds(A100, 64) == pytest.approx(64 * 64 / A100.clock_rate)
 
 
@@ -113,10 +125,17 @@ def test_decoding_is_memory_and_what_nothing_hides() -> None:
     least = (1 << 30) / A100.bandwidth
     for split in (False, True):
         step = decode_model.decode(counts, A100, 1 << 30, split)
-        for seconds, hidden in zip(step.seconds, decode_model.fixed(A100, split), strict=True):
-            assert least < seconds - hidden < 1.02 * least
-    best, worst = decode_model.fixed(A100, True)
-    assert best == pytest.approx(4.7e-6, abs=1e-7) and worst == pytest.approx(7.5e-6, abs=1e-7)
+        for seconds, chains in zip(step.seconds, (BEST, WORST), strict=True):
+            assert least < seconds - decode_model.fixed(A100, split, chains) < 1.02 * least
+    fixed = [decode_model.fixed(A100, True, chains) for chains in (BEST, WORST)]
+    assert fixed == pytest.approx([4.0e-6, 6.3e-6], abs=1e-7)
+
+
+def test_a_read_hides_what_runs_meanwhile() -> None:
+    memory, l2 = decode_model.LATENCY[A100]
+    chain = Chain(10, ((decode_model.MEMORY, 100), (decode_model.L2, 100)))
+    assert chain.clocks(A100, each=2) == 20 + memory + l2
+    assert chain.clocks(A100, each=4) == 40 + memory + 400
 
 
 def test_what_a_pair_of_warps_leaves_out_is_gained_by_half_a_block() -> None:

@@ -18,8 +18,6 @@ from support import simulator  # noqa: E402
 
 from diffattn_cuda import diff_flash_attn_func  # noqa: E402
 
-MMA_FLOP = 16 * 8 * 16 * 2  # of one instruction
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -46,24 +44,26 @@ def normal(seed: int, *sizes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Training:
-    """A step of training with the norm."""
+    """A step of training."""
 
     arguments: list[Tensor]  # q, k, v, lambda (), weight (dv,)
     causal: bool
+    normed: bool
 
     @classmethod
-    def make(cls, shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool) -> Training:
+    def make(
+        cls, shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool, normed: bool = False
+    ) -> Training:
         q = normal(0, 1, seqlen_q, 2, shape.d)
         k = normal(1, 1, seqlen_k, shape.k_components, shape.d)
         v = normal(2, 1, seqlen_k, 1, shape.dv)
         tensors = [q, k, v, torch.tensor(0.8), torch.ones(shape.dv)]
-        return cls([x.requires_grad_() for x in tensors], causal)
+        return cls([x.requires_grad_() for x in tensors], causal, normed)
 
     def forward(self) -> Tensor:
         q, k, v, lam, weight = self.arguments
-        out = diff_flash_attn_func(
-            q, k, v, lam, causal=self.causal, norm_weight=weight, norm_eps=1e-5
-        )
+        norm: dict[str, Any] = {"norm_weight": weight, "norm_eps": 1e-5} if self.normed else {}
+        out = diff_flash_attn_func(q, k, v, lam, causal=self.causal, **norm)
         assert isinstance(out, Tensor)
         return out
 
@@ -73,9 +73,11 @@ class Training:
 
 
 @cache
-def training(shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool) -> list[Launch]:
-    """Forward and backward with the norm: every kernel that training has."""
-    return launches(Training.make(shape, seqlen_q, seqlen_k, causal).step)
+def training(
+    shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool, normed: bool = False
+) -> list[Launch]:
+    """Forward and backward."""
+    return launches(Training.make(shape, seqlen_q, seqlen_k, causal, normed).step)
 
 
 @cache
@@ -87,9 +89,9 @@ def inference(shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool) -> list[
 
 
 def saved_bytes(shape: Shape, seqlen: int) -> float:
-    """What autograd keeps of the forward, a row, beyond its arguments."""
+    """What autograd keeps of the forward with the norm, a row, beyond its arguments."""
     simulator.start()
-    problem = Training.make(shape, seqlen, seqlen, True)
+    problem = Training.make(shape, seqlen, seqlen, True, normed=True)
     arguments = {_storage(x) for x in problem.arguments}
     kept: dict[int, int] = {}
 

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tiling import tiled_pairs
+from tiling import MMA_FLOP, tiled_pairs
 
 from . import built
 from .record import Counts
-from .runs import MMA_FLOP, Launch, Shape, inference, only, saved_bytes, training
+from .runs import Launch, Shape, inference, only, saved_bytes, training
 from .tiles import block_keys, block_rows, tile
-
-# What elements cost the fp32 and integer pipes: the last three unpack two halves of a word.
-# Addresses and loop control are counted with the others.
-ARITHMETIC = ("FFMA", "FADD", "FMUL", "FMNMX", "F2FP", "HADD2", "LOP3", "SHF", "PRMT")
 
 Run = Callable[[Shape, int, int, bool], list[Launch]]
 
@@ -51,15 +47,14 @@ def backward(shape: Shape, seqlen: int, causal: bool) -> Counts:
 
 def beside_backward(shape: Shape, seqlen: int) -> list[Counts]:
     """The small kernels before and after the main one: bound by memory."""
-    found = training(shape, seqlen, seqlen, False)
-    names = {
-        "bwd prepare": "prepare_kernel",
-        "bwd round": "round_dq_kernel",
-        "bwd weight": "sum_weight_parts",
-    }
+    kernels = [
+        ("bwd prepare", "prepare_kernel", False),
+        ("bwd round", "round_dq_kernel", False),
+        ("bwd weight", "sum_weight_parts", True),
+    ]
     counts = []
-    for name, kernel in names.items():
-        launch = only(found, kernel)
+    for name, kernel, normed in kernels:
+        launch = only(training(shape, seqlen, seqlen, False, normed), kernel)
         per_row = launch.counters["global_distinct_bytes"] / seqlen
         figures = built.resources(launch.kernel) | {"bytes_per_row": per_row}
         counts.append(Counts(name, shape.d, shape.dv, problem(seqlen, False), figures))
@@ -103,7 +98,8 @@ def _key_elements(shape: Shape) -> int:
 def _matrix(launch: Launch, pairs: int, formula: int) -> dict[str, float]:
     """Figures of a kernel that is bound by its matrix products."""
     c, loop = launch.counters, built.main_loop(launch.kernel)
-    arithmetic = sum(loop.opcodes[name] for name in ARITHMETIC)  # in a loop of hmma·MMA_FLOP flop
+    # A warp's instructions in a loop of hmma·MMA_FLOP flop.
+    per_pair = 32 / (loop.hmma * MMA_FLOP) * c["mma_flop"] / pairs
     return built.resources(launch.kernel) | {
         "hmma": loop.hmma,
         "others_per_hmma": loop.others_per_hmma,
@@ -112,8 +108,9 @@ def _matrix(launch: Launch, pairs: int, formula: int) -> dict[str, float]:
         "wavefronts_ratio": c["shared_wavefronts"] / c["shared_wavefronts_ideal"],
         "flop_per_pair": c["mma_flop"] / pairs,
         "shared_bytes_per_pair": _operand_wavefronts(c) * 128 / pairs,
-        "exp2_per_pair": c["ex2"] / pairs,
-        "arithmetic_per_pair": arithmetic * 32 / (loop.hmma * MMA_FLOP) * c["mma_flop"] / pairs,
+        "exp2_per_pair": loop.exp2 * per_pair,
+        "fma_per_pair": loop.fma * per_pair,
+        "alu_per_pair": loop.alu * per_pair,
         "l2_bytes_per_pair": c["global_sectors"] * 32 / pairs,
     }
 
