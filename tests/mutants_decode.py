@@ -15,6 +15,7 @@ import torch
 from mutants import finish, options, run
 from support.cache import make_cache
 from support.case import Case
+from support.checks import check_answer
 from support.impls import Impl
 from test_kvcache import check_step
 from torch import Tensor
@@ -52,8 +53,9 @@ def check_long(impl: Impl, group: int) -> None:
     base = Case(sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16, lam="token")
     sharp = base.but(scale=-0.2, regime="sharp")
     wide = base.but(d=128, dv=256, causal=True, norm="affine", out_scale=0.2)
+    alone = base.but(heads=2, sq=5 if group < 5 else 12, causal=True)  # each query head its KV head
     runs: list[tuple[Case, str, list[int], list[int] | None, int, int]] = [
-        (base.but(causal=True, norm="affine"), "paged16", [700, 1000], [0, 19], 2, 1),
+        (base.but(causal=True, norm="affine"), "paged16", [700, 1000], [13, 30], 2, 1),
         (base.but(d=40, dv=80, window=(500, 0), norm="plain"), "indexed", [1000, 37], None, 2, 3),
         (sharp.but(d=56, dv=112, norm="affine"), "paged64", [0, 900], None, 5, 40),
         (sharp.but(d=40, dv=80, norm="affine"), "plain", [17, 300], None, 3, 1),
@@ -61,11 +63,30 @@ def check_long(impl: Impl, group: int) -> None:
         (wide, "paged256", [700, 900], None, 1, 7),
         (base.but(scale=30.0, norm="plain"), "paged16", [1000, 0], None, 0, 50),  # LSE far apart
         (base.but(sq=70, causal=True), "paged16", [0, 100], None, 70, 1),
+        (alone, "plain", [0, 500], None, 0, 3),
+        (alone.but(sq=1 if group < 5 else 9), "paged16", [300, 0], None, 0, 20),
     ]
     for case, kind, lengths, leftpads, new, num_splits in runs:
         cache = make_cache(case.but(batch=2), impl, kind, lengths, leftpads, capacity=1024)
         narrow = impl if case.d >= 64 else in_wide_rows(impl)
         check_step(narrow, cache, new, num_splits=num_splits)
+    full = make_cache(base.but(batch=2, d=40, dv=80), impl, "plain", [190, 189], capacity=192)
+    check_step(impl, full, 2)  # to the last byte
+
+
+def check_lost_pages(impl: Impl, group: int) -> None:
+    """Pages that do not exist where rings have gone round: the others are found."""
+    case = Case(batch=2, sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16)
+    for page in (-1, 10**6):
+        cache = make_cache(case, impl, "paged16", [900, 500], capacity=1024)
+        lost = [[3, 20, 21, 37, 50], [0, 18, 27, 31]]
+        for i, pages in enumerate(lost):
+            cache.arguments["block_table"][i, pages] = page
+        out, lse = device.call(impl, cache)
+        for i, pages in enumerate(lost):
+            keys = [16 * n + j for n in pages for j in range(16)]
+            seen = device.without(cache.visible(i, 0), keys)
+            check_answer(out[i : i + 1], lse[:, i : i + 1], seen)
 
 
 def reshaped(group: int) -> Callable[..., Case]:
@@ -81,6 +102,7 @@ def reshaped(group: int) -> Callable[..., Case]:
 
 def check_everything(impl: Impl, group: int) -> None:
     check_long(impl, group)
+    check_lost_pages(impl, group)
     device.Case = reshaped(group)  # type: ignore[misc, assignment]
     for interleaved in (True, False):
         for new in (5, 70):

@@ -287,6 +287,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
   const RowSteps steps(sight, first_key, T::kKeys, sequence.seqlen_k, T::kRows);
+  const KeyParts<T> parts(sight, first_key, sequence.seqlen_k, warp);
   const StepLoader<T> loader(params, work, sequence, smem);
   RowWalk next(params, steps,
                BwdWorkspace::first_block(shape, params.varlen, tile.batch, sequence.q_begin),
@@ -310,27 +311,29 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       cute::cp_async_fence();
     }
 
-    {
+    const bool sees = parts.mine_is_seen(step);
+    if (sees) {
       const LaneConstants constants(constants_at + stage);
       ScoreFragment<T> s[2] = {}, dp;
       multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage, chunks_at + score_keys);
       multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v, constants);
-      if (steps.is_full(step))
+      if (parts.mine.is_full(step))
         maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
       else
         maps.template run<true>(s, dp, constants, sight, step * T::kRows, first_key);
     }
-    __syncthreads();  // the maps of all warps are there
+    __syncthreads();  // the maps of all parts that the step sees are there
 
-    if constexpr (T::kJointK) {
+    if (sees) {
       const char *const rows = rows_at + grad_rows, *const map = chunks_at + grad_map;
-      accumulate_keys<T>(grad[0], map, rows + T::kU + (T::kTwoStagesU ? stage : 0));
-      accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, rows + T::kQ + stage);
-      accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes,
-                         rows + T::kQ + T::QTile::kBytes + stage);
-    } else {
-      accumulate_keys<T>(grad[0], chunks_at + grad_map,
-                         rows_at + grad_rows + (grad_rows_are_staged ? stage : 0));
+      if constexpr (T::kJointK) {
+        accumulate_keys<T>(grad[0], map, rows + T::kU + (T::kTwoStagesU ? stage : 0));
+        accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, rows + T::kQ + stage);
+        accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes,
+                           rows + T::kQ + T::QTile::kBytes + stage);
+      } else {
+        accumulate_keys<T>(grad[0], map, rows + (grad_rows_are_staged ? stage : 0));
+      }
     }
     if (!T::kTwoStagesU) {
       __syncthreads();  // u has been read by all
@@ -342,7 +345,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
     char* const dq = reinterpret_cast<char*>(work.dq) +
                      (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + dq_to);
-    accumulate_dq<T>(rows_at + dq_map, rows_at + dq_keys, reinterpret_cast<float*>(dq), turn, block,
+    accumulate_dq<T>(rows_at + dq_map, rows_at + dq_keys, reinterpret_cast<float*>(dq),
+                     parts.first_is_seen(step), parts.last_is_seen(step), turn, block,
                      int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place

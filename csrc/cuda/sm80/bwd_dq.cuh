@@ -44,13 +44,15 @@ class Turn {
   bool ordered_;
 };
 
-// dq += this warp's rows and columns of dS·K. ds and k: this lane's row of the first block.
+// This warp's rows and columns of dQ.
 template <class T>
-__device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Turn& turn,
-                              unsigned block, int before) {
-  float acc[T::kDqRowTiles][T::kDqCols / 8][4] = {};  // rows g, g + 8 x columns 2t, 2t + 1
+using DqFragment = float[T::kDqRowTiles][T::kDqCols / 8][4];  // rows g, g + 8 x columns 2t, 2t + 1
+
+// dq += dS·K over a part of the keys. ds and k: this lane's row of its first block.
+template <class T>
+__device__ void multiply_dq(DqFragment<T>& dq, const char* ds, const char* k) {
 #pragma unroll
-  for (int depth = 0; depth < T::kKeys / 16; ++depth) {
+  for (int depth = 0; depth < T::kPartKeys / 16; ++depth) {
     uint32_t a[T::kDqRowTiles][4];  // 16 rows x 16 keys
 #pragma unroll
     for (int m = 0; m < T::kDqRowTiles; ++m) load_matrices(a[m], ds + T::MapTile::blocks(m, depth));
@@ -60,11 +62,24 @@ __device__ void accumulate_dq(const char* ds, const char* k, float* dq, const Tu
       load_matrices_transposed(b, k + T::KTile::blocks(depth, col));
 #pragma unroll
       for (int m = 0; m < T::kDqRowTiles; ++m) {
-        mma<typename T::Element>(acc[m][2 * col], a[m], b[0], b[1]);
-        mma<typename T::Element>(acc[m][2 * col + 1], a[m], b[2], b[3]);
+        mma<typename T::Element>(dq[m][2 * col], a[m], b[0], b[1]);
+        mma<typename T::Element>(dq[m][2 * col + 1], a[m], b[2], b[3]);
       }
     }
   }
+}
+
+// dq += dS·K over the parts of the keys that the step sees: the first, the last, or both. ds and k:
+// this lane's row of the first block.
+template <class T>
+__device__ void accumulate_dq(const char* ds, const char* k, float* dq, bool sees_first,
+                              bool sees_last, const Turn& turn, unsigned block, int before) {
+  constexpr int kBlocks = T::kPartKeys / 16;
+  DqFragment<T> acc = {};
+  const int from = sees_first ? 0 : kBlocks;
+  multiply_dq<T>(acc, ds + T::MapTile::blocks(0, from), k + T::KTile::blocks(from, 0));
+  if (T::kParts == 2 && sees_first && sees_last)
+    multiply_dq<T>(acc, ds + T::MapTile::blocks(0, kBlocks), k + T::KTile::blocks(kBlocks, 0));
   turn.wait(block, before);
 #pragma unroll
   for (int m = 0; m < T::kDqRowTiles; ++m)

@@ -1,5 +1,7 @@
 // What a CTA does with one block of query rows: the maps and their gradients, and the products.
 #pragma once
+#include <climits>
+
 #include "bwd_traits.cuh"
 #include "problem.cuh"
 
@@ -11,6 +13,35 @@ __device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx
 // The same for what is equal in a warp: the compiler learns that it is, and that costs no register
 // of each lane.
 __device__ inline int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
+// The parts of a block's keys, and which of them a step sees that sees some key of the block: the first
+// until a step, the last from a step on. A warp works on keys of one part.
+template <class T>
+struct KeyParts {
+  RowSteps mine;  // of this warp's part
+
+  __device__ KeyParts(const Sight& sight, int first_key, int seqlen_k, int warp)
+      : mine(of(sight, first_key, seqlen_k, warp / T::kPartWarps)),
+        first_end_(keep_uniform(of(sight, first_key, seqlen_k, 0).end)),
+        mine_is_first_(warp < T::kPartWarps) {
+    const RowSteps last = of(sight, first_key, seqlen_k, T::kParts - 1);
+    last_begin_ = keep_uniform(last.begin < last.end ? last.begin : INT_MAX);
+  }
+
+  __device__ bool first_is_seen(int step) const { return T::kParts == 1 || step < first_end_; }
+  __device__ bool last_is_seen(int step) const { return T::kParts == 1 || step >= last_begin_; }
+  __device__ bool mine_is_seen(int step) const {
+    return mine_is_first_ ? first_is_seen(step) : last_is_seen(step);
+  }
+
+ private:
+  __device__ static RowSteps of(const Sight& sight, int first_key, int seqlen_k, int part) {
+    return RowSteps(sight, first_key + part * T::kPartKeys, T::kPartKeys, seqlen_k, T::kRows);
+  }
+
+  int first_end_, last_begin_;
+  bool mine_is_first_;
+};
 
 // V of a warp's 16 keys, as operand B of dP = u·Vᵀ.
 template <class T>

@@ -16,6 +16,8 @@ struct BwdTraits {
   static constexpr bool kJointK = kHeadDim == kHeadDimV;
   static constexpr int kComponentsK = kJointK ? 1 : 2;
   static constexpr int kKeys = kJointK || kHeadDim <= 64 ? 128 : 64;
+  // A step leaves out the parts of the keys that none of its rows sees: half of a mask's diagonal.
+  static constexpr int kPartKeys = 64, kParts = kKeys / kPartKeys;
 
   // S1, S2 and dP: a warp has 16 keys and kRowTiles·16 rows.
   static constexpr int kRowGroups = kWarps / (kKeys / 16);
@@ -28,6 +30,11 @@ struct BwdTraits {
   static constexpr int kGradCols = (kJointK ? kHeadDim : 4 * kHeadDim) / kGradColGroups;
   static constexpr int kQuarter = kJointK ? 1 : kGradColGroups / 4;  // groups of one of dK1, dK2
   static constexpr int kGradKeyTiles = kGradKeys / 16, kGradColTiles = kGradCols / 8;
+
+  // A warp's keys, here and there, are of one part.
+  static constexpr int kPartWarps = kWarps / kParts;
+  static_assert(kRowGroups * (kPartKeys / 16) == kPartWarps);
+  static_assert(kGradColGroups * (kPartKeys / kGradKeys) == kPartWarps);
 
   // dQ1, dQ2, laid side by side: a warp has kDqRowTiles·16 rows and kDqCols columns.
   static constexpr int kDqColGroups = kHeadDim % 64 == 0 ? 8 : 4;

@@ -11,9 +11,9 @@ constexpr int kBlockKeys = 16;  // a step of keys; pages are multiples of it
 
 struct CachedSequence {
   int64_t batch;  // in q and the new keys
-  int row;        // in a cache without pages
-  int capacity;   // 0 where batch_idx names no row
-  int cached;     // keys before this call
+  int row;        // in a cache without pages; of one that does not exist no key is found
+  int capacity;   // keys
+  int cached;     // before this call
   int keys;       // with those it appends
   int leftpad;
 
@@ -23,8 +23,7 @@ struct CachedSequence {
     const int length = cache.seqlens ? cache.seqlens[b] : kMaxSeqlen;
     const int pad = cache.leftpad ? cache.leftpad[b] : 0;
     row = cache.batch_idx ? cache.batch_idx[b] : int(b);
-    const bool exists = cache.paging.block_table || (row >= 0 && row < cache.blocks);
-    capacity = exists ? int(p.shape.seqlen_k) : 0;
+    capacity = int(p.shape.seqlen_k);
     cached = min(max(length, 0), capacity);
     keys = int(min(cached + cache.seqlen_new, int64_t(capacity)));
     leftpad = max(pad, 0);

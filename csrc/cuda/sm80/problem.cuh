@@ -83,8 +83,8 @@ struct KeyRange {
   }
 };
 
-// The steps of `rows` rows that see some key of the block of `keys` keys from first_key on, and
-// those whose every row sees every key of it. Rows behind the last may count as seeing.
+// The steps of `rows` rows that see some of `keys` keys from first_key on, and those whose every row
+// sees all of them. Rows behind the last may count as seeing.
 struct RowSteps {
   int begin, end, full_begin, full_end;
 
@@ -93,7 +93,7 @@ struct RowSteps {
     const int first_row = sight.row_begin(first_key);
     const int end_row = sight.row_end(min(end_key, seqlen_k) - 1);
     begin = first_row / rows;
-    end = first_row < end_row ? (end_row + rows - 1) / rows : begin;
+    end = first_key < seqlen_k && first_row < end_row ? (end_row + rows - 1) / rows : begin;
     full_begin = (sight.row_begin(end_key - 1) + rows - 1) / rows;
     full_end = end_key <= seqlen_k ? max(sight.last_row(first_key) + 1, 0) / rows : 0;
   }
