@@ -43,11 +43,11 @@ class Chains:
 
 
 STORES = 200  # clocks
-TABLES = ((MEMORY, 14), (MEMORY, 58), (MEMORY, 0))  # lengths, page, keys
+TABLES = ((MEMORY, 30), (MEMORY, 62), (MEMORY, 0))  # lengths, page, keys
 SPLITS = ((L2, 33), (L2, 85))  # how many there are; what they have
-BEST = Chains(2, Chain(206, TABLES), Chain(428), Chain(520), Chain(405, SPLITS))
+BEST = Chains(2, Chain(168, TABLES), Chain(421), Chain(514), Chain(405, SPLITS))
 # (d, dv) = (128, 256), with the norm
-WORST = Chains(4, Chain(212, TABLES), Chain(646), Chain(806), Chain(455, SPLITS))
+WORST = Chains(4, Chain(168, TABLES), Chain(643), Chain(804), Chain(455, SPLITS))
 
 
 @dataclass(frozen=True)

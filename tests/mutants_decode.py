@@ -65,13 +65,29 @@ def check_long(impl: Impl, group: int) -> None:
         (base.but(sq=70, causal=True), "paged16", [0, 100], None, 70, 1),
         (alone, "plain", [0, 500], None, 0, 3),
         (alone.but(sq=1 if group < 5 else 9), "paged16", [300, 0], None, 0, 20),
+        (alone.but(window=(100, 0)), "paged64", [300, 200], None, 0, 1),
     ]
     for case, kind, lengths, leftpads, new, num_splits in runs:
         cache = make_cache(case.but(batch=2), impl, kind, lengths, leftpads, capacity=1024)
         narrow = impl if case.d >= 64 else in_wide_rows(impl)
         check_step(narrow, cache, new, num_splits=num_splits)
-    full = make_cache(base.but(batch=2, d=40, dv=80), impl, "plain", [190, 189], capacity=192)
+    full = make_cache(base.but(batch=2, d=40, dv=80), impl, "plain", [190, 190], capacity=192)
     check_step(impl, full, 2)  # to the last byte
+    full.arguments["cache_seqlens"].fill_(192)
+    lengths_given = device.call(impl, full)
+    del full.arguments["cache_seqlens"]
+    assert device.same_bits(device.call(impl, full), lengths_given)
+
+
+def check_neighbours(impl: Impl, group: int) -> None:
+    """A row whose logits outgrow all references leaves the others as they are, to the bit."""
+    case = Case(batch=1, sq=4 if group < 5 else 9, d=64, dv=128, heads=group, heads_k=1, dtype=BF16)
+    cache = make_cache(case, impl, "plain", [200])
+    steep = replace(cache, problem=cache.problem.but(q=cache.problem.q.clone()))
+    steep.problem.q[:, 1] *= 30
+    others = torch.arange(case.sq) != 1
+    outs = [device.call(impl, x)[0][:, others] for x in (cache, steep)]
+    assert torch.equal(*outs)
 
 
 def check_lost_pages(impl: Impl, group: int) -> None:
@@ -103,6 +119,7 @@ def reshaped(group: int) -> Callable[..., Case]:
 def check_everything(impl: Impl, group: int) -> None:
     check_long(impl, group)
     check_lost_pages(impl, group)
+    check_neighbours(impl, group)
     device.Case = reshaped(group)  # type: ignore[misc, assignment]
     for interleaved in (True, False):
         for new in (5, 70):

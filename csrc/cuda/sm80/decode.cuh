@@ -18,7 +18,8 @@ struct DecodeTraits {
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kGroups = kGroups_, kRowWarps = kRowWarps_;
   static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
-  static constexpr int kRows = 8 * kRowWarps;  // packed
+  static constexpr int kRows = 8 * kRowWarps;        // packed
+  static constexpr bool kOneBlock = kRowWarps == 1;  // few rows are one block of them
 
   using QTile = Tile<16, kHeadDim>;  // eight rows of q1, the same of q2
   using VTile = Tile<kBlockKeys, kHeadDimV>;
@@ -132,14 +133,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int group_thread = threadIdx.x % T::kGroupThreads, row_warp = group_thread / 32;
 
   // Neighbouring CTAs read the same keys for other rows, then neighbouring heads of the same keys.
-  int place = int(blockIdx.x), row_block, head_k, split;
-  plan.row_blocks(place, row_block, place);
+  int place = int(blockIdx.x), row_block = 0, head_k, split;
+  if (!T::kOneBlock) plan.row_blocks(place, row_block, place);
   plan.nheads_k(place, head_k, place);
   plan.splits(place, split, place);
   const CachedSequence sequence(params, place);
 
   // Those that see most come first.
-  const PackedRows rows(plan, plan.row_blocks.divisor - 1 - row_block);
+  const PackedRows rows(plan, T::kOneBlock ? 0 : plan.row_blocks.divisor - 1 - row_block);
   const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
   const Splits splits(plan, sight, rows);
   const Range blocks = splits.blocks(split);
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int row = rows.row_of(min(first_row + lane / 4, rows.end - 1));
   const Range seen{sight.begin(row), sight.end(row)};
   const Range full{sight.begin(rows.row_of(rows.end - 1)), sight.end(rows.row_of(rows.begin))};
-  const bool idle = first_row >= rows.end;  // this warp only copies
+  const bool idle = !T::kOneBlock && first_row >= rows.end;  // this warp only copies
 
   Softmax<1> softmax(params.softmax_scale);
   float o[1][T::kHeadDimV / 8][4] =

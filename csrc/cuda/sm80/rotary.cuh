@@ -11,7 +11,7 @@ class Rotator {
       : cos_(static_cast<const Element*>(rotary.cos)),
         sin_(static_cast<const Element*>(rotary.sin)),
         last_(int(rotary.seqlen) - 1),
-        half_(last_ < 0 ? 0 : int(rotary.dim) / 2),
+        half_(last_ < 0 ? 0 : int(unsigned(rotary.dim) / 2)),
         interleaved_(rotary.interleaved) {}
 
   // A chunk of a row, rotated to `position` and rounded. Positions that the tables do not have get

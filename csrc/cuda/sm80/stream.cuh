@@ -49,7 +49,7 @@ class BlockFill {
 #pragma unroll
         for (int comp = 0; comp < kMostComps; ++comp) {
           using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
-          if (comp == 0 || comp < comps)
+          if (comp < comps)
             Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + comp * comp_stride + col),
                        *reinterpret_cast<cute::uint128_t*>(target + comp * kCols * 2 + col * 2),
                        exists && col_ + col < cols_);
@@ -152,7 +152,7 @@ class KeyStream {
   }
 
   __device__ void issue_keys(char* slot) {
-    fill<2>(fill_k_, slot, p_.k_cache, p_.k_new, int(p_.shape.k_components));
+    fill<2>(fill_k_, slot, p_.k_cache, p_.k_new, p_.shape.k_components == 1 ? 1 : 2);
     const uint32_t bit = 1u << block_ / T::kGroups % kLater;
     found_ = pages_.exists(page_) ? found_ | bit : found_ & ~bit;
   }
