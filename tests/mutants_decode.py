@@ -63,7 +63,9 @@ def check_long(impl: Impl, group: int) -> None:
         (wide, "paged256", [700, 900], None, 1, 7),
         (base.but(scale=30.0, norm="plain"), "paged16", [1000, 0], None, 0, 50),  # LSE far apart
         (base.but(sq=70, causal=True), "paged16", [0, 100], None, 70, 1),
+        (base.but(shared_k=True, dv=64, norm="affine"), "plain", [300, 40], None, 0, 3),
         (alone, "plain", [0, 500], None, 0, 3),
+        (base.but(heads=group, heads_k=1), "plain", [90, 300], None, 0, 3),
         (alone.but(sq=1 if group < 5 else 9), "paged16", [300, 0], None, 0, 20),
         (alone.but(window=(100, 0)), "paged64", [300, 200], None, 0, 1),
     ]
@@ -93,15 +95,15 @@ def check_neighbours(impl: Impl, group: int) -> None:
 def check_lost_pages(impl: Impl, group: int) -> None:
     """Pages that do not exist where rings have gone round: the others are found."""
     case = Case(batch=2, sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16)
-    for page in (-1, 10**6):
+    for page, new in ((-1, 0), (10**6, 0), (-1, 70), (10**6, 70)):
         cache = make_cache(case, impl, "paged16", [900, 500], capacity=1024)
-        lost = [[3, 20, 21, 37, 50], [0, 18, 27, 31]]
+        lost = [[3, 20, 21, 37, 50, 58], [0, 18, 27, 31, 32, 35]]
         for i, pages in enumerate(lost):
             cache.arguments["block_table"][i, pages] = page
-        out, lse = device.call(impl, cache)
+        out, lse = device.call(impl, cache, new)
         for i, pages in enumerate(lost):
             keys = [16 * n + j for n in pages for j in range(16)]
-            seen = device.without(cache.visible(i, 0), keys)
+            seen = device.without(cache.visible(i, new), keys)
             check_answer(out[i : i + 1], lse[:, i : i + 1], seen)
 
 

@@ -11,46 +11,46 @@ __device__ Element* row_of(const View& v, int64_t offset) {
   return static_cast<Element*>(v.data) + offset;
 }
 
-// Writes the new tokens first, first + step, .. of one KV head. Those without a slot are dropped.
+// The chunks of a token of one KV head: at most K1, K2 and a V of twice their width.
+constexpr int kMostTokenChunks = 4 * kMaxHeadDim / kChunk;
+
+// Writes the new tokens first, first + step, .. of one KV head, a chunk of each by a thread; there are
+// kMostTokenChunks of them or more. Tokens without a slot are dropped.
 template <class Element>
 __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, const Pages& pages,
-                              int head_k, int first, int step, int thread, int threads) {
-  const Rotator<Element> rotator(p.cache.rotary);
-  const int k_chunks = int(p.shape.headdim) / kChunk, v_chunks = int(p.shape.headdim_v) / kChunk;
-  const int all_k = int(p.shape.k_components) * k_chunks;
+                              int head_k, int first, int step, unsigned thread) {
+  const unsigned k_chunks = unsigned(p.shape.headdim) / kChunk;
+  const unsigned all_k = unsigned(p.shape.k_components) * k_chunks;
+  if (thread >= all_k + unsigned(p.shape.headdim_v) / kChunk) return;
+  const bool is_k = thread < all_k;
+  const View &from = is_k ? p.k_new : p.v_new, &to = is_k ? p.k_cache : p.v_cache;
+  const int comp = is_k ? thread / k_chunks : 0;
+  const int col = (is_k ? thread % k_chunks : thread - all_k) * kChunk;
+  const Rotator<Element> rotator(is_k ? p.cache.rotary : Rotary{});
   const int end = min(int(p.cache.seqlen_new), s.capacity - s.cached);
   for (int t = first; t < end; t += step) {
     const int key = s.cached + t, page = pages.of(key);
     if (!pages.exists(page)) continue;
-    const auto source = [&](const View& v) {
-      return s.batch * v.batch + t * v.row + head_k * v.head;
-    };
-    const auto target = [&](const View& v) { return pages.offset(v, page, key) + head_k * v.head; };
-    for (int i = thread; i < all_k + v_chunks; i += threads) {
-      const bool is_k = i < all_k;
-      const View &from = is_k ? p.k_new : p.v_new, &to = is_k ? p.k_cache : p.v_cache;
-      const int comp = is_k ? i / k_chunks : 0;
-      const int col = (is_k ? i % k_chunks : i - all_k) * kChunk;
-      const auto* row = row_of<const Element>(from, source(from) + comp * from.comp);
-      uint4* slot =
-          reinterpret_cast<uint4*>(row_of<Element>(to, target(to) + comp * to.comp + col));
-      *slot = is_k ? rotator.load(row, col, key) : *reinterpret_cast<const uint4*>(row + col);
-    }
+    const auto* row = row_of<const Element>(
+        from, s.batch * from.batch + t * from.row + head_k * from.head + comp * from.comp);
+    auto* slot =
+        row_of<Element>(to, pages.offset(to, page, key) + head_k * to.head + comp * to.comp + col);
+    *reinterpret_cast<uint4*>(slot) = rotator.load(row, col, key);
   }
 }
 
-constexpr int kAppendThreads = 128, kAppendTokens = 4;  // of a CTA
+constexpr int kAppendTokens = 4;  // of a CTA
 
 // Appends before the keys are read by another kernel: for prompts, whose rows many CTAs share.
 template <class Element>
-__global__ void __launch_bounds__(kAppendThreads)
+__global__ void __launch_bounds__(kMostTokenChunks)
     append_kernel(const __grid_constant__ DecodeParams params) {
   const int heads = int(params.shape.nheads_k);
   const int parts = int((params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens);
   const CachedSequence sequence(params, blockIdx.x / parts / heads);
   const Pages pages(params, sequence);
   append_tokens<Element>(params, sequence, pages, blockIdx.x / parts % heads, blockIdx.x % parts,
-                         parts, threadIdx.x, kAppendThreads);
+                         parts, threadIdx.x);
 }
 
 template <class Element>
@@ -58,7 +58,7 @@ void launch_append(const DecodeParams& params, cudaStream_t stream) {
   const int64_t parts = (params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens;
   const int64_t ctas = parts * params.shape.nheads_k * params.shape.batch;
   check_size("append: new tokens x heads x batch", ctas, kMaxCtas);
-  append_kernel<Element><<<unsigned(ctas), kAppendThreads, 0, stream>>>(params);
+  append_kernel<Element><<<unsigned(ctas), kMostTokenChunks, 0, stream>>>(params);
   check(cudaGetLastError(), "append: launch");
 }
 

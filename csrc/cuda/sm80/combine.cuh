@@ -20,16 +20,17 @@ struct MergedSplits {
   float2 o[2] = {};                           // [comp]   of two columns
 
   // lses [split, comp] and columns [split, comp, pitch] of `count` splits.
-  __device__ MergedSplits(const float2* lses, const float2* columns, int count, int pitch) {
+  __device__ MergedSplits(const float2* lses, const float2* columns, unsigned count,
+                          unsigned pitch) {
     // Copies of a thread's own. ptxas puts plain loads beside their uses, one latency after the other.
     __shared__ float2 slots[kAtOnce][2][kMostCombineThreads];
     __shared__ float2 weights[kMostCombineThreads / 32][2][kAtOnce];  // a warp's own, in turn
-    const int thread = threadIdx.x, split = thread % kAtOnce;
-    for (int first = 0; first < count; first += kAtOnce) {
-      const int here = min(kAtOnce, count - first);
+    const unsigned thread = threadIdx.x, split = thread % kAtOnce;
+    for (unsigned first = 0; first < count; first += kAtOnce) {
+      const unsigned here = min(kAtOnce, count - first);
       const float2 lse = split < here ? lses[first + split] : float2{-INFINITY, -INFINITY};
 #pragma unroll 4
-      for (int i = 0; i < here; ++i, columns += 2 * pitch)
+      for (unsigned i = 0; i < here; ++i, columns += 2 * pitch)
         for (int comp = 0; comp < 2; ++comp) copy(columns[comp * pitch], slots[i][comp][thread]);
       cute::cp_async_fence();
       float2* const weight = weights[thread / 32][first / kAtOnce % 2];
@@ -37,7 +38,7 @@ struct MergedSplits {
       cute::cp_async_wait<0>();
       __syncwarp();  // the weights of all lanes are there, and those before the last have been read
 #pragma unroll 4
-      for (int i = 0; i < here; ++i) add(weight[i], slots[i][0][thread], slots[i][1][thread]);
+      for (unsigned i = 0; i < here; ++i) add(weight[i], slots[i][0][thread], slots[i][1][thread]);
     }
   }
 
@@ -52,7 +53,7 @@ struct MergedSplits {
   }
 
  private:
-  static constexpr int kAtOnce = 16;
+  static constexpr unsigned kAtOnce = 16;
 
   __device__ static void copy(const float2& from, float2& to) {
     cute::SM80_CP_ASYNC_CACHEALWAYS<float2>::copy(from, to);
@@ -80,9 +81,9 @@ __device__ inline float block_sum(float x) {
   x = sum_over<32>(x);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
   __syncthreads();  // the sums of all warps are there
-  float sum = 0;
+  float sum = sums[0];
 #pragma unroll
-  for (int warp = 0; warp < kMostCombineThreads / 32; ++warp)
+  for (int warp = 1; warp < kMostCombineThreads / 32; ++warp)
     if (warp < blockDim.x / 32) sum += sums[warp];
   return sum;
 }
@@ -92,10 +93,10 @@ __global__ void __launch_bounds__(kMostCombineThreads)
     combine_kernel(const __grid_constant__ DecodeParams params,
                    const __grid_constant__ DecodePlan plan) {
   const Shape& shape = params.shape;
-  const int dv = int(shape.headdim_v);
+  const unsigned dv = unsigned(shape.headdim_v);
   const bool exist = 2 * threadIdx.x < dv;  // this thread's columns
-  const int col = exist ? 2 * threadIdx.x : 0;
-  const int count = plan.counts[blockIdx.x];
+  const unsigned col = exist ? 2 * threadIdx.x : 0;
+  const unsigned count = plan.counts[blockIdx.x];
 
   // Used at the end, but asked for now: nobody has to wait for these.
   int batch = int(blockIdx.x), head, row;

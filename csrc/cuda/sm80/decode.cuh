@@ -42,6 +42,7 @@ struct DecodeTraits {
   static constexpr int kFitAll = kSmem / kWidestSlots < kFit ? kSmem / kWidestSlots : kFit;
   static constexpr int kSlots = kFitAll < kMostSlots ? kFitAll : kMostSlots;
   static_assert(kSlots >= 3 && kHeadDimV <= 2 * kHeadDim);
+  static_assert(kThreads >= kMostTokenChunks);
 };
 
 // Q of all row warps, rotated, into the slot that is filled last. The sign of a negative scale goes
@@ -157,7 +158,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (!plan.append_first)
     append_tokens<Element>(params, sequence, pages, head_k,
                            split * plan.row_blocks.divisor + row_block,
-                           plan.splits.divisor * plan.row_blocks.divisor, threadIdx.x, T::kThreads);
+                           plan.splits.divisor * plan.row_blocks.divisor, threadIdx.x);
   if (plan.splits.divisor > 1) {
     if (split == 0) store_counts(plan, rows, sequence.batch, head_k, splits.count());
     if (blocks.begin >= blocks.end) return;
