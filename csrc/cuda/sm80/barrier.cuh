@@ -13,8 +13,9 @@ __device__ inline void named_barrier(int id, int threads) {
 __device__ inline int named_barrier_count(int id, int threads, bool yes) {
   int count;
   asm volatile(
-      "{ .reg .pred yes; setp.ne.s32 yes, %3, 0;\n"
-      "  barrier.red.popc.aligned.u32 %0, %1, %2, yes; }"
+      "{\n.reg .pred yes;\n"
+      "setp.ne.s32 yes, %3, 0;\n"
+      "barrier.red.popc.aligned.u32 %0, %1, %2, yes;\n}"
       : "=r"(count)
       : "r"(id), "r"(threads), "r"(int(yes))
       : "memory");
