@@ -25,6 +25,7 @@ from support.case import Case
 from support.checks import check_forward, check_saved
 from support.data import flat, make_problem
 from support.impls import Impl, load
+from torch import Tensor
 from torch.nn.functional import pad
 
 ptxsim = sim_build.ptxsim
@@ -47,12 +48,16 @@ def cases(d: int, dv: int) -> list[Case]:
     ]
 
 
+def spread(x: Tensor) -> Tensor:
+    """The same numbers in rows with NaN between them."""
+    return pad(x, (0, 128), value=nan)[..., : x.shape[-1]]
+
+
 def in_wide_rows(impl: Impl) -> Impl:
     """Head dims are narrower than the kernel's tiles; what lies between them is not to be read."""
 
     def func(*tensors: Any, **options: Any) -> Any:
-        q, k, v = (pad(x, (0, 128), value=nan)[..., : x.shape[-1]] for x in tensors[:3])
-        return impl.func(q, k, v, *tensors[3:], **options)
+        return impl.func(*map(spread, tensors[:3]), *tensors[3:], **options)
 
     return replace(impl, func=func)
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import nan
 from typing import Any
 
 import test_kvcache_device as device
 import torch
-from mutants import finish, options, run
+from mutants import finish, options, run, spread
 from support.cache import make_cache
 from support.case import Case
 from support.checks import check_answer
 from support.impls import Impl
 from test_kvcache import check_step
 from torch import Tensor
-from torch.nn.functional import pad
 
 BF16 = torch.bfloat16
 # Name: object file, part of the kernel's name, query heads a KV head.
@@ -34,13 +32,10 @@ KERNELS = {
 def in_wide_rows(impl: Impl) -> Impl:
     """Head dims are narrower than the tiles; what lies between rows is not to be touched."""
 
-    def wide(x: Tensor) -> Tensor:
-        return pad(x, (0, 128), value=nan)[..., : x.shape[-1]]
-
     def kvcache(q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Any, **options: Any) -> Any:
-        new = {name: wide(options[name]) for name in ("k", "v") if name in options}
-        caches = wide(k_cache), wide(v_cache)
-        result = impl.kvcache(wide(q), *caches, lam, **options | new)
+        new = {name: spread(options[name]) for name in ("k", "v") if name in options}
+        caches = spread(k_cache), spread(v_cache)
+        result = impl.kvcache(spread(q), *caches, lam, **options | new)
         k_cache.copy_(caches[0])
         v_cache.copy_(caches[1])
         return result
