@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.10
+LOCK ?= constraints.txt
 MAX_JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
 SIM_ARGS ?=
@@ -17,12 +18,18 @@ DEPS := $(VENV)/.deps
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 NVCC := $(VENV)/.nvcc
+STEP := tools/step
+# Warnings are left out: on some machines pip prints hundreds that are not about this project.
+PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
+PIN := $(if $(LOCK),--constraint $(LOCK))
+CUTLASS := $(shell grep -o 'nvidia-cutlass==[0-9.]*' pyproject.toml)
+TOOLKIT := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl nvidia-cuda-runtime
 CLANG_FORMAT := $(VENV)/bin/clang-format
 
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test mutants lint docs bench counts accuracy plot wheel cmake clean help
+.PHONY: setup build demo test test-latest lock mutants lint docs bench counts accuracy plot wheel cmake clean help
 
 help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
@@ -30,6 +37,9 @@ help:
 	@echo 'demo    train a small model on real text and let it write (DEMO_ARGS)'
 	@echo 'test    the test suite on the CPU, the simulated GPU and a GPU if there is one (PYTEST_ARGS),'
 	@echo '        and the simulator by itself (SIM_ARGS)'
+	@echo 'test-latest  the suite in a virtual environment of its own, with the newest of everything, and what'
+	@echo '        in it is not what constraints.txt pins'
+	@echo 'lock    pin the newest releases in constraints.txt, but for those that requirements.in holds back'
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
 	@echo 'docs    write docs/api.md anew from the docstrings'
@@ -45,24 +55,27 @@ setup: $(BUILT)
 build: $(BUILT)
 
 # The build needs torch's headers, so torch comes first and the build runs beside it, unisolated.
-$(DEPS): pyproject.toml
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet '$(TORCH)' 'setuptools>=77' ninja
-	$(PY) -m pip install --quiet --no-deps nvidia-cutlass==4.2.0.0  # headers; its tools need more
-	touch $@
+$(DEPS): pyproject.toml $(LOCK)
+	@test -x $(PY) || $(STEP) 'virtual environment $(VENV)' $(PYTHON) -m venv $(VENV)
+	@$(STEP) 'torch' $(PIP) install $(PIN) '$(TORCH)' setuptools ninja
+	@$(STEP) "CUTLASS's headers" $(PIP) install --no-deps $(CUTLASS)  # its tools need more
+	@touch $@
 
 # The first time pip builds and installs; afterwards setup.py recompiles only what changed.
 $(BUILT): $(NATIVE) setup.py build_cuda.py $(DEPS) $(NVCC)
-	if test $(INSTALLED) -nt $(DEPS); then $(PY) setup.py --quiet build_ext --inplace; \
-	else $(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]' && touch $(INSTALLED); fi
-	touch $@
+	@if test $(INSTALLED) -nt $(DEPS); then \
+	  $(STEP) 'native code that changed' $(PY) setup.py --quiet build_ext --inplace; \
+	else \
+	  $(STEP) 'the package, compiled, and what it is tested with' \
+	    $(PIP) install $(PIN) --no-build-isolation --editable '.[dev]' && touch $(INSTALLED); \
+	fi
+	@touch $@
 
 # Without an nvcc on the machine it comes from PyPI.
 $(NVCC): $(DEPS)
-	command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || $(PY) -m pip install --quiet \
-	  nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-	  'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-runtime==13.0.*'
-	touch $@
+	@command -v nvcc > /dev/null || test -x "$$CUDA_HOME/bin/nvcc" || \
+	  $(STEP) 'nvcc' $(PIP) install $(PIN) $(TOOLKIT)
+	@touch $@
 
 demo: $(BUILT)
 	$(PY) examples/train_lm.py --out demo_out $(DEMO_ARGS)
@@ -72,6 +85,18 @@ test: $(BUILT)
 	$(PY) -m pytest --device sim $(PYTEST_ARGS)
 	if $(PY) -c '$(HAS_GPU)'; then $(PY) -m pytest --device cuda $(PYTEST_ARGS); fi
 	cd tests/ptxsim && $(abspath $(PY)) -m pytest $(SIM_ARGS)
+
+test-latest:
+	$(MAKE) build VENV=.venv-latest LOCK=
+	@.venv-latest/bin/python tools/lock_diff.py
+	$(MAKE) test VENV=.venv-latest LOCK=
+	@.venv-latest/bin/python tools/lock_diff.py
+
+# For every Python that the package runs on. transformers has no release for 3.10 any more.
+lock: $(DEPS)
+	$(PIP) install $(PIN) uv
+	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --all-extras \
+	  --no-annotate --custom-compile-command 'make lock' pyproject.toml requirements.in -o constraints.txt
 
 mutants: $(BUILT)
 	$(PY) tests/mutants.py $(MUTANTS_ARGS)

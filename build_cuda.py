@@ -132,7 +132,7 @@ class Toolkit:
         package = importlib.util.find_spec("cutlass_library")
         if package is None or package.origin is None:
             raise SystemExit(
-                "no CUTLASS headers: pip install --no-deps nvidia-cutlass==4.2.0.0; "
+                f"no CUTLASS headers: pip install --no-deps {_cutlass_pin()}; "
                 "DIFFATTN_CUDA=0 builds without CUDA"
             )
         return ["-isystem", str(Path(package.origin).parent / "source" / "include")]
@@ -140,6 +140,13 @@ class Toolkit:
     def _ask(self, *options: str) -> str:
         done = subprocess.run([self.nvcc, *options], capture_output=True, text=True, check=True)
         return done.stdout + done.stderr
+
+
+def _cutlass_pin() -> str:
+    """The only place that pins it is where pip reads what a build needs."""
+    pin = re.search(r"nvidia-cutlass==[\d.]+", (ROOT / "pyproject.toml").read_text())
+    assert pin, "pyproject.toml does not pin nvidia-cutlass"
+    return pin[0]
 
 
 def _is_current(target: Path, log: Path, depfile: Path, command: list[str]) -> bool:
