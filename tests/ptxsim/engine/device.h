@@ -9,7 +9,8 @@
 
 namespace ptxsim {
 
-// Limits from the CUDA programming guide's table of compute capabilities.
+// Limits from the CUDA programming guide's table of compute capabilities; counts, sizes and clocks are those of a T4,
+// an A100 80GB, an RTX A6000, an RTX 4090, an H100 SXM and an RTX 5090.
 struct DeviceProfile {
     const char* name;
     int major, minor;
@@ -19,6 +20,10 @@ struct DeviceProfile {
     u32 shared_per_sm;
     u32 registers_per_block, max_threads_per_sm, max_blocks_per_sm;
     u64 global_bytes;
+    u32 l2_bytes, clock_khz, memory_clock_khz, memory_bus_bits;
+    u32 double_ratio;  // single-precision operations per double-precision one
+    // Bytes of shared memory per block that the driver keeps for itself.
+    u32 reserved_shared() const { return major >= 8 ? 1024 : 0; }
 };
 const DeviceProfile& find_profile(const std::string& name);
 

@@ -65,6 +65,13 @@ int Runtime::fail(int code) {
     return code;
 }
 
+int Runtime::refuse(const std::string& call) {
+    SimError error(ErrorKind::Unsupported, "Host code calls " + call + ", which is not simulated.");
+    error.placed = true;
+    if (!pending) pending = std::make_unique<SimError>(error);
+    return fail(kCudaNotSupported);
+}
+
 int Runtime::take_last_error() {
     int code = last_error_;
     last_error_ = kCudaSuccess;
@@ -138,62 +145,46 @@ u64 Runtime::variable_address(const void* host, u64* bytes) {
     return module_variable_address(variable.binary->module, variable.name, bytes);
 }
 
-void* Runtime::allocate(u64 bytes) {
-    AllocationPtr a = MemoryMap::instance().create(bytes, "cudaMalloc(" + std::to_string(bytes) + ")", true, false);
+void* Runtime::allocate(u64 bytes, MemoryKind kind, const char* call) {
+    std::string name = std::string(call) + "(" + std::to_string(bytes) + ")";
+    AllocationPtr a = MemoryMap::instance().create(bytes, name, kind == MemoryKind::Device, false);
     std::lock_guard<std::mutex> lock(mutex_);
-    void* pointer = reinterpret_cast<void*>(a->base);
-    allocations_[pointer] = a;
-    return pointer;
+    allocations_[a->base] = {a, kind};
+    return reinterpret_cast<void*>(a->base);
 }
 
-bool Runtime::release(void* pointer) {
-    if (!pointer) return true;
+void Runtime::register_host(void* pointer, u64 bytes) {
+    u64 base = reinterpret_cast<u64>(pointer);
+    std::string name = "cudaHostRegister(" + std::to_string(bytes) + ")";
+    AllocationPtr a = MemoryMap::instance().adopt(base, bytes, name, true, true);
     std::lock_guard<std::mutex> lock(mutex_);
-    auto found = allocations_.find(pointer);
-    if (found == allocations_.end()) return false;
-    MemoryMap::instance().remove(found->second->base);
+    allocations_[base] = {a, MemoryKind::RegisteredHost};
+}
+
+bool Runtime::release(void* pointer, MemoryKind kind) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = allocations_.find(reinterpret_cast<u64>(pointer));
+    if (found == allocations_.end() || found->second.kind != kind) return false;
+    MemoryMap::instance().remove(found->first);
     allocations_.erase(found);
     return true;
 }
 
-void Runtime::mark_defined(u64 address, u64 bytes) {
-    auto table = MemoryMap::instance().table();
-    Allocation* a = find_allocation(*table, address);
-    if (a && a->defined && a->contains(address, bytes)) std::memset(a->defined + (address - a->base), 1, bytes);
+OwnedMemory Runtime::owner_of(const void* pointer) {
+    u64 address = reinterpret_cast<u64>(pointer);
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto above = allocations_.upper_bound(address);
+    if (above == allocations_.begin()) return {};
+    const OwnedMemory& memory = std::prev(above)->second;
+    return memory.allocation->contains(address, 1) ? memory : OwnedMemory{};
 }
 
-const char* cuda_error_name(int code) {
-    switch (code) {
-        case kCudaSuccess: return "cudaSuccess";
-        case kCudaInvalidValue: return "cudaErrorInvalidValue";
-        case kCudaMemoryAllocation: return "cudaErrorMemoryAllocation";
-        case kCudaInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-        case kCudaInvalidSymbol: return "cudaErrorInvalidSymbol";
-        case kCudaInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
-        case kCudaNoDevice: return "cudaErrorNoDevice";
-        case kCudaInvalidSource: return "cudaErrorInvalidSource";
-        case kCudaNotSupported: return "cudaErrorNotSupported";
-        case kCudaLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
-        case kCudaLaunchFailure: return "cudaErrorLaunchFailure";
-    }
-    return "cudaErrorUnknown";
-}
-
-const char* cuda_error_text(int code) {
-    switch (code) {
-        case kCudaSuccess: return "no error";
-        case kCudaInvalidValue: return "invalid argument";
-        case kCudaMemoryAllocation: return "out of memory";
-        case kCudaInvalidConfiguration: return "invalid configuration argument";
-        case kCudaInvalidSymbol: return "invalid device symbol";
-        case kCudaInvalidDeviceFunction: return "invalid device function";
-        case kCudaNoDevice: return "no CUDA-capable device is detected";
-        case kCudaInvalidSource: return "device kernel image is invalid";
-        case kCudaNotSupported: return "operation not supported";
-        case kCudaLaunchOutOfResources: return "too many resources requested for launch";
-        case kCudaLaunchFailure: return "unspecified launch failure";
-    }
-    return "unknown error";
+u64 Runtime::allocated_bytes() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    u64 bytes = 0;
+    for (const auto& [base, memory] : allocations_)
+        if (memory.kind == MemoryKind::Device || memory.kind == MemoryKind::Managed) bytes += memory.allocation->size;
+    return bytes;
 }
 
 }  // namespace ptxsim

@@ -17,13 +17,19 @@ enum CudaError : int {
     kCudaInvalidValue = 1,
     kCudaMemoryAllocation = 2,
     kCudaInvalidConfiguration = 9,
+    kCudaInvalidPitchValue = 12,
     kCudaInvalidSymbol = 13,
+    kCudaInvalidMemcpyDirection = 21,
     kCudaInvalidDeviceFunction = 98,
     kCudaNoDevice = 100,
+    kCudaInvalidDevice = 101,
     kCudaInvalidSource = 300,
-    kCudaNotSupported = 801,
+    kCudaInvalidResourceHandle = 400,
     kCudaLaunchOutOfResources = 701,
+    kCudaHostMemoryAlreadyRegistered = 712,
+    kCudaHostMemoryNotRegistered = 713,
     kCudaLaunchFailure = 719,
+    kCudaNotSupported = 801,
 };
 const char* cuda_error_name(int code);
 const char* cuda_error_text(int code);
@@ -51,6 +57,14 @@ struct CallConfiguration {
     void* stream = nullptr;
 };
 
+// Who made a piece of memory; the values up to kManaged are those of cudaMemoryType.
+enum class MemoryKind : u8 { Unregistered, Host, Device, Managed, RegisteredHost };
+
+struct OwnedMemory {
+    AllocationPtr allocation;
+    MemoryKind kind = MemoryKind::Unregistered;
+};
+
 class Runtime {
   public:
     static Runtime& instance();
@@ -64,6 +78,8 @@ class Runtime {
     // Runs an action that may throw; its error becomes the pending one, and a code for the host.
     int guarded(const std::function<void()>& action);
     int fail(int code);
+    // For a call that is not simulated: the error names it, and the host gets cudaErrorNotSupported.
+    int refuse(const std::string& call);
     int take_last_error();
     int peek_last_error() const { return last_error_; }
 
@@ -75,10 +91,14 @@ class Runtime {
     void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared);
     u64 variable_address(const void* host, u64* bytes);
 
-    void* allocate(u64 bytes);
-    bool release(void* pointer);
-    // Host writes into device memory make it defined.
-    void mark_defined(u64 address, u64 bytes);
+    // Memory of the device is undefined until it is written. Of what the host writes directly nobody can tell, so
+    // pinned and managed memory is defined from the start.
+    void* allocate(u64 bytes, MemoryKind kind, const char* call);
+    void register_host(void* pointer, u64 bytes);
+    // False if no piece of memory of that kind begins at the pointer.
+    bool release(void* pointer, MemoryKind kind);
+    OwnedMemory owner_of(const void* pointer);
+    u64 allocated_bytes();
 
     std::unique_ptr<SimError> pending;
     std::function<std::pair<int, int>(const std::string& text, const std::string& kernel, const std::string& arch)>
@@ -93,7 +113,7 @@ class Runtime {
     std::vector<std::unique_ptr<FatBinary>> binaries_;
     std::map<const void*, HostFunction> functions_;
     std::map<const void*, HostVariable> variables_;
-    std::map<void*, AllocationPtr> allocations_;
+    std::map<u64, OwnedMemory> allocations_;  // by address
     int last_error_ = 0;
 };
 

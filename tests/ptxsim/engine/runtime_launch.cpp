@@ -1,6 +1,4 @@
-// What nvcc's host code calls: registration of binaries and kernels, the <<<>>> configuration, launches, attributes.
-#include <algorithm>
-
+// What nvcc's host code calls: registration of binaries and kernels, the <<<>>> configuration, launches.
 #include "runtime.h"
 
 using ptxsim::Runtime;
@@ -16,9 +14,39 @@ struct LaunchConfigC {
     Dim3 grid, block;
     std::size_t shared;
     void* stream;
-    void* attributes;
+    const struct LaunchAttribute* attributes;
     unsigned attribute_count;
 };
+
+// cudaLaunchAttribute
+struct LaunchAttribute {
+    int id;
+    unsigned padding, value[16];
+};
+static_assert(sizeof(LaunchAttribute) == 72, "cudaLaunchAttribute of CUDA 13");
+
+// cudaLaunchAttributeID. The others are hints of priority and caching, which change no result.
+enum LaunchAttributeId : int {
+    kCooperative = 2,
+    kClusterDimension = 4,
+    kProgrammaticEvent = 7,
+    kPreferredClusterDimension = 11,
+    kCompletionEvent = 12,
+    kDeviceUpdatableNode = 13,
+};
+
+// Why an attribute is refused; null if the launch can do with it or without it.
+const char* refused_attribute(const LaunchAttribute& a) {
+    bool one_block = a.value[0] * a.value[1] * a.value[2] <= 1;
+    switch (a.id) {
+        case kClusterDimension: return one_block ? nullptr : "cudaLaunchAttributeClusterDimension";
+        case kPreferredClusterDimension: return one_block ? nullptr : "cudaLaunchAttributePreferredClusterDimension";
+        case kProgrammaticEvent: return "cudaLaunchAttributeProgrammaticEvent";
+        case kCompletionEvent: return "cudaLaunchAttributeLaunchCompletionEvent";
+        case kDeviceUpdatableNode: return "cudaLaunchAttributeDeviceUpdatableKernelNode";
+    }
+    return nullptr;
+}
 
 Runtime& runtime() { return Runtime::instance(); }
 
@@ -28,37 +56,6 @@ int launch(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t
         runtime().launch(function, g, b, args, shared);
     });
 }
-
-constexpr int kMaxDynamicSharedAttribute = 8, kCarveoutAttribute = 9;
-
-int set_dynamic_shared(const void* host, int value) {
-    ptxsim::HostFunction* f = runtime().function(host);
-    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
-    if (!runtime().has_device()) return runtime().guarded([] { runtime().device(); });
-    u32 limit = runtime().device().profile->shared_per_block_optin, fixed = 0;
-    int code = runtime().guarded([&] { fixed = runtime().program(*f)->static_shared; });
-    if (code) return code;
-    if (value < 0 || static_cast<u32>(value) + fixed > limit) return runtime().fail(ptxsim::kCudaInvalidValue);
-    f->dynamic_shared_limit = static_cast<u32>(value);
-    return ptxsim::kCudaSuccess;
-}
-
-u32 resident_blocks(const ptxsim::Program& program, int threads, std::size_t shared) {
-    const ptxsim::DeviceProfile& p = *runtime().device().profile;
-    u32 warps = (static_cast<u32>(threads) + 31) / 32,
-        per_warp = (static_cast<u32>(program.registers) * 32 + 255) / 256 * 256;
-    u32 blocks = std::min(p.max_blocks_per_sm, p.max_threads_per_sm / std::max(warps * 32, 1u));
-    if (per_warp) blocks = std::min(blocks, p.registers_per_block / std::max(per_warp * warps, 1u));
-    u64 bytes = program.static_shared + shared + 1024;
-    return static_cast<u32>(std::min<u64>(blocks, p.shared_per_sm / bytes));
-}
-
-// cudaFuncAttributes
-struct FunctionAttributes {
-    std::size_t shared, constant, local;
-    int max_threads, registers, ptx_version, binary_version, cache_mode, max_dynamic_shared, carveout;
-    int reserved[24];
-};
 
 }  // namespace
 
@@ -103,9 +100,6 @@ int cudaGetKernel(const void** kernel, const void* host) { return __cudaGetKerne
 int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
     return launch(kernel, grid, block, args, shared);
 }
-int __cudaLaunchKernel_ptsz(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
-    return launch(kernel, grid, block, args, shared);
-}
 int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
     return launch(function, grid, block, args, shared);
 }
@@ -113,41 +107,15 @@ int cudaLaunchCooperativeKernel(const void* function, Dim3 grid, Dim3 block, voi
     return launch(function, grid, block, args, shared);
 }
 int cudaLaunchKernelExC(const LaunchConfigC* config, const void* function, void** args) {
-    return launch(function, config->grid, config->block, args, config->shared);
-}
-
-int cudaFuncSetAttribute(const void* function, int attribute, int value) {
-    if (attribute == kMaxDynamicSharedAttribute) return set_dynamic_shared(function, value);
-    return attribute == kCarveoutAttribute ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
-}
-int cudaFuncSetCacheConfig(const void*, int) { return ptxsim::kCudaSuccess; }
-
-int cudaFuncGetAttributes(FunctionAttributes* out, const void* host) {
-    ptxsim::HostFunction* f = runtime().function(host);
-    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
-    return runtime().guarded([&] {
-        auto program = runtime().program(*f);
-        const ptxsim::DeviceProfile& p = *runtime().device().profile;
-        *out = FunctionAttributes{};
-        out->shared = program->static_shared;
-        out->local = static_cast<std::size_t>(program->spill_bytes) + program->functions[0].local_bytes;
-        out->max_threads = program->function->max_threads ? program->function->max_threads : 1024;
-        out->registers = program->registers;
-        out->ptx_version = out->binary_version = p.major * 10 + p.minor;
-        out->max_dynamic_shared =
-            static_cast<int>(std::max(f->dynamic_shared_limit, p.shared_per_block - program->static_shared));
-    });
-}
-
-int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* host, int threads,
-                                                           std::size_t shared, unsigned) {
-    ptxsim::HostFunction* f = runtime().function(host);
-    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
-    return runtime().guarded(
-        [&] { *blocks = static_cast<int>(resident_blocks(*runtime().program(*f), threads, shared)); });
-}
-int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* host, int threads, std::size_t shared) {
-    return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, host, threads, shared, 0);
+    bool cooperative = false;
+    for (unsigned i = 0; i < config->attribute_count; ++i) {
+        const LaunchAttribute& a = config->attributes[i];
+        if (const char* name = refused_attribute(a))
+            return runtime().refuse(std::string("cudaLaunchKernelExC with ") + name);
+        cooperative |= a.id == kCooperative && a.value[0];
+    }
+    auto launch_kind = cooperative ? cudaLaunchCooperativeKernel : cudaLaunchKernel;
+    return launch_kind(function, config->grid, config->block, args, config->shared, config->stream);
 }
 
 }  // extern "C"

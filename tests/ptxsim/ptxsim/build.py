@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "engine"
+NAMES = ENGINE / "runtime_names.txt"  # the functions of the CUDA runtime
 PYTHON_FILES = {"module.cpp", "runtime_python.cpp"}  # what needs pybind11; the rest is the engine proper
 
 
@@ -63,6 +64,29 @@ def _ninja() -> str:
         return found
 
 
+def runtime_names() -> list[str]:
+    lines = NAMES.read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def _write_refusals(folder: Path) -> None:
+    """What the engine's sources do not define of the CUDA runtime: without it such calls would reach a real runtime that
+    happens to be in the process. The definitions are weak, so those in the sources win. The variants of a function
+    for per-thread default streams are the function itself, because streams are a formality here."""
+    variants = {name: name.removesuffix("_ptsz").removesuffix("_ptds") for name in runtime_names() if name.endswith(("_ptsz", "_ptds"))}
+    stubs = ['#include "runtime.h"', 'extern "C" {']
+    for name in runtime_names():
+        if name not in variants:
+            stubs.append(f'[[gnu::weak]] int {name}() {{ return ptxsim::Runtime::instance().refuse("{name}"); }}')
+    _write_if_changed(folder / "refusals.cpp", "\n".join([*stubs, "}"]) + "\n")
+    _write_if_changed(folder / "variants.ld", "".join(f"{name} = {base};\n" for name, base in variants.items()))
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def _write_ninja(folder: Path) -> None:
     import pybind11
 
@@ -84,7 +108,8 @@ def _write_ninja(folder: Path) -> None:
         (module if is_python else engine).append(f"{path.stem}.o")
         lines.append(f"build {path.stem}.o: cc {path}")
         lines.append(f"  extra = {python if is_python else ''}")
-    lines.append(f"build libptxsim_engine.so: link {' '.join(engine)}")
+    lines += ["build refusals.o: cc refusals.cpp", f"  extra = -I{ENGINE}"]
+    lines.append(f"build libptxsim_engine.so: link {' '.join(engine)} refusals.o variants.ld")
     lines.append("  extra = -Wl,-soname,libptxsim_engine.so")
     lines.append(f"build _ptxsim{suffix}: link {' '.join(module)} | libptxsim_engine.so")
     lines.append("  extra = -L. -lptxsim_engine -Wl,-rpath,'$$ORIGIN'")
@@ -103,6 +128,7 @@ def build(verbose: bool = False) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes may want it at once
         if (folder / "done").exists():
             return folder
+        _write_refusals(objects)
         _write_ninja(objects)
         jobs = os.environ.get("MAX_JOBS", "2")
         result = subprocess.run([_ninja(), "-C", str(objects), "-j", jobs], capture_output=not verbose, text=True)

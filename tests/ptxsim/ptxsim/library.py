@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ._engine import folder, native
 from .device import raise_pending
+from .errors import Unsupported
 from .module import cached, kernel_resources, preprocessed, require_nvcc, run_tool
 
 native.set_probe(kernel_resources)
@@ -42,6 +44,7 @@ class Library:
         # DEEPBIND: a real CUDA runtime in this process must not take these calls.
         self._library = ctypes.CDLL(str(self.path), mode=os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND)
         self._functions: dict[str, HostFunction] = {}
+        raise_pending()  # what went wrong while it registered its kernels
 
     def __getattr__(self, name: str) -> HostFunction:
         if name.startswith("_"):
@@ -59,6 +62,18 @@ def on_ptx(change: Callable[[str], str]) -> None:
 def link_library(objects: Sequence[Path], out: Path, extra: Sequence[str] = ()) -> None:
     """Links objects with the stand-in runtime; torch extensions may use it with their own libraries in `extra`."""
     run_tool(["g++", "-shared", *map(str, objects), "-o", str(out), f"-L{folder}", "-lptxsim_engine", f"-Wl,-rpath,{folder}", *extra])
+    refuse_unknown_calls(out)
+
+
+CUDA_CALL = re.compile(r"\b((?:__)?cuda[A-Z]\w*|cu[A-Z]\w*)(?:@\S*)?$")
+
+
+def refuse_unknown_calls(path: Path) -> None:
+    """Calls into CUDA that the engine does not define, not even to refuse them, would reach a real runtime or driver."""
+    called = {match[1] for line in run_tool(["nm", "-D", "--undefined-only", path]).splitlines() if (match := CUDA_CALL.search(line))}
+    supplied = run_tool(["nm", "-D", "--defined-only", folder / "libptxsim_engine.so"]).split()
+    if unknown := sorted(called - set(supplied)):
+        raise Unsupported(f"Host code calls {', '.join(unknown)}, which the stand-in of the CUDA runtime does not have.")
 
 
 class HostFunction:

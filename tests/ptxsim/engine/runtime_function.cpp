@@ -1,0 +1,149 @@
+// What host code asks about a kernel, and sets: its attributes, its parameters, how many of its blocks an SM holds.
+#include <algorithm>
+
+#include "runtime.h"
+
+using ptxsim::DeviceProfile;
+using ptxsim::HostFunction;
+using ptxsim::Program;
+using ptxsim::Runtime;
+using ptxsim::u32;
+using ptxsim::u64;
+
+namespace {
+
+Runtime& runtime() { return Runtime::instance(); }
+
+// cudaFuncAttribute
+constexpr int kMaxDynamicShared = 8, kCarveout = 9, kFirstOfClusters = 10;
+
+constexpr u32 kWarpThreads = 32, kMaxBlockThreads = 1024, kRegisterUnit = 256, kSmPartitions = 4;
+
+u32 round_up(u32 value, u32 to) { return (value + to - 1) / to * to; }
+
+int set_dynamic_shared(const void* host, int value) {
+    HostFunction* f = runtime().function(host);
+    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
+    u32 limit = 0, fixed = 0;
+    int code = runtime().guarded([&] {
+        limit = runtime().device().profile->shared_per_block_optin;
+        fixed = runtime().program(*f)->static_shared;
+    });
+    if (code) return code;
+    if (value < 0 || static_cast<u32>(value) + fixed > limit) return runtime().fail(ptxsim::kCudaInvalidValue);
+    f->dynamic_shared_limit = static_cast<u32>(value);
+    return ptxsim::kCudaSuccess;
+}
+
+// Registers are handed out to warps, from the partition of the SM on which the warp runs.
+u32 resident_warps(const Program& program, const DeviceProfile& p) {
+    u32 per_warp = round_up(static_cast<u32>(program.registers) * kWarpThreads, kRegisterUnit);
+    u32 warps = p.max_threads_per_sm / kWarpThreads;
+    return per_warp ? std::min(warps, p.registers_per_block / kSmPartitions / per_warp * kSmPartitions) : warps;
+}
+
+u32 shared_unit(const DeviceProfile& p) { return p.major >= 8 ? 128 : 256; }
+
+// As in the toolkit's cuda_occupancy.h, which knows no launch bounds.
+u32 resident_blocks(const HostFunction& f, const Program& program, u32 threads, u64 dynamic) {
+    const DeviceProfile& p = *runtime().device().profile;
+    u64 shared = program.static_shared + dynamic;
+    bool opted_in = dynamic <= f.dynamic_shared_limit && shared <= p.shared_per_block_optin;
+    if (threads > kMaxBlockThreads || (shared > p.shared_per_block && !opted_in)) return 0;
+    u32 blocks = std::min(p.max_blocks_per_sm, resident_warps(program, p) / (round_up(threads, 32) / kWarpThreads));
+    u32 bytes = round_up(static_cast<u32>(shared) + p.reserved_shared(), shared_unit(p));
+    return bytes ? std::min(blocks, p.shared_per_sm / bytes) : blocks;
+}
+
+// cudaFuncAttributes
+struct FunctionAttributes {
+    std::size_t shared, constant, local;
+    int max_threads, registers, ptx_version, binary_version, cache_mode, max_dynamic_shared, carveout;
+    int cluster_must_be_set, cluster[3], cluster_policy, non_portable_cluster, reserved[16];
+};
+static_assert(sizeof(FunctionAttributes) == 144, "cudaFuncAttributes of CUDA 13");
+
+FunctionAttributes attributes_of(const HostFunction& f, const Program& program) {
+    const DeviceProfile& p = *runtime().device().profile;
+    FunctionAttributes out{};
+    out.shared = program.static_shared;
+    for (const ptxsim::Variable& v : program.module->variables)
+        if (v.space == ptxsim::Space::Const) out.constant += v.size;
+    out.local = static_cast<std::size_t>(program.spill_bytes) + program.functions[0].local_bytes;
+    u32 bound = program.function->max_threads ? static_cast<u32>(program.function->max_threads) : kMaxBlockThreads;
+    out.max_threads = static_cast<int>(std::min(bound, resident_warps(program, p) * kWarpThreads));
+    out.registers = program.registers;
+    out.ptx_version = std::atoi(program.module->target.c_str() + 3);  // sm_80
+    out.binary_version = p.major * 10 + p.minor;
+    out.max_dynamic_shared =
+        static_cast<int>(std::max(f.dynamic_shared_limit, p.shared_per_block - program.static_shared));
+    out.carveout = -1;  // cudaSharedmemCarveoutDefault
+    return out;
+}
+
+// Runs ask(function, program) for a registered kernel.
+template <class Ask>
+int about(const void* host, Ask ask) {
+    HostFunction* f = runtime().function(host);
+    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
+    return runtime().guarded([&] { ask(*f, *runtime().program(*f)); });
+}
+
+}  // namespace
+
+extern "C" {
+
+int cudaFuncSetAttribute(const void* function, int attribute, int value) {
+    if (attribute >= kFirstOfClusters)
+        return runtime().refuse("cudaFuncSetAttribute(" + std::to_string(attribute) + "), an attribute of clusters");
+    if (attribute == kMaxDynamicShared) return set_dynamic_shared(function, value);
+    return attribute == kCarveout ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
+}
+// Preferences for caches and banks: nothing here depends on them.
+int cudaFuncSetCacheConfig(const void*, int) { return ptxsim::kCudaSuccess; }
+int cudaFuncSetSharedMemConfig(const void*, int) { return ptxsim::kCudaSuccess; }
+
+int cudaFuncGetAttributes(FunctionAttributes* out, const void* host) {
+    return about(host, [&](const HostFunction& f, const Program& program) { *out = attributes_of(f, program); });
+}
+int cudaFuncGetName(const char** name, const void* host) {
+    HostFunction* f = runtime().function(host);
+    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
+    *name = f->name.c_str();
+    return ptxsim::kCudaSuccess;
+}
+int cudaFuncGetParamInfo(const void* host, std::size_t index, std::size_t* offset, std::size_t* size) {
+    bool found = false;
+    int code = about(host, [&](const HostFunction&, const Program& program) {
+        found = index < program.params.size();
+        if (!found) return;
+        *offset = program.params[index].offset;
+        if (size) *size = program.params[index].size;
+    });
+    return code ? code : found ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
+}
+
+int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* host, int threads,
+                                                           std::size_t shared, unsigned) {
+    if (threads <= 0) return runtime().fail(ptxsim::kCudaInvalidValue);
+    return about(host, [&](const HostFunction& f, const Program& program) {
+        *blocks = static_cast<int>(resident_blocks(f, program, static_cast<u32>(threads), shared));
+    });
+}
+int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* host, int threads, std::size_t shared) {
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, host, threads, shared, 0);
+}
+// The most dynamic shared memory with which `blocks` blocks still fit an SM.
+int cudaOccupancyAvailableDynamicSMemPerBlock(std::size_t* bytes, const void* host, int blocks, int threads) {
+    if (threads <= 0 || blocks <= 0) return runtime().fail(ptxsim::kCudaInvalidValue);
+    bool fit = false;
+    int code = about(host, [&](const HostFunction& f, const Program& program) {
+        const DeviceProfile& p = *runtime().device().profile;
+        fit = resident_blocks(f, program, static_cast<u32>(threads), 0) >= static_cast<u32>(blocks);
+        u32 share = p.shared_per_sm / static_cast<u32>(blocks) / shared_unit(p) * shared_unit(p) - p.reserved_shared();
+        if (fit) *bytes = std::min(share, p.shared_per_block_optin) - program.static_shared;
+    });
+    return code ? code : fit ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
+}
+
+}  // extern "C"
