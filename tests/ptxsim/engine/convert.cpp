@@ -1,6 +1,7 @@
 // cvt (PTX ISA 9.7.9.21): between integers, f16, bf16, f32, f64, tf32, with rounding, saturation, .ftz and .relu;
 // packed halves.
 #include "control.h"
+#include "convert_fp8.h"
 #include "fp.h"
 #include "lanes.h"
 #include "parser.h"
@@ -261,6 +262,12 @@ void decode_cvt(Form& f) {
     if (f.take("relu")) flags |= kRelu;
     if (f.take("satfinite")) flags |= kSatFinite;
     std::string to = f.take_first_type();
+    if (f.inst.has("e4m3x2") || f.inst.has("e5m2x2")) {
+        bool saturates = flags & kSatFinite;
+        if (r != Rounding::Nearest || (flags & (kFtz | kSat | kToInteger)) || saturates != is_fp8_pair(to))
+            f.unsupported("8-bit floats are made by .rn.satfinite and read by .rn");
+        return decode_cvt_fp8(f, to, flags & kRelu);
+    }
     if (to == "f16x2" || to == "bf16x2") return decode_pair(f, to, r, flags);
     std::string from = f.take_first_type();
     if (is_integer(to) && !is_integer(from) && !(flags & kToInteger)) r = Rounding::Zero;

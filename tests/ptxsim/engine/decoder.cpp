@@ -78,6 +78,12 @@ void Form::take_cache_hints() {
     for (const char* hint : hints) take(hint);
 }
 
+void Form::require_target(int capability) const {
+    const std::string& target = decoder.program().module->target;  // sm_89
+    if (target.size() > 3 && std::atoi(target.c_str() + 3) < capability)
+        unsupported("it needs .target sm_" + std::to_string(capability) + ", the module's is " + target);
+}
+
 void Form::finish() {
     if (!left.empty()) unsupported("modifier ." + left[0] + " is not known here");
 }

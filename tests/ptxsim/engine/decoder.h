@@ -29,6 +29,8 @@ struct Form {
     std::string take_first_type();
     // Consumes cache operators and eviction hints, which change no value (PTX ISA 9.7.9.1-2).
     void take_cache_hints();
+    // The instruction exists from this compute capability (times ten) on.
+    void require_target(int capability) const;
     void finish();
     const Operand& at(size_t i) const;
     size_t size() const { return inst.operands.size(); }

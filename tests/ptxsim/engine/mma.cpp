@@ -3,7 +3,7 @@
 #include "control.h"
 #include "counters.h"
 #include "cta.h"
-#include "fp.h"
+#include "fp8.h"
 #include "lanes.h"
 #include "mma_half.h"
 #include "mma_layout.h"
@@ -30,15 +30,6 @@ struct Matrices {
     alignas(32) T c[16][8];
 };
 
-// .e4m3 has no infinity; .e5m2 is the upper byte of a half.
-float e4m3(u8 x) {
-    int exponent = (x >> 3) & 15, mantissa = x & 7;
-    float value = exponent == 15 && mantissa == 7 ? NAN
-                  : exponent                      ? std::ldexp(1.0f + static_cast<float>(mantissa) / 8, exponent - 7)
-                                                  : std::ldexp(static_cast<float>(mantissa) / 8, -6);
-    return x & 0x80 ? -value : value;
-}
-
 template <class T>
 T element(u32 bits, int within, Input type) {
     switch (type) {
@@ -47,8 +38,8 @@ T element(u32 bits, int within, Input type) {
         case kTf32: return static_cast<T>(bit_cast<float>(bits & 0xffffe000u));  // "the lower 13 bits are ignored"
         case kS8: return static_cast<T>(static_cast<s8>(bits >> (8 * within)));
         case kU8: return static_cast<T>(static_cast<u8>(bits >> (8 * within)));
-        case kE4m3: return static_cast<T>(e4m3(static_cast<u8>(bits >> (8 * within))));
-        default: return static_cast<T>(to_float(Half{static_cast<u16>((bits >> (8 * within) & 255) << 8)}));
+        case kE4m3: return static_cast<T>(to_float(E4m3{static_cast<u8>(bits >> (8 * within))}));
+        default: return static_cast<T>(to_float(E5m2{static_cast<u8>(bits >> (8 * within))}));
     }
 }
 
@@ -308,6 +299,7 @@ void decode_mma(Form& f) {
     f.take("rn");
     std::string dt = f.take_first_type(), at = f.take_first_type(), bt = f.take_first_type(), ct = f.take_first_type();
     if (!parse_input(at, s.a_type) || !parse_input(bt, s.b_type)) f.unsupported("input types");
+    if (s.a_type == kE4m3 || s.a_type == kE5m2) f.require_target(89);
     if (s.m == 8 && s.a_type == kF16) f.unsupported("m8n8k4 of .f16");  // its quad-pair layout is a Volta relic
     if (dt != ct) f.unsupported("accumulators of different types");
     s.half_accumulator = dt == "f16";

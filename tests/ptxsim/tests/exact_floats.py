@@ -15,6 +15,7 @@ class Format:
     exponent_bits: int
     mantissa_bits: int
     canonical_nan: int
+    finite: bool = False    # no infinity: the largest exponent is one like the others, and NaN has all bits set
 
     @property
     def width(self):
@@ -30,6 +31,9 @@ class Format:
 
     @property
     def inf_bits(self):
+        """The code after the largest number; of a finite format, NaN's."""
+        if self.finite:
+            return (1 << (self.width - 1)) - 1
         return ((1 << self.exponent_bits) - 1) << self.mantissa_bits
 
     @property
@@ -46,7 +50,9 @@ BF16 = Format("bf16", 8, 7, 0x7FFF)
 TF32 = Format("tf32", 8, 10, 0x3FFFF)
 F32 = Format("f32", 8, 23, 0x7FFFFFFF)
 F64 = Format("f64", 11, 52, 0xFFF8000000000000)
-FORMATS = {f.name: f for f in (F16, BF16, F32, F64)}
+E4M3 = Format("e4m3", 4, 3, 0x7F, finite=True)
+E5M2 = Format("e5m2", 5, 2, 0x7F)
+FORMATS = {f.name: f for f in (F16, BF16, F32, F64, E4M3, E5M2)}
 
 
 def is_zero(x):
@@ -61,7 +67,9 @@ def decode(fmt, bits):
     sign = -1 if bits & fmt.sign_bit else 1
     exponent = (bits >> fmt.mantissa_bits) & ((1 << fmt.exponent_bits) - 1)
     mantissa = bits & ((1 << fmt.mantissa_bits) - 1)
-    if exponent == (1 << fmt.exponent_bits) - 1:
+    if fmt.finite and bits & ~fmt.sign_bit == fmt.inf_bits:
+        return nan
+    if not fmt.finite and exponent == (1 << fmt.exponent_bits) - 1:
         return nan if mantissa else sign * inf
     if exponent == 0 and mantissa == 0:
         return sign * 0.0

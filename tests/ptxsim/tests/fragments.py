@@ -3,11 +3,12 @@
 `elem` counts through the registers of a lane, low part first. g is the ISA's groupID, t its threadID_in_group.
 """
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from exact_floats import BF16, F16, F32, F64, decode, encode
+from exact_floats import BF16, E4M3, E5M2, F16, F32, F64, decode, encode
 
 
 def split(lane):
@@ -46,11 +47,11 @@ def fraction(x):
 
 
 def to_float_bits(fmt):
-    return lambda x: encode(fmt, fraction(x))
+    return functools.cache(lambda x: encode(fmt, fraction(x)))
 
 
 def from_float_bits(fmt):
-    return lambda b: float(decode(fmt, b))
+    return functools.cache(lambda b: float(decode(fmt, b)))
 
 
 def to_integer_bits(width):
@@ -68,6 +69,8 @@ CODECS = {
     "tf32": (32, to_float_bits(F32), from_float_bits(F32)),
     "f32": (32, to_float_bits(F32), from_float_bits(F32)),
     "f64": (64, to_float_bits(F64), from_float_bits(F64)),
+    "e4m3": (8, to_float_bits(E4M3), from_float_bits(E4M3)),
+    "e5m2": (8, to_float_bits(E5M2), from_float_bits(E5M2)),
     "s8": (8, to_integer_bits(8), from_signed(8)),
     "u8": (8, to_integer_bits(8), lambda b: b),
     "s32": (32, to_integer_bits(32), from_signed(32)),
@@ -86,6 +89,10 @@ class Shape:
     @property
     def opcode(self):
         return f"mma.sync.aligned.m{self.m}n{self.n}k{self.k}.row.col.{self.acc}.{self.a}.{self.b}.{self.acc}"
+
+    @property
+    def target(self):
+        return "sm_89" if self.a in FP8 else "sm_80"
 
     @property
     def run(self):
@@ -137,7 +144,9 @@ def to_matrix(shape, operand, registers):
     return out
 
 
+FP8 = ("e4m3", "e5m2")
 SHAPES = [Shape(16, 8, k, kind, kind, acc) for k in (8, 16) for kind, acc in
           (("f16", "f32"), ("f16", "f16"), ("bf16", "f32"))]
 SHAPES += [Shape(16, 8, 4, "tf32", "tf32", "f32"), Shape(16, 8, 8, "tf32", "tf32", "f32"), Shape(8, 8, 4, "f64", "f64", "f64")]
 SHAPES += [Shape(16, 8, k, a, b, "s32") for k in (16, 32) for a in ("s8", "u8") for b in ("s8", "u8")]
+SHAPES += [Shape(16, 8, k, a, b, acc) for k in (16, 32) for a in FP8 for b in FP8 for acc in ("f32", "f16")]

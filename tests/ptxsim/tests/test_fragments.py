@@ -1,9 +1,12 @@
 """mma and ldmatrix against the ISA's layout tables, one element hot at a time: PTX ISA 9.7.14."""
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import ptxsim
 import pytest
-from fragments import CODECS, SHAPES, Shape, ldmatrix_element, to_matrix, to_registers
+from fragments import CODECS, FP8, SHAPES, Shape, ldmatrix_element, to_matrix, to_registers
 from truth import module_text
 
 BY_OPCODE = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.opcode.removeprefix("mma.sync.aligned."))
@@ -33,8 +36,8 @@ def mma_text(shape, name="mma"):
 
 def multiply(shape, a, b, c):
     """D of a batch of problems, through the engine."""
-    dev = ptxsim.Device(profile="sm_80", threads=1)
-    kernel = ptxsim.load_ptx(module_text("sm_80", [mma_text(shape)])).kernel("mma")
+    dev = ptxsim.Device(profile=shape.target, threads=1)
+    kernel = ptxsim.load_ptx(module_text(shape.target, [mma_text(shape)])).kernel("mma")
     arguments = [dev.tensor(np.stack([to_registers(shape, o, m) for m in batch]), name=o)
                  for o, batch in (("a", a), ("b", b), ("c", c))]
     d = dev.tensor(np.zeros((len(a), 32, shape.registers("c")), arguments[2].numpy().dtype), name="d")
@@ -42,9 +45,14 @@ def multiply(shape, a, b, c):
     return np.stack([to_matrix(shape, "c", registers) for registers in d.numpy()])
 
 
-def distinct(extent):
-    """Integers that every operand type holds exactly, all different where they fit."""
-    return np.arange(extent[0] * extent[1]).reshape(extent) % 113 + 1
+def distinct(shape, operand):
+    """Numbers that the operand's type holds exactly, all different where they fit: integers, or the middle codes of 8-bit floats."""
+    extent, kind = shape.extent(operand), shape.kind(operand)
+    index = np.arange(extent[0] * extent[1]).reshape(extent)
+    if kind not in FP8:
+        return index % 113 + 1
+    values = [CODECS[kind][2](code) for code in range(0x28, 0x58)]
+    return np.array(values)[index % len(values)]
 
 
 def hot(extent):
@@ -54,7 +62,7 @@ def hot(extent):
 
 @BY_OPCODE
 def test_each_element_of_a_multiplies_its_row_of_b(shape):
-    a, b = hot(shape.extent("a")), distinct(shape.extent("b"))
+    a, b = hot(shape.extent("a")), distinct(shape, "b")
     count = len(a)
     d = multiply(shape, a, [b] * count, [np.zeros(shape.extent("c"))] * count)
     assert np.array_equal(d, a @ b)
@@ -62,7 +70,7 @@ def test_each_element_of_a_multiplies_its_row_of_b(shape):
 
 @BY_OPCODE
 def test_each_element_of_b_multiplies_its_column_of_a(shape):
-    a, b = distinct(shape.extent("a")), hot(shape.extent("b"))
+    a, b = distinct(shape, "a"), hot(shape.extent("b"))
     count = len(b)
     d = multiply(shape, [a] * count, b, [np.zeros(shape.extent("c"))] * count)
     assert np.array_equal(d, a @ b)
@@ -70,7 +78,7 @@ def test_each_element_of_b_multiplies_its_column_of_a(shape):
 
 @BY_OPCODE
 def test_each_element_of_c_is_added_in_its_place(shape):
-    a, b, c = distinct(shape.extent("a")) % 5, distinct(shape.extent("b")) % 5, hot(shape.extent("c"))
+    a, b, c = distinct(shape, "a") // 1 % 5, distinct(shape, "b") // 1 % 5, hot(shape.extent("c"))
     d = multiply(shape, [a] * len(c), [b] * len(c), c)
     assert np.array_equal(d, a @ b + c)
 
@@ -79,8 +87,8 @@ def test_each_element_of_c_is_added_in_its_place(shape):
 def test_signed_problems_are_exact(shape):
     rng = np.random.default_rng(0)
     low = {"u8": 0}
-    a = [rng.integers(low.get(shape.a, -9), 10, shape.extent("a")) for _ in range(8)]
-    b = [rng.integers(low.get(shape.b, -9), 10, shape.extent("b")) for _ in range(8)]
+    a = [rng.integers(low.get(shape.a, -8), 9, shape.extent("a")) for _ in range(8)]
+    b = [rng.integers(low.get(shape.b, -8), 9, shape.extent("b")) for _ in range(8)]
     c = [rng.integers(-99, 100, shape.extent("c")) for _ in range(8)]
     assert np.array_equal(multiply(shape, a, b, c), np.stack(a) @ np.stack(b) + np.stack(c))
 
@@ -88,15 +96,15 @@ def test_signed_problems_are_exact(shape):
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s.acc in ("f32", "f16", "f64")], ids=lambda s: s.opcode)
 def test_nan_and_infinity_reach_only_their_row_and_column(shape):
     a, b = np.ones(shape.extent("a")), np.ones(shape.extent("b"))
-    bits = {"f16": 0x7E00, "bf16": 0x7FC0, "tf32": 0x7FC00000, "f64": 0x7FF8 << 48}[shape.a]
+    bits = {"f16": 0x7E00, "bf16": 0x7FC0, "tf32": 0x7FC00000, "f64": 0x7FF8 << 48, "e4m3": 0x7F, "e5m2": 0x7E}[shape.a]
     registers = to_registers(shape, "a", a)
     per = shape.register_width("a") // CODECS[shape.a][0]
     place = next(e for e in range(shape.elements("a")) if shape.place("a", 5, e)[0] == 1)
     width, shift = CODECS[shape.a][0], CODECS[shape.a][0] * (place % per)
     word = int(registers[5, place // per]) & ~((1 << width) - 1 << shift) | bits << shift
     registers[5, place // per] = word
-    dev = ptxsim.Device(profile="sm_80", threads=1)
-    kernel = ptxsim.load_ptx(module_text("sm_80", [mma_text(shape)])).kernel("mma")
+    dev = ptxsim.Device(profile=shape.target, threads=1)
+    kernel = ptxsim.load_ptx(module_text(shape.target, [mma_text(shape)])).kernel("mma")
     fragments = [registers, to_registers(shape, "b", b), to_registers(shape, "c", np.zeros(shape.extent("c")))]
     d = dev.tensor(np.zeros_like(fragments[2]), name="d")
     dev.launch(kernel, 1, 32, [*(dev.tensor(f) for f in fragments), d])
@@ -175,11 +183,12 @@ def test_ldmatrix(count, trans, device):
 
 
 def test_ptxas_accepts_the_texts(nvcc, tmp_path):
-    import subprocess
-    from pathlib import Path
-    text = module_text("sm_80", [mma_text(s, f"mma{i}") for i, s in enumerate(SHAPES)]
-                       + [ldmatrix_text(n, t).replace("entry ldm", f"entry ldm{n}{int(t)}") for n in (1, 2, 4) for t in (0, 1)])
-    (tmp_path / "m.ptx").write_text(text)
-    command = [str(Path(nvcc).with_name("ptxas")), "-O0", "-arch", "sm_80", str(tmp_path / "m.ptx"), "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    entries = {"sm_80": [ldmatrix_text(n, t).replace("entry ldm", f"entry ldm{n}{int(t)}") for n in (1, 2, 4) for t in (0, 1)],
+               "sm_89": []}
+    for i, shape in enumerate(SHAPES):
+        entries[shape.target].append(mma_text(shape, f"mma{i}"))
+    for target, texts in entries.items():
+        (tmp_path / "m.ptx").write_text(module_text(target, texts))
+        command = [str(Path(nvcc).with_name("ptxas")), "-O0", "-arch", target, str(tmp_path / "m.ptx"), "-o", str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

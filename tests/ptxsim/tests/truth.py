@@ -13,9 +13,9 @@ import numpy as np
 import ptxsim
 from exact_floats import FORMATS, decode
 
-WIDTHS = {"b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "bf16": 16, "pred": 32,
+WIDTHS = {"b8": 8, "u8": 8, "s8": 8, "b16": 16, "u16": 16, "s16": 16, "f16": 16, "bf16": 16, "e4m3": 8, "e5m2": 8, "pred": 32,
           "b32": 32, "u32": 32, "s32": 32, "f32": 32, "f16x2": 32, "bf16x2": 32, "tf32": 32,
-          "b64": 64, "u64": 64, "s64": 64, "f64": 64}
+          "e4m3x2": 16, "e5m2x2": 16, "b64": 64, "u64": 64, "s64": 64, "f64": 64}
 PTX_VERSION = "9.0"
 
 
@@ -129,7 +129,8 @@ def isnan_value(value):
 
 def lanes(kind, bits):
     """A packed value as its halves, so that each half may be any NaN."""
-    return [(kind[:-2], bits & 0xFFFF), (kind[:-2], bits >> 16)] if kind.endswith("x2") else [(kind, bits)]
+    half = WIDTHS[kind] // 2
+    return [(kind[:-2], bits & (1 << half) - 1), (kind[:-2], bits >> half)] if kind.endswith("x2") else [(kind, bits)]
 
 
 def mismatch(row, kind, expected, got, case):
