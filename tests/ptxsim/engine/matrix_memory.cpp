@@ -3,20 +3,12 @@
 #include "access.h"
 #include "control.h"
 #include "counters.h"
-#include "cta.h"
 #include "lanes.h"
+#include "matrix_warp.h"
 
 namespace ptxsim {
 
 namespace {
-
-// "all threads in the warp must execute the same ldmatrix instruction"
-bool enter(Warp& w) {
-    if (w.alive != kFull && w.cta->checks(kCheckDivergence))
-        w.fail(ErrorKind::Divergence,
-               "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
-    return w.converge(kFull);
-}
 
 // The rows' shared addresses, checked. Only lanes that give a row need a defined address.
 void row_offsets(Warp& w, const Op& op, int rows, u32* offsets) {
@@ -80,7 +72,7 @@ void load_matrix(Warp& w, Ref dst, const u32* rows, bool transposed) {
 }
 
 void op_ldmatrix(Warp& w, const Op& op) {
-    if (!enter(w)) return;
+    if (!enter_whole_warp(w)) return;
     u32 rows[kLanes];
     row_offsets(w, op, 8 * op.count, rows);
     count_row_wavefronts(w.cta->profile[w.current_pc()], rows, 8 * op.count);
@@ -88,7 +80,7 @@ void op_ldmatrix(Warp& w, const Op& op) {
 }
 
 void op_stmatrix(Warp& w, const Op& op) {
-    if (!enter(w)) return;
+    if (!enter_whole_warp(w)) return;
     u32 rows[kLanes];
     row_offsets(w, op, 8 * op.count, rows);
     count_row_wavefronts(w.cta->profile[w.current_pc()], rows, 8 * op.count);
@@ -108,7 +100,7 @@ void op_stmatrix(Warp& w, const Op& op) {
 
 // movmatrix.trans: the fragment of the transposed matrix.
 void op_movmatrix(Warp& w, const Op& op) {
-    if (!enter(w)) return;
+    if (!enter_whole_warp(w)) return;
     u16 matrix[8][8];
     const u32* a = w.cells<u32>(op.a);
     for (int lane = 0; lane < kLanes; ++lane)

@@ -2,19 +2,17 @@
 // Products are exact in single precision; sums are taken in single precision from the lowest k up (docs/simulator.md).
 #include "control.h"
 #include "counters.h"
-#include "cta.h"
-#include "fp8.h"
 #include "lanes.h"
+#include "matrix_warp.h"
 #include "mma_half.h"
 #include "mma_layout.h"
+#include "mma_types.h"
 
 namespace ptxsim {
 
 namespace {
 
 constexpr int kMaxK = 64;
-
-enum Input : u8 { kF16, kBf16, kTf32, kF64, kS8, kU8, kE4m3, kE5m2 };
 
 struct MmaShape {
     u8 m, n, k;
@@ -29,21 +27,6 @@ struct Matrices {
     alignas(32) T b[kMaxK][8];
     alignas(32) T c[16][8];
 };
-
-template <class T>
-T element(u32 bits, int within, Input type) {
-    switch (type) {
-        case kF16: return static_cast<T>(to_float(Half{static_cast<u16>(bits >> (16 * within))}));
-        case kBf16: return static_cast<T>(to_float(Bfloat{static_cast<u16>(bits >> (16 * within))}));
-        case kTf32: return static_cast<T>(bit_cast<float>(bits & 0xffffe000u));  // "the lower 13 bits are ignored"
-        case kS8: return static_cast<T>(static_cast<s8>(bits >> (8 * within)));
-        case kU8: return static_cast<T>(static_cast<u8>(bits >> (8 * within)));
-        case kE4m3: return static_cast<T>(to_float(E4m3{static_cast<u8>(bits >> (8 * within))}));
-        default: return static_cast<T>(to_float(E5m2{static_cast<u8>(bits >> (8 * within))}));
-    }
-}
-
-int per_register(Input type) { return type == kF16 || type == kBf16 ? 2 : type == kTf32 ? 1 : 4; }
 
 // One register of 32 lanes, 16-bit pairs, into rows of a: the frequent case, so its loop knows the type.
 template <class H, class T>
@@ -154,12 +137,8 @@ void define_outputs(Warp& w, const Op& op, const MmaShape& s) {
 
 const MmaShape& shape_of(const Op& op) { return *reinterpret_cast<const MmaShape*>(op.targets); }
 
-// "mma.sync.aligned: all threads in the warp must execute the same mma instruction"
 bool enter(Warp& w, const MmaShape& s) {
-    if (w.alive != kFull && w.cta->checks(kCheckDivergence))
-        w.fail(ErrorKind::Divergence,
-               "A warp-wide matrix instruction runs in a warp some of whose threads have exited or do not exist.");
-    if (!w.converge(kFull)) return false;
+    if (!enter_whole_warp(w)) return false;
     w.cta->counters->mma_flop += 2ull * s.m * s.n * s.k;
     return true;
 }
@@ -267,15 +246,6 @@ void op_mma_double(Warp& w, const Op& op) {
         }
 }
 
-bool parse_input(const std::string& type, Input& out) {
-    static const std::map<std::string, Input> types{{"f16", kF16}, {"bf16", kBf16}, {"tf32", kTf32}, {"f64", kF64},
-                                                    {"s8", kS8},   {"u8", kU8},     {"e4m3", kE4m3}, {"e5m2", kE5m2}};
-    auto it = types.find(type);
-    if (it == types.end()) return false;
-    out = it->second;
-    return true;
-}
-
 MmaShape take_shape(Form& f) {
     struct Named {
         const char* name;
@@ -328,6 +298,16 @@ void decode_mma(Form& f) {
 }
 
 }  // namespace
+
+bool parse_input(const std::string& type, Input& out) {
+    static const std::map<std::string, Input> types{{"f16", kF16},   {"bf16", kBf16}, {"tf32", kTf32}, {"f32", kF32},
+                                                    {"f64", kF64},   {"s8", kS8},     {"u8", kU8},     {"s32", kS32},
+                                                    {"e4m3", kE4m3}, {"e5m2", kE5m2}};
+    auto it = types.find(type);
+    if (it == types.end()) return false;
+    out = it->second;
+    return true;
+}
 
 void add_mma_families(FamilyTable& t) { t["mma"] = decode_mma; }
 

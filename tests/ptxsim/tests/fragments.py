@@ -6,6 +6,7 @@
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
 
 import numpy as np
 from exact_floats import BF16, E4M3, E5M2, F16, F32, F64, decode, encode
@@ -43,7 +44,8 @@ def ldmatrix_element(lane, half, trans):
 
 
 def fraction(x):
-    return Fraction(float(x)) if x else 0.0
+    x = float(x)
+    return Fraction(x) if x and isfinite(x) else x
 
 
 def to_float_bits(fmt):
