@@ -41,9 +41,17 @@ void Runtime::add_function(FatBinary* binary, const void* host, const std::strin
     f.name = name;
 }
 
-void Runtime::add_variable(FatBinary* binary, const void* host, const std::string& name) {
+void Runtime::add_variable(FatBinary* binary, const void* host, const std::string& name, void** managed) {
     std::lock_guard<std::mutex> lock(mutex_);
-    variables_[host] = {binary, name};
+    variables_[host] = {binary, name, managed};
+}
+
+void Runtime::place_managed(FatBinary* binary) {
+    parse(*binary);
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [host, v] : variables_)
+        if (v.binary == binary && v.managed)
+            *v.managed = reinterpret_cast<void*>(module_variable_address(binary->module, v.name));
 }
 
 HostFunction* Runtime::function(const void* host) {

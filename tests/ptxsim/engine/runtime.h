@@ -49,6 +49,7 @@ struct HostFunction {
 struct HostVariable {
     FatBinary* binary = nullptr;
     std::string name;
+    void** managed = nullptr;  // where host code looks up the address of a __managed__ variable
 };
 
 struct CallConfiguration {
@@ -72,7 +73,9 @@ class Runtime {
     FatBinary* add_binary(const void* data);
     void remove_binary(FatBinary* binary);
     void add_function(FatBinary* binary, const void* host, const std::string& name);
-    void add_variable(FatBinary* binary, const void* host, const std::string& name);
+    void add_variable(FatBinary* binary, const void* host, const std::string& name, void** managed = nullptr);
+    // Tells host code where the binary's __managed__ variables are.
+    void place_managed(FatBinary* binary);
     HostFunction* function(const void* host);
 
     // Runs an action that may throw; its error becomes the pending one, and a code for the host.

@@ -64,7 +64,11 @@ extern "C" {
 void** __cudaRegisterFatBinary(void* data) { return reinterpret_cast<void**>(runtime().add_binary(data)); }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void** handle) { runtime().remove_binary(reinterpret_cast<ptxsim::FatBinary*>(handle)); }
-char __cudaInitModule(void**) { return 1; }
+// Host code calls it before it first touches a __managed__ variable, until it succeeds.
+char __cudaInitModule(void** handle) {
+    auto* binary = reinterpret_cast<ptxsim::FatBinary*>(handle);
+    return runtime().guarded([&] { runtime().place_managed(binary); }) == ptxsim::kCudaSuccess;
+}
 
 void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, void*, void*, void*, void*,
                             int*) {
@@ -74,7 +78,7 @@ void __cudaRegisterVar(void** handle, char* host, char*, const char* name, int, 
     runtime().add_variable(reinterpret_cast<ptxsim::FatBinary*>(handle), host, name);
 }
 void __cudaRegisterManagedVar(void** handle, void** host, char*, const char* name, int, std::size_t, int, int) {
-    runtime().add_variable(reinterpret_cast<ptxsim::FatBinary*>(handle), host, name);
+    runtime().add_variable(reinterpret_cast<ptxsim::FatBinary*>(handle), host, name, host);
 }
 
 unsigned __cudaPushCallConfiguration(Dim3 grid, Dim3 block, std::size_t shared, void* stream) {

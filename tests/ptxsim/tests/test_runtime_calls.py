@@ -158,6 +158,11 @@ def test_memory_of_every_kind(library, inside, kind):
     assert library.type_of(p) == UNREGISTERED and library.release(number, p) == INVALID_VALUE
 
 
+def test_a_managed_variable_is_the_hosts_and_the_kernels(library, inside):
+    out = (ctypes.c_int * 4)()
+    assert library.managed_variable(out) == 0 and list(out) == [11, 60, 13, 14]
+
+
 def test_memory_in_use_is_counted(library, inside):
     before = library.free_memory()
     p = allocated(library, 0, 1000)

@@ -138,6 +138,18 @@ extern "C" int symbols(const int* from, int* to, size_t offset) {
     return cudaMemcpyFromSymbol(to, counter, 8, offset);
 }
 
+__managed__ int both[4] = {1, 2, 3, 4};
+__global__ void bump() { both[threadIdx.x] += 10; }
+
+// The host writes a managed variable, a kernel reads and writes it, the host reads it.
+extern "C" int managed_variable(int* out) {
+    cudaGetLastError();  // forgets the errors of earlier calls
+    both[1] = 50;
+    bump<<<1, 4>>>();
+    for (int i = 0; i < 4; ++i) out[i] = both[i];
+    return cudaGetLastError();
+}
+
 // One piece of memory of every kind: 0 device, 1 asynchronous, 2 pinned, 3 managed, 4 pitched.
 extern "C" int allocate(int kind, size_t bytes, void** out) {
     size_t pitch;
