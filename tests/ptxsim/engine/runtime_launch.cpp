@@ -9,21 +9,21 @@ namespace {
 
 struct Dim3 { u32 x, y, z; };
 
-// cudaLaunchConfig_t
-struct LaunchConfigC {
-    Dim3 grid, block;
-    std::size_t shared;
-    void* stream;
-    const struct LaunchAttribute* attributes;
-    unsigned attribute_count;
-};
-
 // cudaLaunchAttribute
 struct LaunchAttribute {
     int id;
     unsigned padding, value[16];
 };
 static_assert(sizeof(LaunchAttribute) == 72, "cudaLaunchAttribute of CUDA 13");
+
+// cudaLaunchConfig_t
+struct LaunchConfigC {
+    Dim3 grid, block;
+    std::size_t shared;
+    void* stream;
+    const LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
 
 // cudaLaunchAttributeID. The others are hints of priority and caching, which change no result.
 enum LaunchAttributeId : int {

@@ -47,7 +47,7 @@ def fingerprint() -> str:
     native = next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "") if cpu.exists() else ""
     for text in (version, native, " ".join(flags()), sys.version):
         digest.update(text.encode())
-    for path in sorted(ENGINE.glob("*")):
+    for path in [*sorted(ENGINE.glob("*")), Path(__file__)]:  # this file writes a source too
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
