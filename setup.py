@@ -95,7 +95,9 @@ def module(name: str, sources: list[str], macros: list[str], link: list[str]) ->
 bindings = files("csrc/bindings", "*.cpp")
 cuda_bindings = files("csrc/bindings", "cuda*.cpp")
 cpu_sources = ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"]
-modules = [module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], [], [])]
+modules = [
+    module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], [], ["-pthread"])
+]
 if build_cuda.wanted():
     # libtorch.so brings torch's CUDA library where there is one, and nothing else refers to it;
     # the CUDA runtime is ours alone: torch's own, of another version, must not see it.

@@ -16,13 +16,14 @@ struct View {
 
 struct Shape {
   int64_t batch;
-  int64_t seqlen_q, seqlen_k;  // with cu_seqlens: the longest sequence
+  int64_t seqlen_q, seqlen_k;  // with cu_seqlens: the longest sequence; at most 2^40
   int64_t nheads, nheads_k;
   int64_t headdim, headdim_v;
   int64_t k_components;  // 2, or 1 where both components share K (DIFF V2)
 };
 
-// Key j is visible to row i iff i + sk - sq - left <= j <= i + sk - sq + right; negative: unbounded.
+// Key j is visible to row i iff i + sk - sq - left <= j <= i + sk - sq + right; negative: unbounded. At
+// most 2^41, as sizes are added to them.
 struct Window {
   int64_t left, right;
 };
@@ -96,7 +97,7 @@ struct Paging {
 struct Cache {
   const int32_t* seqlens = nullptr;    // [batch]   before anything is appended
   const int32_t* batch_idx = nullptr;  // [batch]
-  const int32_t* leftpad = nullptr;    // [batch]
+  const int32_t* leftpad = nullptr;    // [batch]   at most the keys there are after appending
   int64_t seqlen_new = 0;              // keys appended to every sequence
   int64_t blocks = 0;                  // sequences, or pages, that the cache has room for
   Paging paging;
@@ -113,7 +114,7 @@ struct DecodeParams {
   double softmax_scale;
   Window window;
   Norm norm;
-  int64_t num_splits;  // 0: the backend chooses
+  int64_t num_splits;  // 0: the backend chooses; above the number of keys, that number
 };
 
 namespace cpu {

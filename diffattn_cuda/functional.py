@@ -178,19 +178,23 @@ def diff_flash_attn_with_kvcache(
 
     Args:
         k_cache: (batch_cache, seqlen_cache, 2·nheads_k, d), or paged, with block_table,
-            (num_blocks, page_size, 2·nheads_k, d), page_size a power of two ≥ 16; 5-D and V2's
-            nheads_k heads as in k. Its last stride is 1. Slots that hold no key are never read.
+            (num_blocks, page_size, 2·nheads_k, d), page_size a power of two ≥ 16 (on the
+            CPU any size); 5-D and V2's nheads_k heads as in k. Its last stride is 1. Slots that
+            hold no key are never read.
         v_cache: alike, (.., .., nheads_k, dv).
-        k: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending.
+        k: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending. A
+            slot that is appended to belongs to one sequence: pages may be shared for reading,
+            but two sequences cannot append to one page or row of the cache.
         v: (batch, seqlen_new, nheads_k, dv): appended with k.
         rotary_cos: (seqlen_ro, rotary_dim / 2) in q's dtype, rotary_dim a multiple of 16 up to d:
             rotates the new k at its positions, and q from position cache_seqlens on (all rows at
-            cache_seqlens with neither causal nor window). Needs k.
+            cache_seqlens with neither causal nor window). Needs k, which may have no rows.
         rotary_sin: alike.
         cache_seqlens: int, or (batch,) int32: keys in the cache before the new ones. None: the
             cache is full, and k must be None.
         cache_batch_idx: (batch,) int32: which sequence of the cache each batch entry uses.
-        cache_leftpad: (batch,) int32: the first keys of each sequence that are invisible.
+        cache_leftpad: (batch,) int32: how many of a sequence's first keys are invisible; at most
+            cache_seqlens + seqlen_new.
         block_table: (batch, max_blocks) int32: page n of sequence b is block_table[b, n].
         rotary_interleaved: pairs are (0, 1), (2, 3), .. (GPT-J), else halves (NeoX).
         num_splits: parts that the keys are read in, concurrently; 0: chosen from the shapes.
@@ -202,7 +206,8 @@ def diff_flash_attn_with_kvcache(
         ValueError: as `diff_flash_attn_func`.
         TypeError: as `diff_flash_attn_func`.
         RuntimeError: also if an argument requires a gradient, and for values of the index tensors
-            that point outside the cache: on the CPU, or under DIFFATTN_CHECK=1.
+            that point outside the cache or let two sequences append to one place: on the CPU, or
+            under DIFFATTN_CHECK=1.
 
     Examples:
         >>> k_cache, v_cache = torch.zeros(2, 64, 8, 32), torch.zeros(2, 64, 4, 64)

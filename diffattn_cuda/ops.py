@@ -28,6 +28,15 @@ def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
     return (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
 
 
+def _on_one_device(q: Tensor, *others: Any) -> None:
+    """A single meta tensor takes a call of real ones here, where nothing would be computed."""
+    for t in others:
+        if isinstance(t, Tensor) and t.device != q.device:
+            raise RuntimeError(
+                f"q is on device {q.device}, another tensor on {t.device}: move them to one"
+            )
+
+
 @torch.library.register_fake("diffattn::fwd")
 def _fwd_fake(
     q: Tensor,
@@ -47,6 +56,7 @@ def _fwd_fake(
     deterministic: bool,
     training: bool,
 ) -> Outputs:
+    _on_one_device(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k)
     statistics = _statistics_shape(q, cu_seqlens_q is not None)
     out = q.new_empty((*q.shape[:-2], v.shape[-1]))
     lse = q.new_empty((2, *statistics), dtype=compute_dtype(q))
@@ -69,6 +79,7 @@ def _bwd_fake(
     norm_weight: Tensor | None,
     *rest: Any,
 ) -> Outputs:
+    _on_one_device(q, dout, dlse, k, v, lam, norm_weight, *rest)
     contiguous = torch.contiguous_format
     dq, dk, dv, dlam = (torch.empty_like(t, memory_format=contiguous) for t in (q, k, v, lam))
     dweight = q.new_empty(0) if norm_weight is None else torch.empty_like(norm_weight)
@@ -79,6 +90,7 @@ def _bwd_fake(
 def _decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    _on_one_device(q, k_cache, v_cache, lam, *rest)
     out = q.new_empty((*q.shape[:3], v_cache.shape[-1]))
     return out, q.new_empty((2, *_statistics_shape(q, False)), dtype=compute_dtype(q))
 

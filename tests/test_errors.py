@@ -156,7 +156,7 @@ PACKED: dict[str, tuple[Arguments, list[str]]] = {
     "max_seqlen_k small": ({"max_seqlen_k": 3}, ["max_seqlen_k", "3", "4"]),
     "max_seqlen_q negative": ({"max_seqlen_q": -1}, ["max_seqlen_q", "-1"]),
     "max_seqlen_q a string": ({"max_seqlen_q": "4"}, ["max_seqlen_q", "'4'"]),
-    "one shorter": ({"cu_seqlens_k": [0, 9]}, ["cu_seqlens_k", "2", "4"]),
+    "one shorter": ({"cu_seqlens_k": [0, 9]}, ["cu_seqlens_k", "(2)", "(batch + 1,)", "(4)"]),
     "empty": ({"cu_seqlens_q": []}, ["cu_seqlens_q", "(0)", "batch + 1"]),
 }
 

@@ -45,6 +45,15 @@ def table(a: Arguments, row: int, column: int, value: int) -> Arguments:
     return {"block_table": changed}
 
 
+def rotary(a: Arguments, positions: int) -> Arguments:
+    cos, sin = rotary_tables(positions, 16, a["q"])
+    return {"rotary_cos": cos, "rotary_sin": sin}
+
+
+def new_keys(a: Arguments, count: int) -> Arguments:
+    return {name: a[name][:, :count] for name in ("k", "v")}
+
+
 VALUES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
     "negative length": (
         "plain", lambda _: {"cache_seqlens": int32(10, -3)}, ["cache_seqlens", "1", "-3"]),
@@ -68,19 +77,70 @@ VALUES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
         "indexed", lambda _: {"cache_batch_idx": int32(-1, 0)}, ["cache_batch_idx", "0", "-1"]),
     "leftpad negative": (
         "plain", lambda _: {"cache_leftpad": int32(-1, 0)}, ["cache_leftpad", "0", "-1"]),
+    "leftpad beyond the new keys": (
+        "plain", lambda _: {"cache_leftpad": int32(0, 43)}, ["cache_leftpad", "1", "43", "42"]),
+    "table entry of a new key that leftpad hides": (
+        "paged16",
+        lambda a: table(a, 1, 2, -1) | {"cache_leftpad": int32(0, 42)},
+        ["block_table", "1, 2", "-1"]),
     "rotary tables too short": (
         "plain",
-        lambda a: dict(zip(("rotary_cos", "rotary_sin"), rotary_tables(41, 16, a["q"]),
-                           strict=True)),
-        ["rotary_cos", "41"]),
+        lambda a: rotary(a, 41),
+        ["rotary_cos", "41", "42"]),
+    "rotary tables too short for the queries": (
+        "plain",
+        lambda a: rotary(a, 41) | {n: a[n][:, :1] for n in ("k", "v")},
+        ["rotary_cos", "41", "42"]),
+    "rotary tables too short for queries alone": (
+        "plain",
+        lambda a: rotary(a, 41) | {n: a[n][:, :0] for n in ("k", "v")},
+        ["rotary_cos", "41", "42"]),
+    "rotary tables too short for queries of one position": (
+        "plain",
+        lambda a: rotary(a, 40) | {n: a[n][:, :0] for n in ("k", "v")} | {"causal": False},
+        ["rotary_cos", "40", "41"]),
+    "two sequences append to one row": (
+        "indexed", lambda a: {"cache_batch_idx": a["cache_batch_idx"][:1].expand(2).contiguous()},
+        ["cache_batch_idx[0]", "cache_batch_idx[1]", "append"]),
+    "two sequences append to one page": (
+        "paged16", lambda a: table(a, 1, 2, int(a["block_table"][0, 0])),
+        ["block_table[0, 0]", "block_table[1, 2]", "append"]),
+    "one page twice in a sequence": (
+        "paged16",
+        lambda a: table(a, 1, 3, int(a["block_table"][1, 2])) | {"cache_seqlens": int32(10, 47)},
+        ["block_table[1, 2]", "block_table[1, 3]", "append"]),
 }  # fmt: skip
 
 
-@pytest.mark.needs("checks_values")
 @pytest.mark.parametrize("name", list(VALUES))
-def test_values(impl: Impl, name: str) -> None:
+def test_values(impl: Impl, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFATTN_CHECK", "1")  # the CPU looks in any case
     kind, change, words = VALUES[name]
     _refused(impl, kind, change, words)
+
+
+ENOUGH: dict[str, tuple[int, Callable[[Arguments], Arguments]]] = {
+    "all rows at one position": (41, lambda a: new_keys(a, 1) | {"causal": False}),
+    "a row each": (42, lambda a: new_keys(a, 1)),
+    "no new keys": (42, lambda a: new_keys(a, 0)),
+    "no new keys, one position": (41, lambda a: new_keys(a, 0) | {"causal": False}),
+    "no rows": (41, lambda a: new_keys(a, 1) | {"q": a["q"][:, :0]}),
+    "neither": (0, lambda a: new_keys(a, 0) | {"q": a["q"][:, :0]}),
+}
+
+
+@pytest.mark.parametrize("name", list(ENOUGH))
+def test_as_many_positions_as_are_read_suffice(
+    impl: Impl, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFATTN_CHECK", "1")
+    positions, change = ENOUGH[name]
+    _, arguments = legal_call(impl, "plain")
+    arguments |= change(arguments)
+    impl.kvcache(**arguments | rotary(arguments, positions))
+    if positions:
+        with refuses("rotary_cos", str(positions - 1), str(positions)):
+            impl.kvcache(**arguments | rotary(arguments, positions - 1))
 
 
 SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
@@ -111,6 +171,15 @@ SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
         ["v_cache", "stride", "2", "1"]),
     "caches of different capacity": (
         "plain", lambda a: {"v_cache": a["v_cache"][:, :60]}, ["v_cache", "60", "64"]),
+    "row of the cache shared": (
+        "plain", lambda a: {"k_cache": a["k_cache"][:1].expand(2, -1, -1, -1)},
+        ["k_cache", "strides", "share"]),
+    "slots of the cache shared": (
+        "plain", lambda a: {"v_cache": a["v_cache"][:, :1].expand(-1, 64, -1, -1)},
+        ["v_cache", "strides", "share"]),
+    "heads of the cache overlap": (
+        "plain", lambda a: {"k_cache": a["k_cache"].as_strided((2, 64, 2, 32), (4096, 64, 16, 1))},
+        ["k_cache", "strides", "share"]),
     "cache of another batch": (
         "plain", lambda a: {"k_cache": a["k_cache"][:1], "v_cache": a["v_cache"][:1]},
         ["1", "2", "cache_batch_idx"]),
@@ -120,13 +189,8 @@ SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
     "new keys of another head count": (
         "plain", lambda a: {"k": a["k"].repeat(1, 1, 2, 1), "v": a["v"].repeat(1, 1, 2, 1)},
         ["k", "1", "2"]),
-    "page of 24": (
-        "paged16",
-        lambda a: {n: torch.cat([a[n]] * 2, 1)[:, :24] for n in ("k_cache", "v_cache")},
-        ["page", "24", "16"]),
-    "page of 8": (
-        "paged16", lambda a: {n: a[n][:, :8] for n in ("k_cache", "v_cache")},
-        ["page", "8", "16"]),
+    "page of nothing": (
+        "paged16", lambda a: {n: a[n][:, :0] for n in ("k_cache", "v_cache")}, ["page_size", "0"]),
     "table of another batch": (
         "paged16", lambda a: {"block_table": a["block_table"][:1]}, ["block_table", "(1, 4)", "2"]),
     "table in int64": (
@@ -163,6 +227,20 @@ SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
     "negative splits": ("plain", lambda _: {"num_splits": -1}, ["num_splits", "-1"]),
     "lam of another shape": ("plain", lambda _: {"lam": torch.ones(3)}, ["lam", "(3,)", "(2,)"]),
 }  # fmt: skip
+
+
+CUDA_PAGES: dict[int, Callable[[Tensor], Tensor]] = {
+    24: lambda cache: torch.cat([cache] * 2, 1)[:, :24],
+    8: lambda cache: cache[:, :8],
+}
+
+
+@pytest.mark.needs("clamps_values")
+@pytest.mark.parametrize("size", list(CUDA_PAGES))
+def test_page_sizes_that_cuda_refuses(impl: Impl, size: int) -> None:
+    change = CUDA_PAGES[size]
+    _refused(impl, "paged16", lambda a: {n: change(a[n]) for n in ("k_cache", "v_cache")},
+             ["page_size", str(size), "16"])  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(SHAPES))

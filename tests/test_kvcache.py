@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,8 +106,38 @@ def test_empty_sequences(impl: Impl, dtype: torch.dtype, kind: str) -> None:
 
 
 @DTYPE
+@KIND
+@pytest.mark.parametrize("new", [0, 1, 70])
+def test_no_queries(impl: Impl, dtype: torch.dtype, kind: str, new: int) -> None:
+    """The new keys are appended all the same."""
+    cache = make_cache(Case(sq=1, dtype=dtype, heads=4, heads_k=2), impl, kind, [0, 5, 100])
+    p = cache.problem
+    cache = replace(cache, problem=p.but(q=p.q[:, :0], dout=p.dout[:, :0]))
+    check_step(impl, cache, new)
+
+
+@DTYPE
+@KIND
+def test_leftpad_reaches_into_the_new_keys(impl: Impl, dtype: torch.dtype, kind: str) -> None:
+    """One call fills the cache with a batch that is padded on the left."""
+    case = Case(sq=40, dtype=dtype, causal=True, heads=4, heads_k=2, norm="affine")
+    check_step(impl, make_cache(case, impl, kind, [0, 0, 16, 20], [0, 9, 33, 60]), 40)
+
+
+@pytest.mark.needs("any_page")
+@DTYPE
+@pytest.mark.parametrize("page", [1, 3, 8, 24, 48, 528])
+@pytest.mark.parametrize("sq", [1, 9, 70])
+def test_pages_of_any_size(impl: Impl, dtype: torch.dtype, page: int, sq: int) -> None:
+    case = Case(sq=sq, dtype=dtype, causal=True, heads=4, heads_k=2, d=64, dv=128)
+    capacity = 528 if page == 528 else 288
+    cache = make_cache(case, impl, f"paged{page}", [0, 65, 200], [0, 9, 33], capacity)
+    check_step(impl, cache, sq)
+
+
+@DTYPE
 @pytest.mark.parametrize("kind", ["plain", "paged16"])
-@pytest.mark.parametrize("num_splits", [2, 3, 7, 16, 64, 128])
+@pytest.mark.parametrize("num_splits", [2, 3, 7, 16, 64, 128, 2**63 - 1])
 def test_splits_agree(impl: Impl, dtype: torch.dtype, kind: str, num_splits: int) -> None:
     """Merged partial softmaxes, empty ones included: a rounding apart, never a value."""
     case = Case(sq=2, dtype=dtype, heads=4, heads_k=2, causal=True, norm="affine", lam="token")

@@ -106,6 +106,28 @@ def test_packed_argument_when_asked_to_look(
         impl.varlen(**legal | as_tensors(changed))
 
 
+@pytest.mark.parametrize("asked", ["1", "True", "YES", "on", "", "0", "false", "No", "OFF"])
+def test_looking_is_switched_by_words(
+    impl: Impl, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFATTN_CHECK", asked)
+    wrong = packed_arguments(impl) | {"max_seqlen_q": 3}
+    if asked in ("1", "True", "YES", "on"):
+        with refuses("max_seqlen_q", "3", "4"):
+            impl.varlen(**wrong)
+    else:
+        impl.varlen(**wrong)
+
+
+@pytest.mark.parametrize("asked", ["2", "-1", "yess", " 1"])
+def test_looking_is_not_switched_by_other_words(
+    impl: Impl, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIFFATTN_CHECK", asked)
+    with refuses(f"DIFFATTN_CHECK is {asked},", "true", "off"):
+        impl.varlen(**packed_arguments(impl))
+
+
 def as_tensors(arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         key: torch.tensor(value, dtype=torch.int32) if isinstance(value, list) else value

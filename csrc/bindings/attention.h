@@ -10,7 +10,7 @@ namespace diffattn::bindings {
 // out, lse, o, o2, rstd of fwd; dq, dk, dv, dlam, dnorm_weight of bwd.
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// The arguments that fwd and bwd share, checked, rows made contiguous.
+// The arguments that fwd and bwd share, checked.
 struct Attention {
   Tensor q, k, v, lam;
   OptionalTensor norm_weight, cu_seqlens_q, cu_seqlens_k;
@@ -21,11 +21,11 @@ struct Attention {
   Attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const Tensor& lam_in,
             const OptionalTensor& weight, const OptionalTensor& cu_q, const OptionalTensor& cu_k,
             int64_t max_seqlen_q, int64_t max_seqlen_k, const std::optional<double>& eps)
-      : q(with_rows(q_in)),
-        k(with_rows(k_in)),
-        v(with_rows(v_in)),
+      : q(q_in),
+        k(k_in),
+        v(v_in),
         lam(lam_in),
-        norm_weight(weight ? OptionalTensor(with_rows(*weight)) : weight),
+        norm_weight(weight),
         cu_seqlens_q(cu_q),
         cu_seqlens_k(cu_k),
         norm_eps(eps),
@@ -84,6 +84,7 @@ struct Attention {
     shape.batch = q.size(0);
     shape.seqlen_q = q.size(1);
     shape.seqlen_k = k.size(1);
+    check_length("k", shape.seqlen_k);
     check(k.size(0) == shape.batch, "k has batch ", k.size(0), ", q has ", shape.batch);
     check_shape("v", v, "(batch, seqlen_k, nheads_k, headdim_v)",
                 {shape.batch, shape.seqlen_k, shape.nheads_k, shape.headdim_v});
@@ -96,8 +97,8 @@ struct Attention {
     check(cu_seqlens_q->dim() == 1 && cu_seqlens_q->size(0) >= 1, "cu_seqlens_q has shape ",
           shape_of(*cu_seqlens_q), ", expected (batch + 1,)");
     shape.batch = cu_seqlens_q->size(0) - 1;
-    check_int32("cu_seqlens_q", cu_seqlens_q, shape.batch + 1, q);
-    check_int32("cu_seqlens_k", cu_seqlens_k, shape.batch + 1, q);
+    check_int32("cu_seqlens_q", cu_seqlens_q, "(batch + 1,)", shape.batch + 1, q);
+    check_int32("cu_seqlens_k", cu_seqlens_k, "(batch + 1,)", shape.batch + 1, q);
     check(max_seqlen_q >= 0, "max_seqlen_q is ", max_seqlen_q, ", expected >= 0");
     check(max_seqlen_k >= 0, "max_seqlen_k is ", max_seqlen_k, ", expected >= 0");
     shape.seqlen_q = max_seqlen_q;
@@ -109,19 +110,20 @@ struct Attention {
 
   void check_types() const {
     dtype_of(q);
+    check_storage("q", q);
     check_dtype("k", k, q.scalar_type(), ", as q");
     check_dtype("v", v, q.scalar_type(), ", as q");
     check_dtype("lam", lam, compute_type(q), "");
-    check_device("k", k, q);
-    check_device("v", v, q);
-    check_device("lam", lam, q);
+    check_place("k", k, q);
+    check_place("v", v, q);
+    check_place("lam", lam, q);
   }
 };
 
 inline void check_output(const Attention& a, const char* name, const Tensor& t) {
   const Shape& s = a.shape;
   check_dtype(name, t, a.q.scalar_type(), ", as q");
-  check_device(name, t, a.q);
+  check_place(name, t, a.q);
   if (a.packed)
     check_shape(name, t, "(total_q, nheads, headdim_v)", {a.total_q(), s.nheads, s.headdim_v});
   else
@@ -135,7 +137,7 @@ inline void check_saved(const Attention& a, const Tensor& dout, const OptionalTe
   const Shape& s = a.shape;
   const auto check_lse = [&](const char* name, const Tensor& t) {
     check_dtype(name, t, compute_type(a.q), "");
-    check_device(name, t, a.q);
+    check_place(name, t, a.q);
     if (a.packed)
       check_shape(name, t, "(2, nheads, total_q)", {2, s.nheads, a.total_q()});
     else
@@ -148,7 +150,7 @@ inline void check_saved(const Attention& a, const Tensor& dout, const OptionalTe
   check_output(a, "o", o);
   check(last_is_contiguous(o), "o must have contiguous rows");
   check_dtype("rstd", rstd, compute_type(a.q), "");
-  check_device("rstd", rstd, a.q);
+  check_place("rstd", rstd, a.q);
   if (a.packed)
     check_shape("rstd", rstd, "(nheads, total_q)", {s.nheads, a.total_q()});
   else
@@ -165,7 +167,7 @@ void fill_inputs(Params& p, const Attention& a, double softmax_scale, int64_t wi
   p.v = view_of(a.v, a.packed);
   p.lam = view_of(a.lam, a.packed);
   p.softmax_scale = softmax_scale;
-  p.window = {window_left, window_right};
+  p.window = window_of(window_left, window_right, a.shape);
   p.norm = norm_of(a.norm_weight, a.norm_eps, out_scale);
   p.varlen = a.varlen();
 }

@@ -28,7 +28,8 @@ void check(bool ok, const Parts&... parts) {
 
 inline std::string joined(const int64_t* sizes, int64_t n) {
   std::ostringstream s;
-  for (int64_t i = 0; i < n; ++i) s << (i ? ", " : "(") << sizes[i];
+  s << "(";
+  for (int64_t i = 0; i < n; ++i) s << (i ? ", " : "") << sizes[i];
   s << ")";
   return s.str();
 }
@@ -48,8 +49,28 @@ inline void check_dtype(const char* name, const Tensor& t, ScalarType want, cons
   check(t.scalar_type() == want, name, " has dtype ", t.scalar_type(), ", expected ", want, why);
 }
 
-inline void check_device(const char* name, const Tensor& t, const Tensor& q) {
+// That the storage holds every element: it may have been freed or cut under the tensor, as FSDP does
+// between uses (untyped_storage().resize_).
+inline void check_storage(const char* name, const Tensor& t) {
+  if (t.numel() == 0) return;
+  int64_t bytes = 0, last = t.storage_offset();
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  for (int64_t dim = 0; dim < t.dim(); ++dim) last += (t.size(dim) - 1) * t.stride(dim);
+  const int64_t needed = (last + 1) * t.element_size();
+  check(bytes >= needed, name, " has a storage of ", bytes, " bytes, its shape ", shape_of(t),
+        " needs ", needed, ": the storage was freed or resized");
+}
+
+// On q's device, in memory that is there.
+inline void check_place(const char* name, const Tensor& t, const Tensor& q) {
   check(t.device() == q.device(), name, " and q are on different devices; move them to one");
+  check_storage(name, t);
+}
+
+// Keys of a sequence. Far more than any memory holds; beyond, sizes of working memory would wrap around.
+inline void check_length(const char* name, int64_t keys) {
+  constexpr int64_t kMost = int64_t(1) << 40;
+  check(keys <= kMost, name, " has room for ", keys, " keys, accepted: up to 2^40");
 }
 
 // The type that everything is summed in; λ, LSE and the norm weight are given in it.
@@ -146,7 +167,7 @@ inline void check_norm(const OptionalTensor& weight, const std::optional<double>
   check(eps.has_value(), "norm_weight was given without norm_eps; give both, or norm_eps alone");
   check_shape("norm_weight", *weight, "(headdim_v,)", {dv});
   check_dtype("norm_weight", *weight, compute_type(q), "");
-  check_device("norm_weight", *weight, q);
+  check_place("norm_weight", *weight, q);
 }
 
 inline Norm norm_of(const OptionalTensor& weight, const std::optional<double>& eps, double scale) {
@@ -157,12 +178,21 @@ inline const int32_t* int32_data(const OptionalTensor& t) {
   return t ? static_cast<const int32_t*>(t->data_ptr()) : nullptr;
 }
 
+// A window so wide that it hides nothing may be given as any large number. Positions are added to it, so
+// it is made as small as hides nothing: the left side reaches back over all keys, the right side over all
+// rows.
+inline Window window_of(int64_t left, int64_t right, const Shape& s) {
+  const int64_t all = s.seqlen_q + s.seqlen_k;
+  return {left < all ? left : all, right < all ? right : all};
+}
+
 // An int32 vector on q's device.
-inline void check_int32(const char* name, const OptionalTensor& t, int64_t n, const Tensor& q) {
+inline void check_int32(const char* name, const OptionalTensor& t, const char* meaning, int64_t n,
+                        const Tensor& q) {
   if (!t) return;
   check_dtype(name, *t, ScalarType::Int, "");
-  check_device(name, *t, q);
-  check_shape(name, *t, "(batch,)", {n});
+  check_place(name, *t, q);
+  check_shape(name, *t, meaning, {n});
   check(last_is_contiguous(*t), name, " must be contiguous");
 }
 

@@ -7,14 +7,28 @@
 namespace diffattn::bindings {
 namespace {
 
+// The arguments with their values checked, and only then what costs a copy. cu_seqlens are copied first: what
+// is checked is what is read, whoever writes to them meanwhile.
+Attention for_kernel(Attention a) {
+  for (OptionalTensor* t : {&a.cu_seqlens_q, &a.cu_seqlens_k})
+    if (*t) *t = torch::stable::clone(**t);
+  check_values(a);
+  return a;
+}
+
+void copy_to_rows(Attention& a) {
+  for (Tensor* t : {&a.q, &a.k, &a.v}) *t = with_rows(*t);
+  if (a.norm_weight) a.norm_weight = with_rows(*a.norm_weight);
+}
+
 Outputs fwd(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
             OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
             int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
             std::optional<double> norm_eps, double out_scale, bool /*deterministic*/,
             bool training) {
-  Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-              norm_eps);
-  check_values(a);
+  Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+                            max_seqlen_k, norm_eps});
+  copy_to_rows(a);
   const bool saves = training && norm_eps;  // without a norm this backward needs only the LSE
   Tensor out = a.new_output(), lse = a.new_statistics(true);
   Tensor o = saves ? a.new_output() : a.new_absent();
@@ -36,10 +50,10 @@ Outputs bwd(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tens
             OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
             int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
             std::optional<double> norm_eps, double out_scale, bool /*deterministic*/) {
-  Attention a(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-              norm_eps);
-  check_values(a);
+  Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+                            max_seqlen_k, norm_eps});
   check_saved(a, dout, dlse, o, lse, rstd);
+  copy_to_rows(a);
   dout = with_rows(dout);
   Tensor dq = torch::stable::new_empty(q, a.q.sizes());
   Tensor dk = torch::stable::new_zeros(k, a.k.sizes());

@@ -7,6 +7,8 @@
 namespace diffattn::bindings {
 namespace {
 
+constexpr PageSizes kPageSizes{[](int64_t page) { return page >= 1; }, "every size from 1 on"};
+
 std::tuple<Tensor, Tensor> decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lam,
                                   OptionalTensor k, OptionalTensor v, OptionalTensor rotary_cos,
                                   OptionalTensor rotary_sin, OptionalTensor cache_seqlens,
@@ -15,15 +17,31 @@ std::tuple<Tensor, Tensor> decode(Tensor q, Tensor k_cache, Tensor v_cache, Tens
                                   double softmax_scale, int64_t window_left, int64_t window_right,
                                   bool rotary_interleaved, std::optional<double> norm_eps,
                                   double out_scale, int64_t num_splits) {
-  const auto rows = [](const OptionalTensor& t) { return t ? OptionalTensor(with_rows(*t)) : t; };
-  KvCache c{with_rows(q),  k_cache,     v_cache,           lam,           rows(k),
-            rows(v),       rotary_cos,  rotary_sin,        cache_seqlens, cache_batch_idx,
-            cache_leftpad, block_table, rows(norm_weight), norm_eps,      {}};
-  c.check_all();
-  check_values(c);
+  KvCache c{q,
+            k_cache,
+            v_cache,
+            lam,
+            k,
+            v,
+            rotary_cos,
+            rotary_sin,
+            cache_seqlens,
+            cache_batch_idx,
+            cache_leftpad,
+            block_table,
+            norm_weight,
+            norm_eps,
+            window_left,
+            window_right,
+            {}};
+  c.check_all(kPageSizes);
+  const CacheValues values(c);
+  c.q = with_rows(c.q);
+  for (OptionalTensor* t : {&c.k, &c.v, &c.norm_weight})
+    if (*t) *t = with_rows(**t);
   Tensor out = c.new_output(), lse = c.new_statistics();
-  const DecodeParams p = params_of(c, out, lse, softmax_scale, window_left, window_right,
-                                   rotary_interleaved, out_scale, num_splits);
+  DecodeParams p = params_of(c, out, lse, softmax_scale, rotary_interleaved, out_scale, num_splits);
+  values.use_in(p.cache);
   if (c.shape.batch > 0) cpu::decode(p, parallel());
   return {out, lse};
 }

@@ -2,9 +2,8 @@
 // stream, the simulator of the tests its own device.
 #pragma once
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
+#include "../environment.h"
 #include "cu_seqlens.h"
 
 namespace diffattn::bindings {
@@ -26,10 +25,7 @@ inline Tensor with_aligned_rows(const Tensor& t) {
 }
 
 // DIFFATTN_CHECK=1 reads what only the device knows, at the price of a sync for each call.
-inline bool values_are_wanted() {
-  const char* asked = std::getenv("DIFFATTN_CHECK");
-  return asked && !std::strcmp(asked, "1");
-}
+inline bool values_are_wanted() { return environment_flag("DIFFATTN_CHECK"); }
 
 inline void check_kernel_dtype(const Tensor& q) {
   check(q.scalar_type() == ScalarType::Half || q.scalar_type() == ScalarType::BFloat16,

@@ -13,6 +13,10 @@ inline Tensor new_workspace(const DecodeParams& p, const Tensor& q) {
   return torch::stable::new_empty(q, {numbers}, ScalarType::Float);
 }
 
+// The kernels find a key's page by a shift and a mask, and read whole blocks of 16 keys.
+constexpr PageSizes kPageSizes{[](int64_t page) { return page >= 16 && (page & (page - 1)) == 0; },
+                               "powers of two from 16 on"};
+
 inline void check_aligned(const char* name, const Tensor& t) {
   check(is_aligned(t), name, " must begin at a multiple of 16 bytes, and so must its rows: it is ",
         "written in place, never copied");
@@ -23,8 +27,8 @@ inline KvCache for_kernel(KvCache c) {
     return t ? OptionalTensor(with_aligned_rows(*t)) : t;
   };
   check_kernel_dtype(c.q);
-  c.check_all();
-  if (values_are_wanted()) check_values(c);
+  c.check_all(kPageSizes);
+  if (values_are_wanted()) CacheValues checked(c);
   check_aligned("k_cache", c.k_cache);
   check_aligned("v_cache", c.v_cache);
   c.q = with_aligned_rows(c.q);
@@ -55,10 +59,12 @@ std::tuple<Tensor, Tensor> cuda_decode(
                                        block_table,
                                        norm_weight,
                                        norm_eps,
+                                       window_left,
+                                       window_right,
                                        {}});
   Tensor out = c.new_output(), lse = c.new_statistics();
-  const DecodeParams p = params_of(c, out, lse, softmax_scale, window_left, window_right,
-                                   rotary_interleaved, out_scale, num_splits);
+  const DecodeParams p =
+      params_of(c, out, lse, softmax_scale, rotary_interleaved, out_scale, num_splits);
   if (c.shape.batch > 0) launch(p, c.q);
   return {out, lse};
 }

@@ -1,17 +1,28 @@
 // Decoding: from tensors to the waist's params, for any device.
 #pragma once
+#include <algorithm>
+#include <utility>
+#include <vector>
+
 #include "checks.h"
 
 namespace diffattn::bindings {
+
+// The page sizes that a backend's kernels read.
+struct PageSizes {
+  bool (*accepts)(int64_t page);
+  const char* in_words;
+};
 
 // The arguments of decode, checked. Caches are written in place, so they are never copied.
 struct KvCache {
   Tensor q, k_cache, v_cache, lam;
   OptionalTensor k, v, cos, sin, seqlens, batch_idx, leftpad, block_table, norm_weight;
   std::optional<double> norm_eps;
+  int64_t window_left, window_right;
   Shape shape;
 
-  void check_all() {
+  void check_all(const PageSizes& pages) {
     check(q.dim() == 5, "q has shape ", shape_of(q),
           ", expected (batch, seqlen_q, nheads, 2, headdim)");
     check(k_cache.dim() == 5, "k_cache has shape ", shape_of(k_cache),
@@ -22,23 +33,28 @@ struct KvCache {
     shape = heads_of(q, k_cache, v_cache);
     shape.batch = q.size(0);
     shape.seqlen_q = q.size(1);
-    check_caches();
+    check_caches(pages);
     check_new();
     check_rotary();
-    check_int32("cache_seqlens", seqlens, shape.batch, q);
-    check_int32("cache_batch_idx", batch_idx, shape.batch, q);
-    check_int32("cache_leftpad", leftpad, shape.batch, q);
+    check_int32("cache_seqlens", seqlens, "(batch,)", shape.batch, q);
+    check_int32("cache_batch_idx", batch_idx, "(batch,)", shape.batch, q);
+    check_int32("cache_leftpad", leftpad, "(batch,)", shape.batch, q);
     check_shape("lam", lam, "(batch, seqlen_q, nheads)",
                 {shape.batch, shape.seqlen_q, shape.nheads});
     dtype_of(q);
+    check_storage("q", q);
     check_dtype("lam", lam, compute_type(q), "");
-    check_device("lam", lam, q);
+    check_place("lam", lam, q);
     check_norm(norm_weight, norm_eps, q, shape.headdim_v);
   }
 
   int64_t seqlen_new() const { return k ? k->size(1) : 0; }
   int64_t rotary_dim() const { return cos ? 2 * cos->size(1) : 0; }
   int64_t page_size() const { return k_cache.size(1); }
+
+  // Whether a mask tells query rows apart. If so, rotary takes row i to position cache_seqlens + i, else all
+  // rows to cache_seqlens.
+  bool rows_are_ordered() const { return window_left >= 0 || window_right >= 0; }
 
   Cache cache(bool interleaved) const {
     Cache c;
@@ -64,10 +80,10 @@ struct KvCache {
  private:
   void check_like_q(const char* name, const Tensor& t) const {
     check_dtype(name, t, q.scalar_type(), ", as q");
-    check_device(name, t, q);
+    check_place(name, t, q);
   }
 
-  void check_caches() {
+  void check_caches(const PageSizes& pages) {
     check_like_q("k_cache", k_cache);
     check_like_q("v_cache", v_cache);
     check(last_is_contiguous(k_cache), "k_cache has stride ", k_cache.stride(4),
@@ -77,22 +93,24 @@ struct KvCache {
     const int64_t blocks = k_cache.size(0);
     check_shape("v_cache", v_cache, "as k_cache: (.., .., nheads_k, headdim_v)",
                 {blocks, page_size(), shape.nheads_k, shape.headdim_v});
-    if (block_table) return check_pages();
+    if (block_table) return check_pages(pages);
     shape.seqlen_k = page_size();
+    check_length("k_cache", shape.seqlen_k);
     check(batch_idx || blocks == shape.batch, "k_cache has batch ", blocks, ", q has ", shape.batch,
           ": they must be equal unless cache_batch_idx is given");
   }
 
-  void check_pages() {
+  void check_pages(const PageSizes& pages) {
     const Tensor& t = *block_table;
     check_dtype("block_table", t, ScalarType::Int, "");
-    check_device("block_table", t, q);
+    check_place("block_table", t, q);
     check(t.dim() == 2 && t.size(0) == shape.batch, "block_table has shape ", shape_of(t),
           ", expected (batch, max_blocks) with batch = ", shape.batch);
     check(last_is_contiguous(t), "block_table must be contiguous in its last dimension");
     const int64_t page = page_size();
-    check(page >= 16 && (page & (page - 1)) == 0, "k_cache has page_size ", page,
-          ", accepted: powers of two from 16 on");
+    check(pages.accepts(page), "k_cache has page_size ", page, ", accepted: ", pages.in_words);
+    check_length("a page of k_cache", page);
+    check_length("block_table", page * t.size(1));
     check(!batch_idx,
           "cache_batch_idx and block_table were both given; a paged cache is indexed by "
           "block_table alone");
@@ -111,6 +129,25 @@ struct KvCache {
                 {shape.batch, k->size(1), shape.nheads_k, shape.k_components, shape.headdim});
     check_shape("v", *v, "(batch, seqlen_new, nheads_k, headdim_v)",
                 {shape.batch, k->size(1), shape.nheads_k, shape.headdim_v});
+    if (k->numel() == 0) return;
+    check_apart("k_cache", k_cache);
+    check_apart("v_cache", v_cache);
+  }
+
+  // Each element of a cache that is written has a place of its own. Of dimensions in the order of their
+  // strides, one step is then longer than all shorter dimensions together.
+  static void check_apart(const char* name, const Tensor& t) {
+    std::vector<std::pair<int64_t, int64_t>> steps;  // stride, number of steps
+    for (int64_t dim = 0; dim < t.dim(); ++dim)
+      if (t.size(dim) > 1) steps.push_back({t.stride(dim), t.size(dim) - 1});
+    std::sort(steps.begin(), steps.end());
+    int64_t reached = 0;
+    for (const auto& [stride, count] : steps) {
+      check(stride > reached, name, " has shape ", shape_of(t), " and strides ",
+            joined(t.strides().data(), t.dim()),
+            ": some of its elements share memory, so new keys would overwrite each other");
+      reached += stride * count;
+    }
   }
 
   void check_rotary() const {
@@ -130,8 +167,8 @@ struct KvCache {
 };
 
 inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor& lse,
-                              double softmax_scale, int64_t window_left, int64_t window_right,
-                              bool rotary_interleaved, double out_scale, int64_t num_splits) {
+                              double softmax_scale, bool rotary_interleaved, double out_scale,
+                              int64_t num_splits) {
   check(num_splits >= 0, "num_splits is ", num_splits, ", expected 0 (chosen here) or more");
   DecodeParams p{};
   p.dtype = dtype_of(c.q);
@@ -148,7 +185,7 @@ inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor&
   }
   p.cache = c.cache(rotary_interleaved);
   p.softmax_scale = softmax_scale;
-  p.window = {window_left, window_right};
+  p.window = window_of(c.window_left, c.window_right, c.shape);
   p.norm = norm_of(c.norm_weight, c.norm_eps, out_scale);
   p.num_splits = num_splits;
   return p;

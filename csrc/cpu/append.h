@@ -17,8 +17,9 @@ void append_row(const DecodeParams& p, const View& from, const View& to, const S
     rotate(p.dtype, cache.rotary, j, n, row);
     store_row(p.dtype, row, n, slot, 0);
   } else {
-    __builtin_memcpy(slot, element(p.dtype, static_cast<const void*>(from.data), at),
-                     n * size_of(p.dtype));
+    // The new rows may be a view of the cache itself, and lie in their slots already.
+    __builtin_memmove(slot, element(p.dtype, static_cast<const void*>(from.data), at),
+                      n * size_of(p.dtype));
   }
 }
 

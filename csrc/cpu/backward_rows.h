@@ -43,7 +43,6 @@ class GradRows {
         kv_(kv),
         block_(block),
         x_(scratch),
-        scale_(p.softmax_scale),
         sight_(s, p.window, rows, block.lanes) {
     block.rows = rows;
     block.keys = sight_.keys;
@@ -82,7 +81,8 @@ class GradRows {
     for (int c = 0; c < 2; ++c) {
       C* natural = block_.q + c * lanes() * ldq();
       cpu::load_queries(p_.dtype, p_.q, s_, head_, c, block_.rows, d(), natural);
-      transpose(natural, count(), lanes(), d(), scale_.query, x_.query + c * lanes() * d());
+      transpose(natural, count(), lanes(), d(), query_factor<C>(p_.softmax_scale),
+                x_.query + c * lanes() * d());
     }
   }
 
@@ -116,6 +116,13 @@ class GradRows {
     }
   }
 
+  // A score exceeds the LSE by rounding only. Beyond 2^24, where an fp32 LSE has lost log(sum), that is
+  // whole units, and P would exceed 1, or overflow. A NaN passes.
+  static V at_most_zero(V x) {
+    const V zero = {};
+    return zero < x ? zero : x;
+  }
+
   // P1, P2, dP of a block of keys, and its part of D1 and D2.
   void recompute(int64_t j) {
     const int64_t n = block_of(block_.keys, j).size();
@@ -134,7 +141,6 @@ class GradRows {
       x_.limits.mask(s2, lanes(), -kInf<C>);
       x_.limits.mask(dp, lanes(), C(0));
     }
-    const V factor = S::set(scale_.score * kLog2e<C>);
     for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>) {
       const Range keys = x_.limits.seen[r0 / NR<C>];
       V d1[NV] = {}, d2[NV] = {};
@@ -142,8 +148,8 @@ class GradRows {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) {
           const int64_t at = i + v * S::W, r = r0 + v * S::W;
-          const V e1 = exp2<C>(S::load(s1 + at) * factor - S::load(x_.lse[0] + r));
-          const V e2 = exp2<C>(S::load(s2 + at) * factor - S::load(x_.lse[1] + r));
+          const V e1 = exp2<C>(at_most_zero(S::load(s1 + at) - S::load(x_.lse[0] + r)));
+          const V e2 = exp2<C>(at_most_zero(S::load(s2 + at) - S::load(x_.lse[1] + r)));
           const V g = S::load(dp + at);
           S::store(p1 + at, e1);
           S::store(p2 + at, e2);
@@ -215,7 +221,6 @@ class GradRows {
   const PackedHead<C>& kv_;
   GradBlock<C>& block_;
   BackwardScratch<C>& x_;
-  const Scale<C> scale_;
   const Sight sight_;
 };
 

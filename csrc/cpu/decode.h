@@ -15,7 +15,9 @@ namespace {
 inline int64_t split_size(const DecodeParams& p) {
   constexpr int64_t kSmallest = 1024, kMostItems = 1024;
   const int64_t units = p.shape.batch * p.shape.nheads_k, most = ceil_div(kMostItems, units);
-  const int64_t wanted = p.num_splits > 0 ? p.num_splits : most;
+  const int64_t keys_in_all = p.shape.seqlen_k > 0 ? p.shape.seqlen_k : 1;
+  const int64_t asked = p.num_splits < keys_in_all ? p.num_splits : keys_in_all;
+  const int64_t wanted = asked > 0 ? asked : most;
   const int64_t keys = round_up(ceil_div(p.shape.seqlen_k, wanted), kTile);
   return p.num_splits == 0 && keys < kSmallest ? kSmallest : keys < kTile ? kTile : keys;
 }
@@ -73,7 +75,7 @@ class Decode {
         split_(split_size(p)),
         splits_(ceil_div(p.shape.seqlen_k, split_)),
         together_(heads_together(p.shape, p.shape.batch * splits_, parallel.threads)),
-        partials_(p.shape.batch * p.shape.nheads_k * splits_ * partial_size()),
+        partials_(product(p.shape.batch, p.shape.nheads_k, splits_, partial_size())),
         sums_(parallel.threads * sums_size()),
         scratch_(parallel.threads, p.shape, rows_, together_) {}
 
@@ -168,6 +170,7 @@ template <class C>
 void decode(const DecodeParams& p, const Parallel& all) {
   const Parallel parallel = threads_for(all, p.shape);
   append<C>(p, parallel);
+  if (p.shape.batch == 0 || p.shape.seqlen_q == 0) return;
   if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
     Decode<C>(p, parallel).run();
   else

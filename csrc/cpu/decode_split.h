@@ -58,8 +58,7 @@ class DecodeSplit {
         partial_(partial),
         q_(scratch.q + place * 2 * rows_ * ldq()),
         probs_(scratch.p + place * 2 * rows_ * kTile),
-        x_(scratch),
-        scale_(p.softmax_scale) {
+        x_(scratch) {
     for (int64_t r = 0; r < 2 * rows_; ++r) {
       partial_.max[r] = -kInf<C>;
       partial_.sum[r] = 0;
@@ -137,13 +136,14 @@ class DecodeSplit {
 
   // Row m is row m / group of query head kv_head·group + m % group.
   void load_queries() {
+    const C factor = query_factor<C>(p_.softmax_scale);
     for (int c = 0; c < 2; ++c)
       for (int64_t m = 0; m < rows_; ++m) {
         const Range row{m / group_, m / group_ + 1};
         C* q = q_ + (c * rows_ + m) * ldq();
         cpu::load_queries(p_.dtype, p_.q, s_, kv_head_ * group_ + m % group_, c, row, d(), q);
         if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, s_, row, q);
-        for (int64_t i = 0; i < d(); ++i) q[i] *= scale_.query;
+        for (int64_t i = 0; i < d(); ++i) q[i] *= factor;
         if (in_pairs(d())) to_pairs(d(), q);
       }
   }
@@ -173,7 +173,6 @@ class DecodeSplit {
     const Range seen = visible(r, keys);
     if (seen.size() == 0) return;
     C* p = probs_ + r * kTile;
-    const auto factor = S::set(scale_.score * kLog2e<C>);
     if (seen.size() < kTile)
       for (int64_t j = 0; j < kTile; ++j) {
         const int64_t key = keys.begin + j;
@@ -181,12 +180,12 @@ class DecodeSplit {
       }
     typename S::V tops = S::set(-kInf<C>);
     for (int64_t j = 0; j < kTile; j += S::W) tops = S::max(tops, S::load(p + j));
-    const C top = Lanes<C>::max(tops * factor), old = partial_.max[r];
+    const C top = Lanes<C>::max(tops), old = partial_.max[r];
     const C max = top > old ? top : old;
     const typename S::V shift = S::set(max == -kInf<C> ? 0 : max);
     typename S::V total = {};
     for (int64_t j = 0; j < kTile; j += S::W) {
-      const auto e = exp2<C>(S::load(p + j) * factor - shift);
+      const auto e = exp2<C>(S::load(p + j) - shift);
       S::store(p + j, e);
       total += e;
     }
@@ -206,7 +205,6 @@ class DecodeSplit {
   const Partial<C> partial_;
   C *const q_, *const probs_;  // [2][rows][leading(d)], [2·rows][kTile]
   DecodeScratch<C>& x_;
-  const Scale<C> scale_;
 };
 
 }  // namespace

@@ -1,9 +1,7 @@
 // Chooses the instruction set once. DIFFATTN_CPU_ISA=portable|avx2|avx512 asks for one by name.
-#include <cstdlib>
-#include <cstring>
-#include <stdexcept>
-#include <string>
+#include <atomic>
 
+#include "../environment.h"
 #include "kernels.h"
 
 namespace diffattn::cpu {
@@ -26,16 +24,24 @@ bool runs_here(const Kernels& k) {
 }
 
 const Kernels& choose() {
-  const char* asked = std::getenv("DIFFATTN_CPU_ISA");
-  for (const Kernels* k : kBestFirst)
-    if (runs_here(*k) && (!asked || !std::strcmp(asked, k->isa))) return *k;
-  throw std::runtime_error(std::string("DIFFATTN_CPU_ISA is ") + asked +
-                           ", which this machine does not run; accepted: portable, avx2, avx512");
+  const std::string asked = environment("DIFFATTN_CPU_ISA");
+  std::string accepted;
+  for (const Kernels* k : kBestFirst) {
+    if (!runs_here(*k)) continue;
+    if (asked.empty() || asked == k->isa) return *k;
+    accepted += accepted.empty() ? k->isa : std::string(", ") + k->isa;
+  }
+  throw std::runtime_error("DIFFATTN_CPU_ISA is " + asked +
+                           ", accepted on this machine: " + accepted);
 }
 
+// Not a static object of the function: the lock that makes one once would stay closed in a child that is
+// forked meanwhile.
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+  static std::atomic<const Kernels*> chosen{nullptr};
+  const Kernels* k = chosen.load(std::memory_order_acquire);
+  if (!k) chosen.store(k = &choose(), std::memory_order_release);
+  return *k;
 }
 
 }  // namespace

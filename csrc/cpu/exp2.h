@@ -1,7 +1,7 @@
 // 2^x on vectors: x = n + f with n whole and |f| <= 1/2, a minimax polynomial for 2^f, and n put
 // into the exponent. The relative error stays within 2 units in the last place; results below the
-// smallest normal number become 0; NaN stays NaN. For x up to 127, which is more than a score
-// exceeds its maximum by.
+// smallest normal number become 0; NaN stays NaN. For x up to 127; a score never exceeds its maximum,
+// so callers have x <= 0.
 #pragma once
 #include "simd.h"
 

@@ -44,7 +44,6 @@ class RowBlock {
         rows_(rows),
         kv_(kv),
         x_(scratch),
-        scale_(p.softmax_scale),
         sight_(s, p.window, rows, scratch.lanes),
         keys_(sight_.keys) {
     load(cache);
@@ -74,7 +73,7 @@ class RowBlock {
     for (int c = 0; c < 2; ++c) {
       load_queries(p_.dtype, p_.q, s_, head_, c, rows_, d(), x_.natural.get());
       if (cache.rotary.cos) rotate_rows(p_, cache, s_, rows_, x_.natural.get());
-      transpose(x_.natural.get(), rows_.size(), x_.lanes, d(), scale_.query,
+      transpose(x_.natural.get(), rows_.size(), x_.lanes, d(), query_factor<C>(p_.softmax_scale),
                 x_.query + c * x_.lanes * d());
       for (int64_t r = 0; r < x_.lanes; ++r) {
         x_.max[c][r] = -kInf<C>;
@@ -92,8 +91,8 @@ class RowBlock {
       product_to_panel<C>(n, d(), {kv_.k[c] + j * ldk, ldk, 1}, x_.query + c * x_.lanes * d(),
                           x_.lanes, x_.limits.seen, scores);
       if (masked) x_.limits.mask(scores, x_.lanes, -kInf<C>);
-      online_softmax(scores, x_.limits, x_.lanes, scale_.score, x_.max[c], x_.sum[c],
-                     block_max(c, j), panel(c, j));
+      online_softmax(scores, x_.limits, x_.lanes, x_.max[c], x_.sum[c], block_max(c, j),
+                     panel(c, j));
     }
   }
 
@@ -152,7 +151,6 @@ class RowBlock {
   const Range rows_;
   const PackedHead<C>& kv_;
   ForwardScratch<C>& x_;
-  const Scale<C> scale_;
   const Sight sight_;
   const Range keys_;
 };

@@ -1,8 +1,9 @@
 #include "memory.h"
 
+#include <pthread.h>
+
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <vector>
 
 namespace diffattn::cpu {
@@ -21,9 +22,28 @@ struct Pool {
   std::size_t kept = 0, used = 0;
 };
 
-Pool& pool() {
-  static auto* const the_pool = new Pool;  // never destroyed: threads may outlive static objects
-  return *the_pool;
+void lock_before_fork();
+void unlock_in_parent() noexcept;
+void unlock_in_child() noexcept;
+
+// Made when the library is loaded, not by its first call: a thread that forks while another one is in that
+// call would leave a half-made pool to the child.
+Pool* make_pool() {
+  pthread_atfork(lock_before_fork, unlock_in_parent, unlock_in_child);
+  return new Pool;  // never destroyed: threads may outlive static objects
+}
+
+Pool* const the_pool = make_pool();
+
+Pool& pool() { return *the_pool; }
+
+// A child has one thread. A lock that another thread of its parent held would never be released in it, so
+// the forking thread itself holds the lock meanwhile.
+void lock_before_fork() { pool().mutex.lock(); }
+void unlock_in_parent() noexcept { pool().mutex.unlock(); }
+void unlock_in_child() noexcept {
+  pool().used = 0;  // the threads that would give it back are not here
+  pool().mutex.unlock();
 }
 
 // The smallest kept block that fits and is not twice too large. Where there is none, kept blocks make
@@ -74,13 +94,15 @@ bool keep(Header* block) noexcept {
 }  // namespace
 
 void* take_memory(std::size_t bytes) {
+  const std::size_t asked = bytes;
   bytes = (bytes + kLine - 1) / kLine * kLine;
   Header* block = take_kept(bytes);
   if (!block) {
     void* const fresh = std::aligned_alloc(kLine, bytes + kLine);
     if (!fresh) {
       forget(bytes);
-      throw std::bad_alloc();
+      throw OutOfMemory("differential attention needs " + std::to_string(asked) +
+                        " bytes of working memory, which the system does not have");
     }
     block = new (fresh) Header{bytes};
   }

@@ -11,7 +11,7 @@ struct PackedHead {
   C *k[2], *v;  // [sk][leading(d)], [sk][leading(dv)]
 
   static int64_t size(const Shape& s) {
-    return s.seqlen_k * (s.k_components * leading<C>(s.headdim) + leading<C>(s.headdim_v));
+    return product(s.seqlen_k, s.k_components * leading<C>(s.headdim) + leading<C>(s.headdim_v));
   }
 
   PackedHead(const Shape& s, C* data) {
@@ -36,10 +36,11 @@ struct Wave {
   int64_t first, count;
 };
 
-// How many of `units` equal parts fit a budget; at least one.
+// How many of `units` equal parts fit a budget; at least one, also of none.
 inline int64_t wave_size(int64_t units, int64_t bytes, int64_t budget) {
   const int64_t fit = bytes ? budget / bytes : units;
-  return fit < 1 ? 1 : fit < units ? fit : units;
+  const int64_t most = fit < units ? fit : units;
+  return most < 1 ? 1 : most;
 }
 
 // Calls f(unit, sequence, head, keys) for all keys of a wave in pieces, spread over all threads.

@@ -38,13 +38,13 @@ struct Sight {
 template <class C>
 int64_t block_rows(int64_t seqlen_q, int64_t seqlen_k, int panels) {
   constexpr int64_t kPanelBytes = 16 << 20;
-  const bool fits = kRows * seqlen_k * panels * int64_t(sizeof(C)) <= kPanelBytes;
+  const bool fits = seqlen_k <= kPanelBytes / (kRows * panels * int64_t(sizeof(C)));
   return fits && seqlen_q > NR<float> ? kRows : NR<float>;
 }
 
 // Numbers of a panel [keys][lanes] that can hold every block of a sequence.
 inline int64_t panel_size(int64_t seqlen_k, int64_t lanes) {
-  return round_up(seqlen_k, kKeys) * lanes;
+  return product(round_up(seqlen_k, kKeys), lanes);
 }
 
 inline Range block_of(Range keys, int64_t j) { return meet({j, j + kKeys}, keys); }
@@ -101,19 +101,13 @@ void transpose(const C* src, int64_t count, int64_t lanes, int64_t n, C factor, 
     }
 }
 
-// The sign of the softmax scale is moved into Q, so that the largest product stays the largest
-// score; a zero scale becomes zero queries.
+// What queries are multiplied by, so that their products with keys are scores in log2 units. Nothing is
+// multiplied afterwards: a score and the maximum it is compared with are the same number, rounded once,
+// and 2^(score - max) of the largest is exactly 1, however large the scores are.
 template <class C>
-struct Scale {
-  C query, score;
-  explicit Scale(double s)
-      : query(s < 0    ? -1
-              : s == 0 ? 0
-                       : 1),
-        score(s < 0    ? -s
-              : s == 0 ? 1
-                       : s) {}
-};
+inline C query_factor(double softmax_scale) {
+  return C(softmax_scale * kLog2e<double>);
+}
 
 // panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR], except where none of NR lanes sees
 // any of MR keys: lanes r .. r + NR see keys of seen[r / NR] only.

@@ -11,10 +11,20 @@ constexpr int64_t kLine = 64;
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The product of sizes. One that wrapped around would be a small buffer for large loops.
+template <class... Sizes>
+int64_t product(int64_t first, Sizes... others) {
+  int64_t all = first;
+  if ((__builtin_mul_overflow(all, int64_t(others), &all) || ...))
+    throw OutOfMemory("differential attention needs more than 2^63 bytes of working memory");
+  return all;
+}
+
 template <class C>
 class Buffer {
  public:
-  explicit Buffer(int64_t n) : data_(static_cast<C*>(take_memory((n ? n : 1) * sizeof(C)))) {}
+  explicit Buffer(int64_t n)
+      : data_(static_cast<C*>(take_memory(std::size_t(product(n ? n : 1, sizeof(C)))))) {}
   ~Buffer() { give_back_memory(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

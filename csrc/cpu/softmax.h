@@ -50,21 +50,20 @@ struct Limits {
   }
 };
 
-// For each lane: `max` is the greatest scaled score so far, in log2 units, and `sum` the sum of
+// Scores are in log2 units. For each lane: `max` is the greatest so far, and `sum` the sum of
 // 2^(score - max). panel [keys][lanes] becomes 2^(score - max), with this block's max in block_max.
 template <class C>
-void online_softmax(const C* scores, const Limits<C>& limits, int64_t lanes, C scale, C* max,
-                    C* sum, C* block_max, C* panel) {
+void online_softmax(const C* scores, const Limits<C>& limits, int64_t lanes, C* max, C* sum,
+                    C* block_max, C* panel) {
   using S = Simd<C>;
   using V = typename S::V;
-  const V factor = S::set(scale * kLog2e<C>);
   for (int64_t r = 0; r < lanes; r += S::W) {
     const Range keys = limits.seen[r / NR<C>];
     V top = S::set(-kInf<C>);
     for (int64_t j = keys.begin; j < keys.end; ++j)
       top = S::max(top, S::load(scores + j * lanes + r));
     const V old_max = S::load(max + r);
-    V new_max = S::max(top * factor, old_max);
+    V new_max = S::max(top, old_max);
     S::store(max + r, new_max);
     S::store(block_max + r, new_max);
     // A lane that has seen no key yet has max -inf; its scores are -inf too and must give 0.
@@ -72,7 +71,7 @@ void online_softmax(const C* scores, const Limits<C>& limits, int64_t lanes, C s
     new_max = new_max == S::set(-kInf<C>) ? zero : new_max;
     V total = S::load(sum + r) * exp2<C>(old_max - new_max);
     for (int64_t j = keys.begin; j < keys.end; ++j) {
-      const V e = exp2<C>(S::load(scores + j * lanes + r) * factor - new_max);
+      const V e = exp2<C>(S::load(scores + j * lanes + r) - new_max);
       S::store(panel + j * lanes + r, e);
       total += e;
     }

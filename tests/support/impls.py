@@ -15,7 +15,13 @@ import torch
 
 HALF = (torch.float16, torch.bfloat16)
 # A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/kernels.md.
-CUDA = {"saves_o2": True, "contains_nan_backward": False, "tile": (64, 32)}
+CUDA = {
+    "saves_o2": True,
+    "contains_nan_backward": False,
+    "tile": (64, 32),
+    "large_scores": False,
+    "any_page": False,
+}
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -36,6 +42,8 @@ class Impl:
     contains_nan: bool = True  # a NaN reaches only the rows that see it,
     tile: tuple[int, int] = (1, 1)  # or, in V, all rows of a tile (rows, keys) that is seen in part
     contains_nan_backward: bool = True  # nor do its gradients reach pairs that a mask hides
+    large_scores: bool = True  # beyond 4e9 they do not overflow
+    any_page: bool = True  # pages of any size
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
     @property
@@ -90,6 +98,7 @@ def _reference() -> Impl:
         has_ops=False,
         checks_values=False,
         contains_nan=False,
+        large_scores=False,  # torch.matmul sums the products of equal rows in different orders
         same_bits=False,
     )
 
