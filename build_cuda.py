@@ -65,6 +65,12 @@ def wanted() -> bool:
     return choice != "0" and find_nvcc() is not None
 
 
+def architectures() -> list[str]:
+    """The compute capabilities that are asked for; Toolkit refuses those that nvcc does not know."""
+    text = os.environ.get("DIFFATTN_CUDA_ARCHS") or str(OLDEST)
+    return [part.strip() for part in text.split(";")]
+
+
 def sources() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cu", ".cpp"))
 
@@ -117,14 +123,13 @@ class Toolkit:
         return Path(re.findall(r"^#\$ TOP=(.*)$", report, re.M)[0]).resolve()
 
     def _architectures(self) -> list[str]:
-        text = os.environ.get("DIFFATTN_CUDA_ARCHS") or str(OLDEST)
         known = re.findall(r"compute_(\d+)", self._ask("--list-gpu-arch"))
         accepted = [number for number in known if int(number) >= OLDEST]
-        listed = [part.strip() for part in text.split(";")]
+        listed = architectures()
         if not set(listed) <= set(accepted):
             raise SystemExit(
-                f"DIFFATTN_CUDA_ARCHS is {text!r}, accepted: one or more, joined by ';', of what "
-                f"{self.nvcc} knows from sm_{OLDEST} on: {', '.join(accepted)}"
+                f"DIFFATTN_CUDA_ARCHS is {';'.join(listed)!r}, accepted: one or more, joined by "
+                f"';', of what {self.nvcc} knows from sm_{OLDEST} on: {', '.join(accepted)}"
             )
         return [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in listed]
 

@@ -75,7 +75,9 @@ class Build(BuildExtension):
         return str(target)
 
 
-def module(name: str, sources: list[str], macros: list[str], link: list[str]) -> Extension:
+def module(
+    name: str, sources: list[str], macros: dict[str, str | None], link: list[str]
+) -> Extension:
     return CppExtension(
         f"diffattn_cuda.{name}",
         sources,
@@ -84,7 +86,7 @@ def module(name: str, sources: list[str], macros: list[str], link: list[str]) ->
         define_macros=[
             ("Py_LIMITED_API", PYTHON_API),
             ("TORCH_TARGET_VERSION", TORCH_API),
-            *((macro, None) for macro in macros),
+            *macros.items(),
         ],  # fmt: skip
         # Torch's headers would warn under our flags.
         extra_compile_args=[*FLAGS, *(f"-isystem{path}" for path in include_paths())],
@@ -96,13 +98,15 @@ bindings = files("csrc/bindings", "*.cpp")
 cuda_bindings = files("csrc/bindings", "cuda*.cpp")
 cpu_sources = ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"]
 modules = [
-    module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], [], ["-pthread"])
+    module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], {}, ["-pthread"])
 ]
 if build_cuda.wanted():
     # libtorch.so brings torch's CUDA library where there is one, and nothing else refers to it;
     # the CUDA runtime is ours alone: torch's own, of another version, must not see it.
     link = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-pthread"]
-    modules.append(module("_cuda", cuda_bindings, ["USE_CUDA"], link))
+    architectures = ";".join(build_cuda.architectures())
+    macros = {"USE_CUDA": None, "DIFFATTN_ARCHITECTURES": f'"{architectures}"'}
+    modules.append(module("_cuda", cuda_bindings, macros, link))
 
 setup(
     ext_modules=modules,

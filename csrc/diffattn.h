@@ -133,6 +133,13 @@ void decode(const DecodeParams&, const Parallel&);
 // The instruction set chosen for this machine: "avx512", "avx2" or "portable".
 const char* isa();
 
+// What was compiled in, best first; without a name after the last.
+struct InstructionSet {
+  const char* name;
+  bool runs_here;
+};
+InstructionSet instruction_set(int index);
+
 }  // namespace cpu
 
 namespace cuda {

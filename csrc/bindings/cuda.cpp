@@ -22,9 +22,13 @@ STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) { m.impl("fwd", TORCH_BOX(&cuda_fwd
 
 }  // namespace diffattn::bindings
 
-// Importing this empty module is what loads the kernels; see schemas.cpp.
+// Importing this module is what loads the kernels; see schemas.cpp. Its one name says for which
+// compute capabilities the build compiled them.
 extern "C" PyMODINIT_FUNC PyInit__cuda() {
   static PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  PyObject* created = PyModule_Create(&module);
+  if (created && PyModule_AddStringConstant(created, "architectures", DIFFATTN_ARCHITECTURES))
+    Py_CLEAR(created);
+  return created;
 }

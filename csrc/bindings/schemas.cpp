@@ -2,6 +2,8 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include "build_info.h"
+
 STABLE_TORCH_LIBRARY(diffattn, m) {
   // Dense: q (batch, seqlen_q, nheads, 2, d), k (batch, seqlen_k, nheads_k, 1 or 2, d),
   // v (batch, seqlen_k, nheads_k, dv), lam (batch, seqlen_q, nheads).
@@ -27,10 +29,16 @@ STABLE_TORCH_LIBRARY(diffattn, m) {
       "float out_scale, SymInt num_splits) -> (Tensor out, Tensor lse)");
 }
 
-// Importing this empty module is what loads the library; limited API, so one file serves every
-// Python.
+// Importing this module is what loads the library; limited API, so one file serves every Python.
 extern "C" PyMODINIT_FUNC PyInit__cpu() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                               "_cpu",
+                               nullptr,
+                               -1,
+                               diffattn::bindings::cpu_build_info,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
   return PyModule_Create(&module);
 }

@@ -1,5 +1,6 @@
 // Chooses the instruction set once. DIFFATTN_CPU_ISA=portable|avx2|avx512 asks for one by name.
 #include <atomic>
+#include <iterator>
 
 #include "../environment.h"
 #include "kernels.h"
@@ -50,5 +51,10 @@ void fwd(const FwdParams& p, const Parallel& parallel) { kernels().fwd(p, parall
 void bwd(const BwdParams& p, const Parallel& parallel) { kernels().bwd(p, parallel); }
 void decode(const DecodeParams& p, const Parallel& parallel) { kernels().decode(p, parallel); }
 const char* isa() { return kernels().isa; }
+
+InstructionSet instruction_set(int index) {
+  if (index >= static_cast<int>(std::size(kBestFirst))) return {nullptr, false};
+  return {kBestFirst[index]->isa, runs_here(*kBestFirst[index])};
+}
 
 }  // namespace diffattn::cpu
