@@ -11,14 +11,17 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import flash
+import infer
 import torch
 import torch.nn.functional as F
 from layouts import component_major, from_component_major
 from problem import Inputs, single
-from recipes import four_calls, two_calls, two_calls_of_all_heads
+from recipes import Attend, four_calls, two_calls, two_calls_of_all_heads
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Peer = Callable[[Inputs], Tensor]
+Recipe = Callable[[Attend, Inputs], Tensor]
 
 
 def ours(x: Inputs) -> Tensor:
@@ -66,27 +69,50 @@ def flex2(x: Inputs) -> Tensor:
     return two_calls(partial(_flex, x), x)
 
 
+def sdpa_of(backend: str, recipe: Recipe) -> Peer:
+    """A composition whose every call is held to one backend; it raises where that cannot."""
+
+    def peer(x: Inputs) -> Tensor:
+        with sdpa_kernel(BACKENDS[backend]):
+            return recipe(partial(_sdpa, x), x)
+
+    return peer
+
+
+BACKENDS = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+ONE_BACKEND: dict[str, Peer] = {
+    f"sdpa{calls}_{backend}": sdpa_of(backend, recipe)
+    for calls, recipe in ((2, two_calls), (4, four_calls))
+    for backend in BACKENDS
+}
 PEERS: dict[str, Peer] = {
     "eager": eager,
     "sdpa2": sdpa2,
     "sdpa4": sdpa4,
     "sdpa_hf": sdpa_hf,
     "flex2": flex2,
+    **ONE_BACKEND,
     **flash.PEERS,
+    **infer.PEERS,
 }
 
 
 def peers_for(direction: str, device: str = "cpu") -> dict[str, Peer]:
     """Ours first, then every peer that this machine has for it.
 
-    FlexAttention has no backward on a CPU, and the flash-attn family no CPU at all.
+    FlexAttention has no backward on a CPU, and the flash-attn family no CPU at all; SDPA has one
+    fused backend there, which it takes by itself.
     """
     first: Peer = ours_decode if direction == "decode" else ours
     names = ["eager", "sdpa2", "sdpa4", "sdpa_hf"]
     if direction == "fwd" or (direction == "fwdbwd" and device == "cuda"):
         names.append("flex2")
     if device == "cuda":
-        names += flash.installed()
+        names += [*ONE_BACKEND, *flash.installed(), *infer.installed(direction)]
     return {"ours": first} | {name: PEERS[name] for name in names}
 
 

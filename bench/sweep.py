@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tomli
 import torch
 from peers import PEERS
 from problem import DTYPES, Problem
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 LENGTHS = [512, 1024, 2048, 4096]
 SEQLENS = {"fwd": LENGTHS, "bwd": LENGTHS, "fwdbwd": LENGTHS, "decode": [65536]}
@@ -46,6 +51,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--budget", type=float, default=20.0, help="seconds a peer may take over all its rounds")
     add("--peers", nargs="*", choices=list(PEERS), help="default: all that there are")
     add("--cpu-time", action="store_true", help="CPU time, not wall time: for --threads 1")
+    add("--minutes", type=float, help="no problem begins later than this")
     add("--memory", action="store_true", help="measure extra resident memory instead of time")
     add("--csv", type=Path)
     return made
@@ -57,7 +63,7 @@ def sweeps(description: str, command_line: list[str]) -> list[argparse.Namespace
     args = made.parse_args(command_line)
     if args.config is None:
         return [args]
-    tables = tomli.loads(args.config.read_text())["sweep"]
+    tables = tomllib.loads(args.config.read_text())["sweep"]
     return [made.parse_args([*_options(table), *command_line]) for table in tables]
 
 

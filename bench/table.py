@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import platform
+import shutil
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from problem import Problem
+
+from diffattn_cuda import _cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,13 +91,16 @@ def machine() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "cpu": _cpu_name(),
         "isa": torch.backends.cpu.get_cpu_capability(),
+        "our_isa": _cpu.isa(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
 def commit() -> str:
-    """The commit that was measured, with a + if the tree had other changes."""
+    """The commit that was measured, with a + if the tree had other changes; "" without git."""
+    if shutil.which("git") is None:
+        return ""
 
     def git(*args: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)

@@ -10,7 +10,9 @@ import csv
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from support.threads import threads
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-pytest.importorskip("tomli", reason="tomli is not installed")
+from diffattn_cuda import _cpu
+
+if sys.version_info < (3, 11):
+    pytest.importorskip("tomli", reason="tomli is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,6 +35,7 @@ def bench() -> Iterator[Any]:
     folder = str(ROOT / "bench")
     sys.path.insert(0, folder)
     import flash
+    import infer
     import peers
     import problem
     import speed
@@ -38,7 +44,13 @@ def bench() -> Iterator[Any]:
 
     with threads(1):
         yield types.SimpleNamespace(
-            flash=flash, peers=peers, problem=problem, speed=speed, sweep=sweep, timing=timing
+            flash=flash,
+            infer=infer,
+            peers=peers,
+            problem=problem,
+            speed=speed,
+            sweep=sweep,
+            timing=timing,
         )
     sys.path.remove(folder)
     for name, module in list(sys.modules.items()):
@@ -48,8 +60,8 @@ def bench() -> Iterator[Any]:
 
 def problem_of(bench: Any, direction: str) -> Any:
     """GQA, and fewer queries than keys where that is usual."""
-    sq = 1 if direction == "decode" else 40
-    return bench.problem.Problem(direction, "fp32", 2, 4, 2, sq, 40, 16, direction != "decode")
+    sq = 1 if direction == "decode" else 48
+    return bench.problem.Problem(direction, "fp32", 2, 4, 2, sq, 48, 16, direction != "decode")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -81,21 +93,86 @@ def stand_in(same_width: bool, gives_lse: bool = False) -> types.ModuleType:
     return module
 
 
+class Ragged:
+    """FlashInfer's wrapper for batches of sequences without padding."""
+
+    def __init__(self, workspace: Tensor, layout: str) -> None:
+        assert layout == "NHD" and workspace.dtype == torch.uint8
+
+    def plan(self, qo: Tensor, kv: Tensor, nheads: int, nheads_k: int, d: int, **more: Any) -> None:
+        self.starts, self.heads, self.causal = (qo, kv), (nheads, nheads_k, d), more["causal"]
+        assert more["q_data_type"] == torch.float32 and qo.dtype == kv.dtype == torch.int32
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        nheads, nheads_k, d = self.heads
+        assert q.shape[1:] == (nheads, d) and k.shape == v.shape and k.shape[1:] == (nheads_k, d)
+        qs, ks = (list(zip(s[:-1].tolist(), s[1:].tolist(), strict=True)) for s in self.starts)
+        assert (qs[-1][1], ks[-1][1]) == (len(q), len(k))
+        outs = [
+            attend(q[None, i:j], k[None, m:n], v[None, m:n], self.causal)[0]
+            for (i, j), (m, n) in zip(qs, ks, strict=True)
+        ]
+        return torch.cat(outs)
+
+
+class Paged:
+    """FlashInfer's wrapper for a step of decoding over pages."""
+
+    def __init__(self, workspace: Tensor, layout: str) -> None:
+        assert layout == "NHD"
+
+    def plan(
+        self, indptr: Tensor, indices: Tensor, last: Tensor, nheads: int, nheads_k: int, d: int,
+        page: int, **more: Any,
+    ) -> None:  # fmt: skip
+        assert more["q_data_type"] == more["kv_data_type"] == torch.float32
+        assert set(last.tolist()) == {page}  # full caches
+        self.pages = [indices[i:j].long() for i, j in zip(indptr[:-1], indptr[1:], strict=True)]
+
+    def run(self, q: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
+        rows = []
+        for i, pages in enumerate(self.pages):
+            k, v = (t[pages].flatten(0, 1)[None] for t in cache)
+            rows.append(attend(q[None, i : i + 1], k, v, causal=False)[0])
+        return torch.cat(rows)
+
+
 @pytest.fixture
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    four = stand_in(same_width=False, gives_lse=True)
+    del four.flash_attn_with_kvcache
+    infer = types.ModuleType("flashinfer")
+    infer.BatchPrefillWithRaggedKVCacheWrapper = Ragged  # type: ignore[attr-defined]
+    infer.BatchDecodeWithPagedKVCacheWrapper = Paged  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flashinfer", infer)
     monkeypatch.setitem(sys.modules, "flash_attn", stand_in(same_width=True))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", four)
     monkeypatch.setitem(sys.modules, "flash_attn_interface", stand_in(False, gives_lse=True))
     monkeypatch.setitem(sys.modules, "flex_head_fa", stand_in(same_width=False))
 
 
 @pytest.mark.parametrize("direction", ["fwd", "bwd", "fwdbwd", "decode"])
 def test_every_recipe_is_differential_attention(
-    bench: Any, libraries: None, direction: str
+    bench: Any, libraries: None, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = bench.peers.PEERS.keys() - {"flex2"}  # which would compile for seconds
+    if direction in ("bwd", "fwdbwd"):
+        everything -= {"flashinfer_4"}
+    asked = []
+    monkeypatch.setattr(bench.peers, "sdpa_kernel", lambda b: asked.append(b) or nullcontext())
     peers = {name: bench.peers.PEERS[name] for name in sorted(everything)}
     x = bench.problem.make_inputs(problem_of(bench, direction))
     assert bench.speed.right(peers, x) == sorted(everything)
+    assert set(asked) == set(bench.peers.BACKENDS.values())
+    bench.infer._prefill_plan.cache_clear()
+
+
+def test_a_backend_that_cannot_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """No CPU has cuDNN's."""
+    x = bench.problem.make_inputs(problem_of(bench, "fwd"))
+    peers = {"sdpa4_cudnn": bench.peers.PEERS["sdpa4_cudnn"]}
+    assert bench.speed.right(peers, x) == []
+    assert "sdpa4_cudnn is left out: RuntimeError" in capsys.readouterr().out
 
 
 def test_a_wrong_peer_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +205,7 @@ def test_what_does_not_fit_into_memory_is_left_out(
 
     peers = {"hungry": hungry, "sdpa4": bench.peers.sdpa4}
     assert list(bench.speed.calls(peers, problem_of(bench, "fwd"))) == ["sdpa4"]
-    assert lengths == [16, 40] and "hungry is left out: too little" in capsys.readouterr().out
+    assert lengths == [16, 48] and "hungry is left out: too little" in capsys.readouterr().out
 
 
 def test_only_installed_libraries_are_peers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +213,7 @@ def test_only_installed_libraries_are_peers(bench: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == found)
     names = list(bench.peers.peers_for("fwd", "cuda"))
     assert names[0] == "ours" and names[-2:] == ["flexhead_2", "flexhead_4"]
+    assert {"sdpa2_cudnn", "sdpa4_flash", "sdpa4_efficient"} < set(names)
     assert "fa2_4" not in names and "flexhead_2" not in bench.peers.peers_for("fwd", "cpu")
 
 
@@ -240,11 +318,34 @@ def test_sweeps_of_a_file_and_of_the_command_line(bench: Any, tmp_path: Path) ->
         bench.sweep.sweeps("", ["--config", str(config)])
 
 
+def test_no_problem_begins_late(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A clock that a problem moves by 40 s: of three, a minute has room for two."""
+    now = [0.0]
+    monkeypatch.setattr(bench.speed.time, "monotonic", lambda: now[0])
+
+    def slow(*_: Any) -> list[Any]:
+        now[0] += 40
+        return []
+
+    monkeypatch.setattr(bench.speed, "time_problem", slow)
+    bench.speed.main(["--seqlens", "32", "64", "128", "--minutes", "1"])
+    said = capsys.readouterr().out
+    assert "Sq64" in said and said.count("is not reached: 1 minutes are over") == 1
+
+
 def test_the_gpus_sweeps_are_problems(bench: Any) -> None:
     command = ["--config", str(ROOT / "bench" / "gpu.toml"), "--device", "cuda"]
     asked = [p for args in bench.sweep.sweeps("", command) for p in bench.sweep.problems(args)]
-    assert len(asked) == 102 and all(p.device == "cuda" for p in asked)
+    assert all(p.device == "cuda" for p in asked)
     assert {p.batch * p.seqlen_q for p in asked if p.direction != "decode"} == {16384}
+    causal = {(p.direction, p.headdim, p.seqlen_q) for p in asked if p.causal}
+    assert causal == set(product(("fwd", "bwd", "fwdbwd"), (64, 128), (2048, 4096, 16384)))
+    megabytes = {(p.headdim, p.batch, p.cache_bytes >> 20) for p in asked if p.seqlen_q == 1}
+    assert megabytes == set(product([64], [1, 32], (16, 64, 256))) | {
+        (128, 1, m) for m in (16, 64, 256)
+    }
 
 
 def test_a_whole_run(
@@ -264,6 +365,9 @@ def test_a_whole_run(
     assert all(float(line["bandwidth_percent"]) == pytest.approx(100)
                for line in lines if line["peer"] == "read")  # fmt: skip
     assert all(line["ours_speedup"] for line in lines if line["peer"].startswith("sdpa"))
+
+    assert {line["our_isa"] for line in lines} == {_cpu.isa()}
+    assert f"our CPU kernels use {_cpu.isa()}" in said
 
     import plot
 
