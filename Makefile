@@ -138,3 +138,24 @@ cmake:
 
 clean:
 	rm -rf build dist *.egg-info diffattn_cuda/*.so $(BUILT) $(INSTALLED)
+
+# For the day a GPU is at hand (docs/gpu.md), from a wheel that was built before: `make wheel`. These
+# run beside whatever torch GPU_PYTHON has, without a build or a network.
+.PHONY: gpu gpu-sanitize gpu-counters
+GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
+GPU_OUT ?= gpu_out
+GPU_WHEEL ?=
+GPU_MINUTES ?= 8
+GPU_SPEED_MINUTES ?= 8
+GPU_ARGS ?=
+GPU := PYTHONPATH=bench $(GPU_PYTHON) -m gpu
+GPU_OPTIONS = --out '$(GPU_OUT)' $(if $(GPU_WHEEL),--wheel '$(GPU_WHEEL)') $(GPU_ARGS)
+
+gpu:
+	$(GPU) run --minutes $(GPU_MINUTES) --speed-minutes $(GPU_SPEED_MINUTES) $(GPU_OPTIONS)
+
+gpu-sanitize:
+	$(GPU) sanitize $(GPU_OPTIONS)
+
+gpu-counters:
+	$(GPU) counters $(GPU_OPTIONS)

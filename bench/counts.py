@@ -22,6 +22,7 @@ from counting import decoding, training  # noqa: E402
 from counting.decoding import Step  # noqa: E402
 from counting.record import Counts, write  # noqa: E402
 from counting.runs import Shape  # noqa: E402
+from gpu import counters, simulate  # noqa: E402
 from gpu_tables import BESIDE, MATRIX, Table, counted, formulas  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
@@ -54,7 +55,9 @@ def show(table: Table) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seqlen", type=int, default=1024)
-    parser.add_argument("--csv", type=Path, help="also write the figures there")
+    parser.add_argument(
+        "--csv", type=Path, help="also write the figures there, and bench/gpu/simulated.csv"
+    )
     args = parser.parse_args()
     counts = list(count_all(args.seqlen))
     for kernels in (MATRIX, BESIDE, ("decode",)):
@@ -62,6 +65,7 @@ def main() -> None:
     show(formulas(counts))
     if args.csv:
         write(args.csv, counts)
+        counters.save(counters.SIMULATED, simulate.counts())
 
 
 if __name__ == "__main__":
