@@ -66,7 +66,7 @@ def wanted() -> bool:
 
 
 def architectures() -> list[str]:
-    """The compute capabilities that are asked for; Toolkit refuses those that nvcc does not know."""
+    """The compute capabilities asked for; Toolkit refuses those that nvcc does not know."""
     text = os.environ.get("DIFFATTN_CUDA_ARCHS") or str(OLDEST)
     return [part.strip() for part in text.split(";")]
 
