@@ -138,3 +138,14 @@ cmake:
 
 clean:
 	rm -rf build dist *.egg-info diffattn_cuda/*.so $(BUILT) $(INSTALLED)
+
+# Hostile calls under ASan and UBSan: in a build of its own, so that no object is ever mixed.
+SANITIZE_CALLS ?= 10000
+SANITIZE_ARGS ?= --seed 1
+SANITIZED := build/sanitize/lib
+.PHONY: sanitize
+sanitize: $(BUILT)
+	DIFFATTN_SANITIZE=1 DIFFATTN_CUDA=0 $(PY) setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:hard_rss_limit_mb=4096:quarantine_size_mb=16 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(PY) tests/hostile.py --sanitized --calls $(SANITIZE_CALLS) $(SANITIZE_ARGS)
