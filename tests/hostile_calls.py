@@ -30,7 +30,7 @@ class Call:
     context: str = "plain"  # a key of hostile_run.CONTEXTS
     changes: list[str] = field(default_factory=list)
     legal: bool = True  # no change took that away, so an error is wrong
-    must_refuse: str = ""  # why a result is wrong
+    must_refuse: dict[str, str] = field(default_factory=dict)  # an argument, why a result is wrong
     misshapen: bool = False  # hugely: asking for memory is wrong too
     comparable: bool = True  # the reference means the same by it
     tame: bool = True  # of ordinary numbers, so that gradients can be compared

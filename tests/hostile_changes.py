@@ -14,7 +14,7 @@ from hostile_calls import Call, generator, int32
 from hostile_tensors import CACHES, FLOATS, HUGE, INDEX_NAMES, pick
 from torch import Tensor
 
-INTS = [0, 1, -1, -2, 3, 17, 1000, 2**31 - 1, 2**31, -(2**31), 2**40, 2**61, 2**62, 2**63 - 1,
+INTS = [0, 1, -1, -2, 3, 17, 2**31 - 1, 2**31, -(2**31), 2**40, 2**61, 2**62, 2**63 - 1, 2**63 - 1,
         -(2**63), 2**63, 2**64]  # fmt: skip
 WRONG = ["x", 1j, [1], (1,), {}, b"x", object, torch.float32]  # for no argument
 ODD = [None, True, np.int64(3), np.float32(0.5), np.bool_(True), torch.tensor(1), *WRONG]
@@ -126,11 +126,12 @@ def no_new_rows(call: Call) -> str:
         call.args["lam"] = lam[:, :0]
     for name in which:
         call.args[name] = call.args[name][:, :0]
-    for name in ("rotary_cos", "rotary_sin"):
-        if call.rng.random() < 0.5 and call.tensor(name) is not None:
-            lengths = torch.as_tensor(call.args["cache_seqlens"])
+    tables = [n for n in ("rotary_cos", "rotary_sin") if call.tensor(n) is not None]
+    if len(tables) == 2 and call.rng.random() < 0.7:
+        lengths = torch.as_tensor(call.args["cache_seqlens"])
+        for name in tables:  # no row for what is asked next
             call.args[name] = call.args[name][: int(lengths.max())].clone()
-            call.legal = False
+        call.legal = False
     return f"{which}: no rows"
 
 
@@ -205,9 +206,9 @@ def odd(call: Call) -> str:
     call.legal = call.tame = False
     by_truth = call.target.startswith("raw") and isinstance(old, bool)  # how torch takes bools
     if any(new is wrong for wrong in WRONG) and not by_truth and name != "norm_affine":
-        call.must_refuse = f"{name} is {new!r}"
+        call.must_refuse[name] = f"{name} is {new!r}"
     if new is True and name in ("lam", "cache_seqlens"):
-        call.must_refuse = f"{name} is True"
+        call.must_refuse[name] = f"{name} is True"
     return f"{name}: {new!r}"
 
 
@@ -230,10 +231,14 @@ def spoil(call: Call, contexts: list[str]) -> None:
         change = call.rng.choices([*CHANGES], [*CHANGES.values()])[0]
         if not call.tensors():
             break
+        before, reasons = dict(call.args), dict(call.must_refuse)
         try:
             did = change(call)
         except Exception as error:  # an earlier change left nothing that this one could change
             did, call.legal = f"{change.__name__} failed: {type(error).__name__}", False
+        for name, why in reasons.items():  # what a change replaces is no reason any more
+            if call.args.get(name) is not before[name] and call.must_refuse[name] == why:
+                del call.must_refuse[name]
         if did:
             call.changes.append(did)
     if call.rng.random() < 0.3:

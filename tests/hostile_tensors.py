@@ -12,7 +12,8 @@ import torch
 from hostile_calls import Call
 from torch import Tensor
 
-HUGE = [2**31 - 1, 2**31, 2**32, 2**40, 2**52, 2**58, 2**61, 2**62, 2**63 - 1]
+# Times a row's bytes, the last of these wrap to little or nothing.
+HUGE = [2**31 - 1, 2**31, 2**32, 2**40, 2**48, *(2**n for n in range(55, 63)), 2**63 - 1]
 FLOATS = [0.0, -0.0, 1e-45, 1e-44, 1e-320, 1e-5, 3e4, 1e30, 1e38, 1e308,
           math.inf, -math.inf, math.nan, -1.0]  # fmt: skip
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -124,8 +125,13 @@ def layout(call: Call) -> str:
         return ""
     call.legal &= how in ("parameter", "subclass")
     if how in ("sparse", "mkldnn", "nested", "jagged", "quantized", "meta", "conjugated"):
-        call.must_refuse = "" if name in UNREAD else f"{name} is {how}"
+        _refuse(call, name, how)
     return f"{name}: {how}"
+
+
+def _refuse(call: Call, name: str, why: str) -> None:
+    if name not in UNREAD:
+        call.must_refuse[name] = f"{name} is {why}"
 
 
 class Subclass(Tensor):
@@ -141,7 +147,7 @@ def freed(call: Call) -> str:
     t.untyped_storage().resize_(0)
     call.args[name] = t
     call.legal = False
-    call.must_refuse = "" if name in UNREAD else f"{name} has no storage"
+    _refuse(call, name, "without storage")
     return f"{name}: freed"
 
 

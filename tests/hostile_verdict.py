@@ -9,7 +9,7 @@ from typing import Any
 
 import hostile_run
 import torch
-from hostile_calls import MODULES, Arguments, Call, is_healthy, legal_call
+from hostile_calls import MODULES, PUBLIC, Arguments, Call, is_healthy, legal_call
 from hostile_changes import spoil
 from hostile_tensors import CACHES
 from torch import Tensor
@@ -20,9 +20,12 @@ LONGEST_LINE = 300
 NAMELESS = [
     r"missing|unexpected keyword|positional argument",  # Python's own
     r"vmap|double backward|forward-mode|functorch|torch\.func",  # a transform is refused
+    r"[Ii]nference tensor",  # and so is autograd of these, by torch
 ]
 MEMORY = r"bad_alloc|can't allocate memory"
 DISPATCHER = r"Could not run 'diffattn::"  # torch's, of a kind of tensor that raw ops do not have
+# Modules leave the types of their constructors' numbers to Python, as torch.nn does.
+PYTHON = r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
 
 
 @dataclass
@@ -58,7 +61,7 @@ def judge(call: Call) -> Verdict:
     except Exception as error:
         return _judge_error(call, error, _changed(call, before, []))
     if call.must_refuse:
-        return Verdict("accepted", call.must_refuse)
+        return Verdict("accepted", ", ".join(call.must_refuse.values()))
     writes = call.args.get("k", call.args.get("x")) is not None
     allowed = [*CACHES, "seqlens"] if writes else []
     if touched := _changed(call, before, allowed):
@@ -81,8 +84,9 @@ def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
         return Verdict("refused a legal call", detail)
     if re.search(MEMORY, message):
         return Verdict("copied before it checked" if call.misshapen else "refused", detail)
-    raw = [DISPATCHER] if call.target.startswith("raw") else []
-    if any(re.search(pattern, message) for pattern in NAMELESS + raw):
+    own = PYTHON if call.target in MODULES else DISPATCHER
+    excused = NAMELESS if call.target in PUBLIC else [*NAMELESS, own]
+    if any(re.search(pattern, message) for pattern in excused):
         return Verdict("refused", detail)
     if not first or len(first) > LONGEST_LINE:
         return Verdict("error of no use", detail)

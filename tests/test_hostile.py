@@ -136,7 +136,7 @@ PLANTED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a NaN": (_first_element("lse", torch.nan), {}, "wrong"),
     "another shape": (_fewer, {}, "wrong"),
     "an input written": (_write_to_q, {}, "wrote to an input"),
-    "what must be refused": (OURS, {"must_refuse": "k is odd"}, "accepted"),
+    "what must be refused": (OURS, {"must_refuse": {"k": "k is odd"}}, "accepted"),
     "a legal call": (_raises(ValueError("k is wrong")), {"legal": True}, "refused a legal call"),
     "an AttributeError": (_raises(AttributeError("k")), {}, "wrong type of error"),
     "an internal assert": (
