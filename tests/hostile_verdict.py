@@ -43,6 +43,9 @@ class Verdict:
 def make(seed: int, index: int) -> Call:
     call = legal_call(seed, index)
     spoil(call, [*hostile_run.CONTEXTS])
+    for what, needs in {"sin": "cos", "v_cache": "k_cache", "seqlens": "k_cache"}.items():
+        if call.target in MODULES and call.args.get(needs) is None:
+            call.must_refuse.pop(what, None)  # the module never gets it
     call.legal &= call.context in hostile_run.HARMLESS
     call.comparable &= call.context != "autocast"
     derived = call.context in ("jvp", "dual", "grad", "vmap")
