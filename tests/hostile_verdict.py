@@ -95,7 +95,7 @@ def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
         return Verdict("error of no use", detail)
     names = [*call.args, "page_size", "rotary_dim"]
     if call.target in MODULES:
-        names += ["rel_pos", "cache", "cache_seqlens", "rotary_cos"]
+        names += ["rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin"]
     named = any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
     return Verdict("refused" if named else "named no argument", detail)
 
