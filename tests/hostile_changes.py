@@ -205,7 +205,11 @@ def odd(call: Call) -> str:
     call.args[name] = new
     call.legal = call.tame = False
     by_truth = call.target.startswith("raw") and isinstance(old, bool)  # how torch takes bools
-    if any(new is wrong for wrong in WRONG) and not by_truth and name != "norm_affine":
+    if (
+        any(new is wrong for wrong in WRONG)
+        and not by_truth
+        and name not in ("norm_affine", "dtype")
+    ):
         call.must_refuse[name] = f"{name} is {new!r}"
     if new is True and name in ("lam", "cache_seqlens"):
         call.must_refuse[name] = f"{name} is True"

@@ -22,7 +22,7 @@ NAMELESS = [
     r"vmap|double backward|forward-mode|functorch|torch\.func",  # a transform is refused
     r"[Ii]nference tensor",  # and so is autograd of these, by torch
 ]
-MEMORY = r"bad_alloc|can't allocate memory"
+MEMORY = r"bad_alloc|can't allocate memory|bytes of working memory"
 DISPATCHER = r"Could not run 'diffattn::"  # torch's, of a kind of tensor that raw ops do not have
 # Modules leave the types of their constructors' numbers to Python, as torch.nn does.
 PYTHON = r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
@@ -95,7 +95,7 @@ def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
         return Verdict("error of no use", detail)
     names = [*call.args, "page_size", "rotary_dim"]
     if call.target in MODULES:
-        names += ["rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin"]
+        names += ["rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin", *CACHES]
     named = any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
     return Verdict("refused" if named else "named no argument", detail)
 
@@ -197,7 +197,7 @@ def _far(call: Call, name: str, got: Tensor, want: Tensor, given: Arguments) -> 
     """Elements that fp32 can get right, and that are not: rounded scores move all else."""
     double = given["q"].dtype == torch.float64
     bound = _bound(call, name, want, given)
-    sound = want.isfinite() & want.to(got.dtype).isfinite()
+    sound = want.isfinite() & want.to(got.dtype).isfinite() & bound.isfinite()
     if not double:
         single = hostile_run.expected(call, _converted(given, torch.float32))[name]
         assert single is not None
@@ -230,10 +230,14 @@ def _bound(call: Call, name: str, want: Tensor, given: Arguments) -> Tensor:
     relative = 32 * unit * (8 + score)
     if a.get("rotary_cos") is not None:  # q and k are rounded once they are rotated
         relative += 4 * torch.finfo(given["q"].dtype).eps * score
+    most = torch.finfo(torch.float64 if double else torch.float32).max / 16
+    total = _largest(values)
+    if score > most or (a.get("norm_eps") is not None and total * total > most):
+        return torch.full_like(want, math.inf)  # nor do sums and squares fit
     if name == "lse":
         return relative + 1e-7 + want.abs().nan_to_num(posinf=0.0) * 8 * unit
     lam = a["lam"] if isinstance(a["lam"], Tensor) else torch.tensor(float(a["lam"]))
-    total = _largest(values) * (1 + _largest([lam]))
+    total *= 1 + _largest([lam])
     rounding = want.abs() * 4 * torch.finfo(given["q"].dtype).eps + 1e-7
     out_scale = abs(a.get("out_scale", 1.0))
     if a.get("norm_eps") is None:
