@@ -29,7 +29,8 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test test-latest lock mutants lint docs bench counts accuracy plot wheel cmake clean help
+.PHONY: setup build demo test test-latest sanitize lock mutants lint docs bench counts accuracy plot wheel cmake gpu \
+  gpu-sanitize gpu-counters clean help
 
 help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
@@ -39,6 +40,9 @@ help:
 	@echo '        and the simulator by itself (SIM_ARGS)'
 	@echo 'test-latest  the suite in a virtual environment of its own, with the newest of everything, and what'
 	@echo '        in it is not what constraints.txt pins'
+	@echo 'sanitize hostile calls under ASan and UBSan (SANITIZE_CALLS, SANITIZE_ARGS)'
+	@echo 'gpu     on the day a GPU is at hand: self-test, tests, timings, from a wheel (docs/gpu.md)'
+	@echo 'gpu-sanitize, gpu-counters  the same under compute-sanitizer, and ncu'"'"'s counters beside ours'
 	@echo 'lock    pin the newest releases in constraints.txt, but for those that requirements.in holds back'
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
@@ -141,7 +145,6 @@ clean:
 
 # For the day a GPU is at hand (docs/gpu.md), from a wheel that was built before: `make wheel`. These
 # run beside whatever torch GPU_PYTHON has, without a build or a network.
-.PHONY: gpu gpu-sanitize gpu-counters
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 GPU_OUT ?= gpu_out
 GPU_WHEEL ?=
@@ -159,3 +162,13 @@ gpu-sanitize:
 
 gpu-counters:
 	$(GPU) counters $(GPU_OPTIONS)
+
+# Hostile calls under ASan and UBSan: in a build of its own, so that no object is ever mixed.
+SANITIZE_CALLS ?= 10000
+SANITIZE_ARGS ?= --seed 1
+SANITIZED := build/sanitize/lib
+sanitize: $(BUILT)
+	DIFFATTN_SANITIZE=1 DIFFATTN_CUDA=0 $(PY) setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=1024:hard_rss_limit_mb=4096:quarantine_size_mb=16 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(PY) tests/hostile.py --sanitized --calls $(SANITIZE_CALLS) $(SANITIZE_ARGS)

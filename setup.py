@@ -26,6 +26,12 @@ import build_cuda  # noqa: E402
 PYTHON_API = "0x030A0000"  # Python 3.10
 TORCH_API = "0x020A000000000000"  # torch 2.10, the first stable ABI with parallel_for
 FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]
+LINK = ["-pthread"]
+if os.environ.get("DIFFATTN_SANITIZE") == "1":  # for `make sanitize`, in a build folder of its own
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    LINK += sanitizers
+    # The last of two levels counts; Python's own flags make signed overflow wrap, unseen.
+    FLAGS += [*sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
 
 # One file an instruction set; dispatch.cpp chooses at run time, so only these get such flags.
 ISA_FLAGS = {
@@ -97,9 +103,7 @@ def module(
 bindings = files("csrc/bindings", "*.cpp")
 cuda_bindings = files("csrc/bindings", "cuda*.cpp")
 cpu_sources = ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"]
-modules = [
-    module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], {}, ["-pthread"])
-]
+modules = [module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], {}, LINK)]
 if build_cuda.wanted():
     # libtorch.so brings torch's CUDA library where there is one, and nothing else refers to it;
     # the CUDA runtime is ours alone: torch's own, of another version, must not see it.

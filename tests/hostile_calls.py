@@ -1,0 +1,320 @@
+"""Legal calls of everything that takes tensors, for hostile.py to spoil.
+
+A call is drawn from a seed and its index alone, so any one of them can be made again by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diffattn_cuda
+from diffattn_cuda import nn, reference
+
+Arguments = dict[str, Any]
+DTYPES = [torch.float32] * 3 + [torch.float64, torch.float16, torch.bfloat16]
+
+
+@dataclass
+class Call:
+    """A call, what was done to it, and what is known about the answer."""
+
+    target: str  # a key of LEGAL
+    args: Arguments
+    rng: random.Random
+    context: str = "plain"  # a key of hostile_run.CONTEXTS
+    changes: list[str] = field(default_factory=list)
+    legal: bool = True  # no change took that away, so an error is wrong
+    must_refuse: dict[str, str] = field(default_factory=dict)  # an argument, why a result is wrong
+    misshapen: bool = False  # hugely: asking for memory is wrong too
+    comparable: bool = True  # the reference means the same by it
+    tame: bool = True  # of ordinary numbers, so that gradients can be compared
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator(self.rng))
+
+    def tensor(self, name: str) -> Tensor | None:
+        """That argument if it is a tensor that can be read and changed without harm."""
+        arg = self.args.get(name)
+        return arg if isinstance(arg, Tensor) and is_healthy(arg) else None
+
+    def tensors(self) -> list[str]:
+        return [name for name in self.args if self.tensor(name) is not None]
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={_short(arg)}" for name, arg in self.args.items())
+        return f"{self.target} {self.changes} {self.context}: {given}"
+
+
+def is_healthy(t: Tensor) -> bool:
+    """Strided, small, in host memory, its storage there: torch itself crashes on some others."""
+    plain = t.layout == torch.strided and t.device.type == "cpu" and not t.is_quantized
+    if not plain or t.is_nested or t.numel() > 2**20:
+        return False
+    return t.numel() == 0 or t.data_ptr() != 0
+
+
+def _short(arg: Any) -> str:
+    if not isinstance(arg, Tensor):
+        return repr(arg)[:60]
+    if arg.is_nested:
+        return "nested"
+    where = "" if arg.device.type == "cpu" else f" {arg.device}"
+    return f"{str(arg.dtype)[6:]}{tuple(arg.shape)}{where}"
+
+
+def generator(rng: random.Random) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(rng.getrandbits(32))
+
+
+def legal_call(seed: int, index: int) -> Call:
+    rng = random.Random(f"{seed}:{index}")
+    call = Call(rng.choice(TARGETS), {}, rng)
+    call.args = LEGAL[call.target](call)
+    return call
+
+
+@dataclass
+class Sizes:
+    batch: int
+    seqlen_q: int
+    seqlen_k: int
+    nheads: int
+    nheads_k: int
+    components: int
+    d: int
+    dv: int
+    dtype: torch.dtype
+
+    @property
+    def compute(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+
+def _sizes(rng: random.Random) -> Sizes:
+    longest = 150 if rng.random() < 0.1 else 20  # few calls need several blocks of keys
+    nheads_k, d = rng.choice([1, 1, 2]), rng.choice([8, 8, 16, 24, 64])
+    return Sizes(
+        batch=rng.choice([1, 2, 3]),
+        seqlen_q=rng.randint(1, longest),
+        seqlen_k=rng.randint(1, longest),
+        nheads=nheads_k * rng.choice([1, 2, 3]),
+        nheads_k=nheads_k,
+        components=rng.choice([1, 2, 2]),
+        d=d,
+        dv=d * rng.choice([1, 2, 2]),
+        dtype=rng.choice(DTYPES),
+    )
+
+
+def _options(call: Call, s: Sizes) -> Arguments:
+    """What all three functions take by the same names."""
+    rng = call.rng
+    options: Arguments = {
+        "softmax_scale": rng.choice([None, None, 0.3, -0.1, 0.0]),
+        "causal": rng.random() < 0.4,
+        "window_size": rng.choice([(-1, -1), (-1, -1), (3, 0), (0, 5), (-1, 2)]),
+        "norm_weight": None,
+        "norm_eps": None,
+        "out_scale": rng.choice([1.0, 0.2, -1.5]),
+        "return_lse": rng.random() < 0.6,
+    }
+    if rng.random() < 0.4:
+        options["norm_eps"] = 1e-5
+        if rng.random() < 0.7:
+            options["norm_weight"] = call.randn(s.dv)
+    return options
+
+
+def _lam(call: Call, s: Sizes, rows: tuple[int, ...]) -> Any:
+    shape = call.rng.choice([None, (), (s.nheads,), (*rows, s.nheads)])
+    return 0.6 if shape is None else call.randn(*shape).to(s.compute)
+
+
+def _heads(call: Call, x: Tensor) -> Tensor:
+    """(.., heads, components, d) as it is or with its heads flattened: both are accepted."""
+    return x if call.rng.random() < 0.3 else x.flatten(-3, -2)
+
+
+def _qkv(call: Call, s: Sizes, rows: tuple[int, ...], keys: tuple[int, ...]) -> Arguments:
+    return {
+        "q": _heads(call, call.randn(*rows, s.nheads, 2, s.d).to(s.dtype)),
+        "k": _heads(call, call.randn(*keys, s.nheads_k, s.components, s.d).to(s.dtype)),
+        "v": call.randn(*keys, s.nheads_k, s.dv).to(s.dtype),
+        "lam": _lam(call, s, rows),
+    }
+
+
+def dense(call: Call) -> Arguments:
+    s = _sizes(call.rng)
+    qkv = _qkv(call, s, (s.batch, s.seqlen_q), (s.batch, s.seqlen_k))
+    return qkv | _options(call, s) | {"deterministic": call.rng.random() < 0.5}
+
+
+def packed(call: Call) -> Arguments:
+    s, rng = _sizes(call.rng), call.rng
+    lengths_q = [rng.randint(0, s.seqlen_q) for _ in range(s.batch)]
+    lengths_k = [rng.randint(0, s.seqlen_k) for _ in range(s.batch)]
+    qkv = _qkv(call, s, (sum(lengths_q),), (sum(lengths_k),))
+    return qkv | {
+        "cu_seqlens_q": starts(lengths_q),
+        "cu_seqlens_k": starts(lengths_k),
+        "max_seqlen_q": max(lengths_q),
+        "max_seqlen_k": max(lengths_k) + rng.choice([0, 3]),
+        **_options(call, s),
+        "deterministic": rng.random() < 0.5,
+    }
+
+
+def starts(lengths: list[int]) -> Tensor:
+    return torch.tensor([sum(lengths[:i]) for i in range(len(lengths) + 1)], dtype=torch.int32)
+
+
+def int32(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def kvcache(call: Call) -> Arguments:
+    s, rng = _sizes(call.rng), call.rng
+    kind = rng.choice(["plain", "plain", "indexed", "paged"])
+    new = rng.choice([s.seqlen_q, 1, rng.randint(0, 20)]) if rng.random() < 0.7 else None
+    page, capacity = 16, rng.choice([32, 160]) if (new or 0) <= 32 else 160
+    lengths = [rng.randint(0, capacity - (new or 0)) for _ in range(s.batch)]
+    slots = capacity if kind != "paged" else page
+    table = torch.randperm(s.batch * capacity // slots + 1, generator=generator(rng))
+    rows = s.batch if kind == "plain" else len(table)
+    args = _qkv(call, s, (s.batch, s.seqlen_q), (rows, slots))
+    args["k_cache"], args["v_cache"] = args.pop("k"), args.pop("v")
+    if new is not None:
+        args["k"] = call.randn(s.batch, new, *args["k_cache"].shape[2:]).to(s.dtype)
+        args["v"] = call.randn(s.batch, new, s.nheads_k, s.dv).to(s.dtype)
+    args["cache_seqlens"] = int32(lengths)
+    if rng.random() < 0.2:
+        args["cache_seqlens"] = min(lengths)
+    elif new is None and rng.random() < 0.2:
+        args["cache_seqlens"] = None
+    if rng.random() < 0.3:
+        args["cache_leftpad"] = int32([rng.randint(0, min(lengths)) for _ in lengths])
+    if kind == "indexed":
+        args["cache_batch_idx"] = table[: s.batch].int()
+    if kind == "paged":
+        args["block_table"] = table[:-1].view(s.batch, -1).int()
+    if new is not None and s.d >= 16 and rng.random() < 0.7:
+        positions = max(lengths) + max(new, s.seqlen_q) + rng.choice([0, 0, 3])
+        angle = call.randn(positions, 8 * rng.randint(1, s.d // 16))
+        args["rotary_cos"], args["rotary_sin"] = angle.cos().to(s.dtype), angle.sin().to(s.dtype)
+        args["rotary_interleaved"] = rng.random() < 0.5
+    return args | _options(call, s) | {"num_splits": rng.choice([0, 0, 1, 2, 7])}
+
+
+def module(call: Call) -> Arguments:
+    """A module's constructor and its forward in one; hostile_run makes the module."""
+    rng = call.rng
+    heads, dtype = rng.choice([1, 2]), rng.choice(DTYPES)
+    d = rng.choice([8, 16])
+    batch, seqlen, capacity = rng.choice([1, 2]), rng.randint(1, 20), 32
+    width = heads * d * (2 if call.target == "v1" else 1)
+    args: Arguments = {
+        "x": call.randn(batch, seqlen, width).to(dtype),
+        "embed_dim": width,
+        "num_heads": heads,
+        "num_kv_heads": rng.choice([None, 1]),
+        "window_size": rng.choice([(-1, -1), (5, 0)]),
+        "dtype": dtype,
+    }
+    if call.target == "v1":
+        args |= {"depth": rng.randint(0, 9), "norm_affine": rng.random() < 0.5}
+    if rng.random() < 0.5:
+        args["cos"], args["sin"] = nn.rotary_tables(capacity, d // 16 * 16, dtype=dtype)
+        if d < 16:
+            del args["cos"], args["sin"]
+    if rng.random() < 0.5:
+        components = 2 if call.target == "v1" else 1
+        slots = batch, capacity, args["num_kv_heads"] or heads
+        args["k_cache"] = call.randn(*slots[:2], slots[2] * components, d).to(dtype)
+        args["v_cache"] = call.randn(*slots, components * d).to(dtype)
+        args["seqlens"] = int32([rng.randint(0, capacity - seqlen) for _ in range(batch)])
+    return args
+
+
+def raw_fwd(call: Call) -> Arguments:
+    """The op's own arguments, from those of a public function."""
+    args = packed(call) if call.rng.random() < 0.4 else dense(call)
+    args.setdefault("cu_seqlens_q", None)
+    args.setdefault("cu_seqlens_k", None)
+    args.setdefault("max_seqlen_q", 0)
+    args.setdefault("max_seqlen_k", 0)
+    nheads_k = args["v"].shape[-2]
+    args["q"] = _unflattened(args["q"], args["v"].dim() + 1, 2)
+    args["k"] = _unflattened(args["k"], args["v"].dim() + 1, args["k"].shape[-2] // nheads_k)
+    return _raw(args) | {"training": call.rng.random() < 0.5}
+
+
+def raw_bwd(call: Call) -> Arguments:
+    args = raw_fwd(call) | {"training": True}
+    out, lse, o, o2, rstd = torch.ops.diffattn.fwd(**args)
+    del args["training"]
+    dlse = call.randn(*lse.shape).to(lse.dtype) if call.rng.random() < 0.5 else None
+    saved = {"o": o, "o2": o2, "lse": lse, "rstd": rstd}
+    return {"dout": call.randn(*out.shape).to(out.dtype), "dlse": dlse} | args | saved
+
+
+def raw_decode(call: Call) -> Arguments:
+    args = kvcache(call)
+    seqlens, keys = args["cache_seqlens"], args["k_cache"]
+    components = 2 if keys.dim() == 5 else keys.shape[2] // args["v_cache"].shape[2]
+    args["q"] = _unflattened(args["q"], 5, 2)
+    args["k_cache"] = _unflattened(keys, 5, components)
+    if "k" in args:
+        args["k"] = _unflattened(args["k"], 5, components)
+    if isinstance(seqlens, int):
+        args["cache_seqlens"] = int32([seqlens] * args["q"].shape[0])
+    optional = ("k", "v", "rotary_cos", "rotary_sin", "cache_leftpad", "cache_batch_idx")
+    for name in (*optional, "block_table"):
+        args.setdefault(name, None)
+    args.setdefault("rotary_interleaved", True)
+    return _raw(args)
+
+
+def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:
+    return x if x.dim() == dims else x.unflatten(-2, (-1, components))
+
+
+def _raw(args: Arguments) -> Arguments:
+    q, lam = args["q"], args["lam"]
+    compute = torch.promote_types(q.dtype, torch.float32)
+    args["lam"] = torch.as_tensor(lam, dtype=compute).expand(q.shape[:-2])
+    if args["norm_weight"] is not None:
+        args["norm_weight"] = args["norm_weight"].to(compute)
+    args["softmax_scale"] = args["softmax_scale"] or 0.2
+    left, right = args.pop("window_size")
+    args["window_left"], args["window_right"] = left, 0 if args.pop("causal") else right
+    del args["return_lse"]
+    return args
+
+
+LEGAL: dict[str, Callable[[Call], Arguments]] = {
+    "dense": dense,
+    "packed": packed,
+    "kvcache": kvcache,
+    "v1": module,
+    "v2": module,
+    "raw fwd": raw_fwd,
+    "raw bwd": raw_bwd,
+    "raw decode": raw_decode,
+}
+TARGETS = [*LEGAL, "kvcache", "raw decode"]  # decoding has most arguments
+PUBLIC: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # ours, the reference
+    "dense": (diffattn_cuda.diff_flash_attn_func, reference.diff_flash_attn_func),
+    "packed": (diffattn_cuda.diff_flash_attn_varlen_func, reference.diff_flash_attn_varlen_func),
+    "kvcache": (
+        diffattn_cuda.diff_flash_attn_with_kvcache,
+        reference.diff_flash_attn_with_kvcache,
+    ),
+}
+MODULES: dict[str, Any] = {"v1": nn.MultiheadDiffAttn, "v2": nn.MultiheadDiffAttnV2}

@@ -1,0 +1,262 @@
+"""Whether what a hostile call did is acceptable: a right answer, or an error that helps."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import hostile_run
+import torch
+from hostile_calls import MODULES, PUBLIC, Arguments, Call, is_healthy, legal_call
+from hostile_changes import spoil
+from hostile_tensors import CACHES
+from torch import Tensor
+
+ERRORS = (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError)
+LONGEST_LINE = 300
+# Errors that need not name an argument, because none is at fault or they are not ours to word.
+NAMELESS = [
+    r"missing|unexpected keyword|positional argument",  # Python's own
+    r"vmap|double backward|forward-mode|functorch|torch\.func",  # a transform is refused
+    r"[Ii]nference tensor",  # and so is autograd of these, by torch
+]
+MEMORY = r"bad_alloc|can't allocate memory|bytes of working memory"
+DISPATCHER = r"Could not run 'diffattn::"  # torch's, of a kind of tensor that raw ops do not have
+# Modules leave the types of their constructors' numbers to Python, as torch.nn does.
+PYTHON = r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
+
+
+@dataclass
+class Verdict:
+    """`kind` is "right", "refused", or what is wrong; `detail` is for a person."""
+
+    kind: str
+    detail: str = ""
+
+    @property
+    def bad(self) -> bool:
+        return self.kind not in ("right", "refused")
+
+
+def make(seed: int, index: int) -> Call:
+    call = legal_call(seed, index)
+    spoil(call, [*hostile_run.CONTEXTS])
+    for what, needs in {"sin": "cos", "v_cache": "k_cache", "seqlens": "k_cache"}.items():
+        if call.target in MODULES and call.args.get(needs) is None:
+            call.must_refuse.pop(what, None)  # the module never gets it
+    call.legal &= call.context in hostile_run.HARMLESS
+    call.comparable &= call.context != "autocast"
+    derived = call.context in ("jvp", "dual", "grad", "vmap")
+    call.comparable &= not (
+        call.target == "raw bwd" and derived
+    )  # nor has the reference a backward
+    return call
+
+
+def judge(call: Call) -> Verdict:
+    before = _snapshot(call)
+    given = {name: _copy(arg) for name, arg in call.args.items()}
+    versions = [_version(call.args.get(name)) for name in CACHES]
+    try:
+        answer = hostile_run.ours(call)
+    except Exception as error:
+        return _judge_error(call, error, _changed(call, before, []))
+    if call.must_refuse:
+        return Verdict("accepted", ", ".join(call.must_refuse.values()))
+    writes = call.args.get("k", call.args.get("x")) is not None
+    allowed = [*CACHES, "seqlens"] if writes else []
+    if touched := _changed(call, before, allowed):
+        return Verdict("wrote to an input", f"{touched}")
+    if call.target == "kvcache" and call.context == "plain" and _appends(call):
+        if any(_version(call.args[n]) == v for n, v in zip(CACHES, versions, strict=True)):
+            return Verdict("hid a write from autograd", "the caches' versions are as before")
+    return _judge_answer(call, answer, given)
+
+
+def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
+    message = str(error)
+    detail = f"{type(error).__name__}: {message}"[:400]
+    first = message.strip().splitlines()[0] if message.strip() else ""
+    if touched:
+        return Verdict("changed an input and raised", f"{touched}: {detail}")
+    if type(error) not in ERRORS or "INTERNAL ASSERT" in message:
+        return Verdict("wrong type of error", detail)
+    if call.legal:
+        return Verdict("refused a legal call", detail)
+    if re.search(MEMORY, message):
+        return Verdict("copied before it checked" if call.misshapen else "refused", detail)
+    own = PYTHON if call.target in MODULES else DISPATCHER
+    excused = NAMELESS if call.target in PUBLIC else [*NAMELESS, own]
+    if any(re.search(pattern, message) for pattern in excused):
+        return Verdict("refused", detail)
+    if not first or len(first) > LONGEST_LINE:
+        return Verdict("error of no use", detail)
+    names = [*call.args, "page_size", "rotary_dim"]
+    if call.target in MODULES:
+        names += ["rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin", *CACHES]
+    named = any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
+    return Verdict("refused" if named else "named no argument", detail)
+
+
+def _appends(call: Call) -> bool:
+    k = call.args.get("k")
+    return isinstance(k, Tensor) and k.numel() > 0
+
+
+def _version(arg: Any) -> int:
+    return arg._version if isinstance(arg, Tensor) and not arg.is_inference() else -1
+
+
+def _memory(t: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8).set_(t.untyped_storage())
+
+
+def _snapshot(call: Call) -> dict[str, Tensor]:
+    """The bytes behind each argument."""
+    return {name: _memory(call.args[name]).clone() for name in call.tensors()}
+
+
+def _changed(call: Call, before: dict[str, Tensor], allowed: list[str]) -> list[str]:
+    writable = {_place(call.args[n]) for n in allowed if n in before}
+    return [
+        name
+        for name, old in before.items()
+        if _place(call.args[name]) not in writable
+        and not torch.equal(_memory(call.args[name]), old)
+    ]
+
+
+def _place(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def _copy(arg: Any) -> Any:
+    return arg.clone() if isinstance(arg, Tensor) and is_healthy(arg) else arg
+
+
+def _judge_answer(call: Call, answer: hostile_run.Answer, given: Arguments) -> Verdict:
+    tensors = [arg for arg in given.values() if isinstance(arg, Tensor)]
+    known = call.comparable and all(is_healthy(t) and not t.is_complex() for t in tensors)
+    if not known:
+        return Verdict("right", "not compared")
+    exact = _converted(given, torch.float64)
+    try:
+        want = hostile_run.expected(call, exact)
+    except Exception as error:
+        return Verdict("accepted", f"the reference: {type(error).__name__}: {error}"[:300])
+    for name, expected in want.items():
+        got = answer.get(name)
+        if expected is None:
+            continue
+        if got is None:
+            return Verdict("wrong", f"{name} is missing")
+        if got.shape != expected.shape:
+            return Verdict("wrong", f"{name} is {tuple(got.shape)}, not {tuple(expected.shape)}")
+        if got.device.type != "cpu":
+            return Verdict("wrong", f"{name} is on {got.device}")
+        if name in ("out", "lse") and call.target not in MODULES:
+            complaint = _far(call, name, got, expected, given)
+        else:
+            complaint = _far_as_a_whole(call, name, got, expected, given)
+        if complaint:
+            return Verdict("wrong", complaint)
+    return Verdict("right")
+
+
+def _converted(args: Arguments, dtype: torch.dtype) -> Arguments:
+    """For the reference: another dtype, and windows that its int64 sums can hold."""
+    args = {
+        name: arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else _copy(arg)
+        for name, arg in args.items()
+    }
+    if isinstance(window := args.get("window_size"), tuple):
+        args["window_size"] = tuple(_clamped(side) for side in window)
+    for name in {"window_left", "window_right"} & set(args):
+        args[name] = _clamped(args[name])
+    return args
+
+
+def _clamped(side: Any) -> Any:
+    return max(-1, min(side, 2**40)) if isinstance(side, int) else side
+
+
+def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arguments) -> str:
+    """Relative L2; derivatives of few rows have no better bound that is simple."""
+    inputs = {arg.dtype for n in ("q", "x") if isinstance(arg := given.get(n), Tensor)}
+    coarse = bool(inputs & {torch.float16, torch.bfloat16})
+    if not call.tame or not want.isfinite().all():
+        return ""
+    error = (got.double() - want).norm().item()
+    bound = (0.1 if coarse else 1e-3) * want.norm().item() + (1e-2 if coarse else 1e-4)
+    return "" if error <= bound else f"{name} is off by {error:.3g}, accepted {bound:.3g}"
+
+
+def _far(call: Call, name: str, got: Tensor, want: Tensor, given: Arguments) -> str:
+    """Elements that fp32 can get right, and that are not: rounded scores move all else."""
+    double = given["q"].dtype == torch.float64
+    bound = _bound(call, name, want, given)
+    sound = want.isfinite() & want.to(got.dtype).isfinite() & bound.isfinite()
+    if not double:
+        single = hostile_run.expected(call, _converted(given, torch.float32))[name]
+        assert single is not None
+        sound &= (single.double() - want).abs() <= bound
+    wrong = sound & ~((got.double() - want).abs() <= bound)
+    if name == "lse":
+        wrong |= (want == -math.inf) & (got != -math.inf) & bound.isfinite()
+    if not wrong.any():
+        return ""
+    where = tuple(wrong.nonzero()[0].tolist())
+    return (
+        f"{int(wrong.sum())} of {want.numel()} elements of {name} wrong, first {where}: "
+        f"{got[where].item():.6g}, expected {want[where].item():.6g}"
+    )
+
+
+def _bound(call: Call, name: str, want: Tensor, given: Arguments) -> Tensor:
+    """How far rounding may carry an element: the scores' error, times what V and λ weigh."""
+    a = _converted(given, torch.float64)
+    d = a["q"].shape[-1]
+    scale = a.get("softmax_scale")
+    scale = max(d, 1) ** -0.5 if scale is None else abs(scale)
+    keys = [a[n] for n in ("k", "k_cache") if a.get(n) is not None]
+    values = [a[n] for n in ("v", "v_cache") if a.get(n) is not None]
+    score = scale * _largest([_lengths(a["q"])]) * _largest([_lengths(k) for k in keys])
+    if a.get("rotary_cos") is not None:
+        score *= max(1.0, _largest([a["rotary_cos"]]) ** 2 + _largest([a["rotary_sin"]]) ** 2)
+    double = given["q"].dtype == torch.float64
+    unit = torch.finfo(torch.float64 if double else torch.float32).eps
+    relative = 32 * unit * (8 + score)
+    if a.get("rotary_cos") is not None:  # q and k are rounded once they are rotated
+        relative += 4 * torch.finfo(given["q"].dtype).eps * score
+    most = torch.finfo(torch.float64 if double else torch.float32).max / 16
+    total = _largest(values)
+    if score > most or (a.get("norm_eps") is not None and total * total > most):
+        return torch.full_like(want, math.inf)  # nor do sums and squares fit
+    if name == "lse":
+        return relative + 1e-7 + want.abs().nan_to_num(posinf=0.0) * 8 * unit
+    lam = a["lam"] if isinstance(a["lam"], Tensor) else torch.tensor(float(a["lam"]))
+    total *= 1 + _largest([lam])
+    rounding = want.abs() * 4 * torch.finfo(given["q"].dtype).eps + 1e-7
+    out_scale = abs(a.get("out_scale", 1.0))
+    if a.get("norm_eps") is None:
+        return rounding + min(2.0, relative) * total * out_scale
+    plain = hostile_run.expected(
+        call, a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
+    )["out"]
+    assert plain is not None
+    rms = (plain.square().mean(-1, keepdim=True) + a["norm_eps"]).sqrt()
+    weight = 1.0 if a.get("norm_weight") is None else _largest([a["norm_weight"]])
+    amplified = (relative * total / rms).nan_to_num(2.0).clamp(max=2.0)
+    return rounding + amplified * math.sqrt(want.shape[-1]) * weight * out_scale
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Of its rows; those that are not finite reach nothing that is compared."""
+    return torch.linalg.vector_norm(x.double(), dim=-1)
+
+
+def _largest(tensors: list[Tensor]) -> float:
+    finite = [t.double()[t.double().isfinite()].abs() for t in tensors]
+    return max((x.max().item() for x in finite if x.numel()), default=0.0)
