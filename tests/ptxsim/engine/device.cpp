@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "grid_barrier.h"
 #include "race_global.h"
 #include "scheduler.h"
 
@@ -23,6 +24,16 @@ const DeviceProfile& find_profile(const std::string& name) {
         if (name == p.name) return p;
     throw SimError(ErrorKind::BadProgram,
                    "No device profile `" + name + "`: there are sm_75, sm_80, sm_86, sm_89, sm_90 and sm_120.");
+}
+
+// Registers are handed out to warps in units of 256, shared memory with the driver's KiB.
+u32 resident_ctas(const DeviceProfile& p, const Program& program, u64 threads, u64 dynamic_shared) {
+    u32 warps = (static_cast<u32>(threads) + 31) / 32,
+        per_warp = (static_cast<u32>(program.registers) * 32 + 255) / 256 * 256;
+    u32 ctas = std::min(p.max_blocks_per_sm, p.max_threads_per_sm / std::max(warps * 32, 1u));
+    if (per_warp) ctas = std::min(ctas, p.registers_per_block / std::max(per_warp * warps, 1u));
+    u64 bytes = program.static_shared + dynamic_shared + kSharedBase;
+    return static_cast<u32>(std::min<u64>(ctas, p.shared_per_sm / bytes));
 }
 
 namespace {
@@ -80,6 +91,17 @@ void check_shared(const Program& program, const LaunchConfig& c, const DevicePro
     }
 }
 
+// "the total number of blocks launched cannot exceed the maximum number of blocks per multiprocessor [...] times the
+// number of multiprocessors" (cudaLaunchCooperativeKernel)
+void check_residency(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
+    u64 ctas = static_cast<u64>(c.grid[0]) * c.grid[1] * c.grid[2];
+    u64 threads = static_cast<u64>(c.block[0]) * c.block[1] * c.block[2];
+    u64 fit = static_cast<u64>(profile.sm_count) * resident_ctas(profile, program, threads, c.dynamic_shared);
+    if (ctas > fit)
+        limit(program, number(ctas) + " CTAs of a cooperative launch > the " + number(fit) + " that " + profile.name +
+                           " holds at a time");
+}
+
 // PTX for a later target may use what this device does not have.
 void check_target(const Program& program, const DeviceProfile& profile) {
     const std::string& target = program.module->target;
@@ -90,13 +112,6 @@ void check_target(const Program& program, const DeviceProfile& profile) {
     error.kernel = program.name;
     error.compose();
     throw error;
-}
-
-u32 next_epoch() {
-    static std::atomic<u64> counter{0};
-    u64 n = counter++;
-    if (n % 4095 == 4094) MemoryMap::instance().clear_shadows();  // the shadow's 12 bits of epoch come around
-    return static_cast<u32>(n % 4095) + 1;
 }
 
 }  // namespace
@@ -114,6 +129,7 @@ void Device::check_limits(const Program& program, const LaunchConfig& config) co
     check_dimensions(program, config);
     check_registers(program, config, *profile);
     check_shared(program, config, *profile);
+    if (config.cooperative) check_residency(program, config, *profile);
 }
 
 LaunchReport Device::launch(const Program& program, const LaunchConfig& config) {
@@ -127,9 +143,11 @@ LaunchReport Device::launch(const Program& program, const LaunchConfig& config) 
     launch.shared_bytes = program.dynamic_begin + config.dynamic_shared;
     launch.seed = mix(seed * 0x51ed2701ull + 17);
     launch.checks = checks;
-    launch.epoch = next_epoch();
+    launch.epoch = next_shadow_epoch();
     launch.id = ++launches_;
     launch.sm_count = profile->sm_count;
+    std::unique_ptr<GridBarrier> grid_barrier = config.cooperative ? std::make_unique<GridBarrier>() : nullptr;
+    launch.grid_barrier = grid_barrier.get();
     launch.memory = MemoryMap::instance().table();
     launch.device = this;
     launch.instruction_limit = instruction_limit;

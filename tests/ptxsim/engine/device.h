@@ -26,11 +26,14 @@ struct DeviceProfile {
     u32 reserved_shared() const { return major >= 8 ? 1024 : 0; }
 };
 const DeviceProfile& find_profile(const std::string& name);
+// CTAs of a kernel that one SM holds at a time.
+u32 resident_ctas(const DeviceProfile& profile, const Program& program, u64 threads, u64 dynamic_shared);
 
 struct LaunchConfig {
     u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
     std::vector<u8> params;
     u32 dynamic_shared = 0;
+    bool cooperative = false;  // all CTAs are resident together, and the grid has a barrier
 };
 
 struct Device {

@@ -89,6 +89,7 @@ int Runtime::take_last_error() {
 namespace {
 int code_of(const SimError& error, bool device) {
     if (!device) return kCudaNoDevice;
+    if (error.message.find("cooperative launch") != std::string::npos) return kCudaCooperativeLaunchTooLarge;
     if (error.kind == ErrorKind::LaunchLimit)
         return error.message.find("registers") != std::string::npos ? kCudaLaunchOutOfResources
                                                                     : kCudaInvalidConfiguration;
@@ -125,7 +126,7 @@ std::shared_ptr<Program> Runtime::program(HostFunction& f) {
     return f.program;
 }
 
-void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared) {
+void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared, bool cooperative) {
     HostFunction* f = function(host);
     if (!f) throw SimError(ErrorKind::BadProgram, "Host code launches a function that is no registered kernel.");
     std::shared_ptr<Program> p = program(*f);
@@ -133,6 +134,7 @@ void Runtime::launch(const void* host, const u32* grid, const u32* block, void**
     std::copy(grid, grid + 3, config.grid);
     std::copy(block, block + 3, config.block);
     config.dynamic_shared = static_cast<u32>(shared);
+    config.cooperative = cooperative;
     config.params.resize(p->param_bytes);
     for (size_t i = 0; i < p->params.size(); ++i)
         std::memcpy(config.params.data() + p->params[i].offset, args[i], p->params[i].size);

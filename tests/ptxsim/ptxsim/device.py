@@ -179,10 +179,11 @@ class Device:
 
     # Launches.
 
-    def launch(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any], smem: int = 0) -> Counters:
+    def launch(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any], smem: int = 0, cooperative: bool = False) -> Counters:
+        """Runs a kernel; all CTAs of a cooperative launch are resident together, and its grid has a barrier."""
         probe_resources(kernel, self.profile)
         data = pack_arguments(kernel, args)
-        return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem))
+        return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem, cooperative))
 
     def launches(self) -> list[tuple[str, Counters]]:
         """Kernel name and counters of every launch host code made since the last call, in order."""
