@@ -166,8 +166,8 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
         Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
         u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
         order_atomic(w, op, space, lane, address, old);
-        std::memcpy(p, &next, bytes);
         if (space == Space::Global) arrive_at_grid_barrier(*w.cta, address, old, next);
+        std::memcpy(p, &next, bytes);
     }
     if (space == Space::Shared) {
         bool operands = lane_in(known_operands(w, op), lane);
