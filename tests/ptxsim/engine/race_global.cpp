@@ -36,8 +36,8 @@ class WordAccess {
     void run() {
         u64 old = shadow.load(std::memory_order_relaxed);
         for (;;) {
-            CtaEntry e = CtaEntry::unpack(old);
-            if (e.epoch != cta.epoch) e = {cta.epoch, 0, 0, 0, 0};
+            CtaEntry e{cta.epoch, 0, 0, 0, 0};
+            if (old >> 52 == cta.epoch) e = CtaEntry::unpack(old);
             u32 fresh = mask & ~(e.written | e.read);
             if (e.written & mask) check_write(e);
             if (access == GlobalAccess::Write && (e.read & mask)) check_reads(e);
@@ -148,26 +148,23 @@ class WordAccess {
     }
 
     CtaEntry after_read(CtaEntry e, u64& thread) const {
-        bool strong = access == GlobalAccess::StrongRead;
-        if (!threads) {
-            if (!strong) add_reader(e, e.reader == 0 || e.reader == mine);
-            return e;
+        bool strong = access == GlobalAccess::StrongRead, other = e.reader != 0 && e.reader != mine;
+        if (other && threads && forgets(e, strong)) {
+            e.reader = e.read = 0;
+            other = false;
         }
-        ThreadRead old = last_read();
-        bool other = e.reader != 0 && e.reader != mine;
-        bool forgotten = other && e.reader != kManyCtas && (old.strong || (!strong && read_before(old, e.reader)));
-        if (other && e.reader == kManyCtas && !strong) forgotten = knows_all_others(cta);
-        if (strong && other && !forgotten) return e;
-        if (forgotten) e.reader = e.read = 0;
-        bool alone = !other || forgotten, first = e.reader == 0 || !e.read;
-        add_reader(e, alone);
-        if (alone) thread = (first ? this_read() : joined_read(old)).pack();
+        if (strong && (other || !threads)) return e;  // between CTAs it conflicts with nothing
+        if (!other && threads) thread = (e.read ? joined_read(last_read()) : this_read()).pack();
+        e.reader = other ? kManyCtas : mine;
+        e.read |= mask;
         return e;
     }
 
-    void add_reader(CtaEntry& e, bool alone) const {
-        e.reader = alone ? mine : kManyCtas;
-        e.read |= mask;
+    // May this read take the place of another CTA's?
+    bool forgets(const CtaEntry& e, bool strong) const {
+        if (e.reader == kManyCtas) return !strong && knows_all_others(cta);
+        ThreadRead old = last_read();
+        return old.strong || (!strong && read_before(old, e.reader));
     }
 
     ThreadRead this_read() const {
@@ -225,24 +222,24 @@ class WordAccess {
     const u32 mine;
 };
 
-// Words that nobody wrote, and whose four bytes many CTAs or this very lane at this clock have read: another read
-// changes nothing.
+// Has this very lane read all four bytes at this clock, or this warp since the last barrier of the whole CTA?
+bool read_by_us(const Warp& w, int lane, u64 read) {
+    u32 warp = static_cast<u32>(w.id);
+    u64 who = kFull, by_warp = ThreadRead{0, 0, 0, 15, warp, w.clocks.now(lane), 0}.pack();
+    if ((read & ~who) == by_warp) return (read >> lane) & 1;
+    return (read & ~who) == ThreadRead{1, 0, 0, 15, 0, w.cta->whole_barriers, 0}.pack() && ((read >> warp) & 1);
+}
+
+// Words that nobody wrote and that many CTAs, or we, have read: another read changes nothing.
 bool read_already(const Warp& w, int lane, const Allocation& a, u64 first, u64 last) {
-    const Cta& cta = *w.cta;
-    u64 unwritten = static_cast<u64>(cta.epoch) << 52 | 15;
-    u64 by_us = unwritten | static_cast<u64>(cta.index + 1) << 4, by_many = unwritten | static_cast<u64>(kManyCtas)
-                                                                                            << 4;
+    u64 unwritten = static_cast<u64>(w.cta->epoch) << 52 | 15;
+    u64 by_many = unwritten | static_cast<u64>(kManyCtas) << 4;
     for (u64 word = first; word <= last; ++word) {
         u64 old = a.shadow[word].load(std::memory_order_relaxed);
         if (old == by_many) continue;
-        if (old != by_us) return false;
+        if (old != (unwritten | static_cast<u64>(w.cta->index + 1) << 4)) return false;
         if (!a.threads) continue;
-        ThreadRead t = ThreadRead::unpack(a.threads[2 * word + 1].load(std::memory_order_relaxed));
-        if (t.strong || t.bytes != 15) return false;
-        bool marked = t.several
-                          ? t.clock == cta.whole_barriers && (t.who >> w.id & 1)
-                          : t.warp == static_cast<u32>(w.id) && t.clock == w.clocks.now(lane) && (t.who >> lane & 1);
-        if (!marked) return false;
+        if (!read_by_us(w, lane, a.threads[2 * word + 1].load(std::memory_order_relaxed))) return false;
     }
     return true;
 }
