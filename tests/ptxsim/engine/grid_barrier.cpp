@@ -30,6 +30,7 @@ void arrive_at_grid_barrier(const Cta& cta, u64 address, u64 old, u64 next) {
 void poll_grid_barrier(Cta& cta) {
     GridBarrier& barrier = *cta.launch->grid_barrier;
     u32 ended = barrier.ended, phase = barrier.phase;
+    cta.polls = kPolls;  // gives its turn away, in case it waits
     if (phase != cta.grid_phase) {
         cta.grid_phase = phase;
         cta.epoch = barrier.epoch;

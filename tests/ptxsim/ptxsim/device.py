@@ -12,7 +12,8 @@ from .errors import BadProgram
 from .module import Kernel, probe_resources
 
 # "undefined_branch" is the part of "undefined" that concerns predicates: with it off, such a branch goes the seed's way.
-# "race_warp" is the part of "race" between lanes of one warp: kernels older than Volta take a warp for one thread.
+# "race_warp" is the part of "race" and "race_global" between lanes of one warp: kernels older than Volta take a warp for
+# one thread.
 CHECKS = (
     "bounds", "align", "undefined", "undefined_branch", "race", "race_warp", "race_global", "divergence", "deadlock", "limits", "async",
 )  # fmt: skip
