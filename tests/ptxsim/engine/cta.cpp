@@ -30,6 +30,7 @@ void Cta::start(const Launch& l, u32 linear_index) {
     at_whole_barrier.assign(warp_count, 0);
     epoch = l.epoch;
     grid_phase = 0;
+    at_grid_barrier = false;
     last_allocation = nullptr;
     undefined_.reset();
     warps.resize(warp_count);

@@ -78,6 +78,7 @@ struct Cta {
     Clock at_whole_barrier;
     u32 epoch = 0;       // of the race shadow of global memory; a grid barrier begins a new one
     u32 grid_phase = 0;  // grid barriers passed
+    bool at_grid_barrier = false;
     Allocation* last_allocation = nullptr;
 
     void start(const Launch& launch, u32 linear_index);

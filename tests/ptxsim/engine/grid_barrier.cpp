@@ -20,18 +20,22 @@ bool is_grid_barrier(const Cta& cta, u64 address) {
 
 // All CTAs have arrived: what any of them did happened before what any does after the barrier. A new epoch says so,
 // because entries of an earlier one count as none.
-void arrive_at_grid_barrier(const Cta& cta, u64 address, u64 old, u64 next) {
-    if (!is_grid_barrier(cta, address) || !((old ^ next) & 0x8000'0000u)) return;
+void arrive_at_grid_barrier(Cta& cta, u64 address, u64 old, u64 next) {
+    if (!is_grid_barrier(cta, address)) return;
+    cta.at_grid_barrier = true;
+    if (!((old ^ next) & 0x8000'0000u)) return;
     GridBarrier& barrier = *cta.launch->grid_barrier;
     barrier.epoch = next_shadow_epoch();
     ++barrier.phase;
 }
 
 void poll_grid_barrier(Cta& cta) {
+    if (!cta.at_grid_barrier) return;  // a read just before the last arrival may have passed it
     GridBarrier& barrier = *cta.launch->grid_barrier;
     u32 ended = barrier.ended, phase = barrier.phase;
     cta.polls = kPolls;  // gives its turn away, in case it waits
     if (phase != cta.grid_phase) {
+        cta.at_grid_barrier = false;
         cta.grid_phase = phase;
         cta.epoch = barrier.epoch;
         cta.releases.others.clear();

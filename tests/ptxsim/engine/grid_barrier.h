@@ -33,7 +33,7 @@ class GridBarrier {
 
 bool is_grid_barrier(const Cta& cta, u64 address);
 // An atomic is about to change the word from `old` to `next`: whoever sees `next` has to find the phase complete.
-void arrive_at_grid_barrier(const Cta& cta, u64 address, u64 old, u64 next);
+void arrive_at_grid_barrier(Cta& cta, u64 address, u64 old, u64 next);
 // A strong read of the word: passes the barrier if it is complete.
 void poll_grid_barrier(Cta& cta);
 void leave_grid(const Cta& cta);
