@@ -1,6 +1,6 @@
 // Release and acquire (PTX ISA 8.7-8.9): what fences, atomics and strong accesses put in order.
 //
-// "A release pattern makes prior operations from the current thread visible to some operations from other threads": a
+// "The release pattern makes prior operations from the current thread visible to some operations from other threads": a
 // release, or a fence and then a strong write. What it publishes are vector clocks, kept with the word that was
 // written; whoever reads that word with a strong access learns them.
 #pragma once

@@ -89,10 +89,11 @@ int Runtime::take_last_error() {
 namespace {
 int code_of(const SimError& error, bool device) {
     if (!device) return kCudaNoDevice;
-    if (error.message.find("cooperative launch") != std::string::npos) return kCudaCooperativeLaunchTooLarge;
+    auto says = [&](const char* word) { return error.message.find(word) != std::string::npos; };
     if (error.kind == ErrorKind::LaunchLimit)
-        return error.message.find("registers") != std::string::npos ? kCudaLaunchOutOfResources
-                                                                    : kCudaInvalidConfiguration;
+        return says("cooperative launch") ? kCudaCooperativeLaunchTooLarge
+               : says("registers")        ? kCudaLaunchOutOfResources
+                                          : kCudaInvalidConfiguration;
     return error.kind == ErrorKind::BadProgram ? kCudaInvalidSource : kCudaLaunchFailure;
 }
 }  // namespace

@@ -106,7 +106,7 @@ void op_barrier(Warp& w, const Op& op) {
     w.cta->complete_if_full(id);
 }
 
-// 9.7.13.2 bar.warp.sync: "guarantees memory ordering among threads participating in the barrier".
+// 9.7.13.2 bar.warp.sync: "also guarantees memory ordering among threads participating in barrier".
 void op_warp_barrier(Warp& w, const Op& op) {
     for_mask_groups(w, op.a, [&] { order_active_lanes(w); });
 }
@@ -184,7 +184,7 @@ void Cta::complete_if_full(int id) {
             f.released = true;
             waited |= f.mask;
         }
-        // Lanes that have exited count as having come: "for all threads in the warp".
+        // With lanes that have exited "it is as if all the threads in the warp have executed the bar instruction".
         if (waited) warp.clocks.join(b.clock, waited == warp.alive ? warp.clocks.all_lanes() : waited);
     }
     u32 population = b.population;

@@ -14,8 +14,8 @@ struct MaskGroups {
 // False if the fragment has to wait for lanes, or was split by membermask.
 bool gather_mask_groups(Warp& w, Ref mask, MaskGroups& groups);
 
-// "causes the executing thread to wait until all non-exited threads corresponding to membermask have executed [the
-// instruction] with the same qualifiers and same membermask value" (PTX ISA 9.7.9.6 and others): lanes that give
+// "will cause executing thread to wait until all non-exited threads corresponding to membermask have executed [it] with
+// the same qualifiers and same membermask value before resuming execution" (PTX ISA 9.7.9.6, 9.7.13): lanes that give
 // different masks do not meet. Runs `body` with each group in turn as the active lanes.
 template <class F>
 inline void for_mask_groups(Warp& w, Ref mask, F body) {
