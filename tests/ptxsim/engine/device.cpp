@@ -26,14 +26,23 @@ const DeviceProfile& find_profile(const std::string& name) {
                    "No device profile `" + name + "`: there are sm_75, sm_80, sm_86, sm_89, sm_90 and sm_120.");
 }
 
-// Registers are handed out to warps in units of 256, shared memory with the driver's KiB.
-u32 resident_ctas(const DeviceProfile& p, const Program& program, u64 threads, u64 dynamic_shared) {
-    u32 warps = (static_cast<u32>(threads) + 31) / 32,
-        per_warp = (static_cast<u32>(program.registers) * 32 + 255) / 256 * 256;
-    u32 ctas = std::min(p.max_blocks_per_sm, p.max_threads_per_sm / std::max(warps * 32, 1u));
-    if (per_warp) ctas = std::min(ctas, p.registers_per_block / std::max(per_warp * warps, 1u));
-    u64 bytes = program.static_shared + dynamic_shared + kSharedBase;
-    return static_cast<u32>(std::min<u64>(ctas, p.shared_per_sm / bytes));
+namespace {
+constexpr u32 kRegisterUnit = 256, kSmPartitions = 4;
+u32 round_up(u32 value, u32 to) { return (value + to - 1) / to * to; }
+}  // namespace
+
+// Registers are handed out to warps, from the partition of the SM on which the warp runs.
+u32 resident_warps(const Program& program, const DeviceProfile& p) {
+    u32 per_warp = round_up(static_cast<u32>(program.registers) * kLanes, kRegisterUnit);
+    u32 warps = p.max_threads_per_sm / kLanes;
+    return per_warp ? std::min(warps, p.registers_per_block / kSmPartitions / per_warp * kSmPartitions) : warps;
+}
+
+// As in the toolkit's cuda_occupancy.h, which knows no launch bounds.
+u32 resident_ctas(const Program& program, const DeviceProfile& p, u32 threads, u64 shared) {
+    u32 ctas = std::min(p.max_blocks_per_sm, resident_warps(program, p) / (round_up(threads, kLanes) / kLanes));
+    u32 bytes = round_up(static_cast<u32>(shared) + p.reserved_shared(), p.shared_unit());
+    return bytes ? std::min(ctas, p.shared_per_sm / bytes) : ctas;
 }
 
 namespace {
@@ -95,8 +104,9 @@ void check_shared(const Program& program, const LaunchConfig& c, const DevicePro
 // number of multiprocessors" (cudaLaunchCooperativeKernel)
 void check_residency(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
     u64 ctas = static_cast<u64>(c.grid[0]) * c.grid[1] * c.grid[2];
-    u64 threads = static_cast<u64>(c.block[0]) * c.block[1] * c.block[2];
-    u64 fit = static_cast<u64>(profile.sm_count) * resident_ctas(profile, program, threads, c.dynamic_shared);
+    u32 threads = c.block[0] * c.block[1] * c.block[2];
+    u64 shared = static_cast<u64>(program.static_shared) + c.dynamic_shared;
+    u64 fit = static_cast<u64>(profile.sm_count) * resident_ctas(program, profile, threads, shared);
     if (ctas > fit)
         limit(program, number(ctas) + " CTAs of a cooperative launch > the " + number(fit) + " that " + profile.name +
                            " holds at a time");
