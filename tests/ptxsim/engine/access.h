@@ -14,7 +14,8 @@ enum AddressFlag : u16 {
     kWideData = 4,
     kKernelParam = 8,
     kCollective = 16,
-    kReleases = 32
+    kReleases = 32,
+    kCtaReleases = 64
 };
 
 struct LaneAddresses { u64 at[kLanes]; };

@@ -6,6 +6,7 @@
 #include "counters.h"
 #include "cta.h"
 #include "fp.h"
+#include "grid_barrier.h"
 #include "lanes.h"
 #include "parser.h"
 
@@ -139,6 +140,20 @@ void require_operands(Warp& w, const Op& op, Space space) {
     if (space == Space::Global) w.require_defined(known_operands(w, op), "an atomic on global memory");
 }
 
+// An atomic reads and then writes; a cas that fails writes nothing, so it publishes nothing.
+void order_atomic(Warp& w, const Op& op, Space space, int lane, u64 address, u64 old) {
+    u64 differs = (old ^ operand(w, op, op.b, lane)) << (64 - 8 * op.bytes);
+    bool writes = op.flags != kCas || differs == 0;
+    Scope scope = op.flags2 & kReleases ? Scope::Grid : op.flags2 & kCtaReleases ? Scope::Cta : Scope::None;
+    if (space == Space::Global) {
+        acquire_global(w, 1u << lane, address);
+        if (writes) release_global(w, address, scope);
+    } else {
+        acquire_shared(w, 1u << lane, static_cast<u32>(address));
+        if (writes) release_shared(w, static_cast<u32>(address), scope);
+    }
+}
+
 void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
     bool defined;
     u32 bytes = op.bytes;
@@ -148,12 +163,10 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
         std::unique_lock<std::mutex> lock(atomic_mutex(address), std::defer_lock);
         if (space == Space::Global) lock.lock();
         std::memcpy(&old, p, bytes);
-        if (space == Space::Global) {
-            acquire_global(w, address);
-            release_global(w, address, op.flags2 & kReleases);
-        }
         Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
         u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
+        order_atomic(w, op, space, lane, address, old);
+        if (space == Space::Global) arrive_at_grid_barrier(*w.cta, address, old, next);
         std::memcpy(p, &next, bytes);
     }
     if (space == Space::Shared) {
@@ -225,7 +238,7 @@ void decode_atomic(Form& f) {
     bool reduce = f.inst.opcode == "red";
     std::string order = f.take_any({"relaxed", "acquire", "release", "acq_rel"});
     std::string scope = f.take_any({"gpu", "sys", "cta", "cluster"});
-    bool releases = (order == "release" || order == "acq_rel") && scope != "cta";
+    u32 releases = order != "release" && order != "acq_rel" ? 0 : scope == "cta" ? kCtaReleases : kReleases;
     std::string where = f.take_any({"global", "shared", "shared::cta"});
     u8 operation = take_operation(f);
     f.take_any({"noftz"});
@@ -248,7 +261,7 @@ void decode_atomic(Form& f) {
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
-    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | (releases ? kReleases : 0));
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | releases);
     op.b = b;
     op.c = c;
     op.bytes = static_cast<u8>(bytes);

@@ -2,7 +2,13 @@
 
 #include <algorithm>
 
+#include "grid_barrier.h"
+
 namespace ptxsim {
+
+namespace {
+constexpr u64 kSearch = 100'000;  // warp instructions in which a race may still explain an undefined value
+}
 
 void Cta::start(const Launch& l, u32 linear_index) {
     launch = &l;
@@ -19,25 +25,48 @@ void Cta::start(const Launch& l, u32 linear_index) {
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
     issued = polls = 0;
-    fenced = false;
-    synchronised.clear();
+    releases.clear();
+    whole_barriers = 0;
+    at_whole_barrier.assign(warp_count, 0);
+    epoch = l.epoch;
+    grid_phase = 0;
+    at_grid_barrier = false;
     last_allocation = nullptr;
+    undefined_.reset();
     warps.resize(warp_count);
     for (u32 i = 0; i < warp_count; ++i) {
         u32 threads = std::min<u32>(kLanes, thread_count - i * kLanes);
         warps[i].start(*this, static_cast<int>(i), threads == kLanes ? kFull : (1u << threads) - 1, random.next());
-        SharedShadow::update_limits(warps[i]);
     }
 }
 
 bool Cta::run(u64 budget) {
     u64 done = 0;
     polls = 0;
-    while (done < budget && !waits()) {
-        if (std::all_of(warps.begin(), warps.end(), [](const Warp& w) { return w.finished(); })) return true;
-        if (!step(budget, done)) report_deadlock();
+    while (!finished() && done < budget && !waits()) {
+        bool moved = step(budget, done);
+        if (undefined_ && (!moved || issued - undefined_at_ > kSearch)) throw SimError(*undefined_);
+        if (!moved) report_deadlock();
     }
+    if (!finished()) return false;
+    leave_grid(*this);
+    return true;
+}
+
+bool Cta::finished() const {
     return std::all_of(warps.begin(), warps.end(), [](const Warp& w) { return w.finished(); });
+}
+
+// An undefined value may be one that another thread would have written, had it come first. So the others go on for a
+// while without the lanes that used it: if one of them writes what was read, the error is the race. Whatever else
+// happens to them is the fault of the lanes they miss.
+void Cta::set_aside(Warp& warp, SimError& error) {
+    if (error.kind == ErrorKind::Race) throw SimError(error);
+    if (undefined_) throw SimError(*undefined_);
+    if (error.kind != ErrorKind::Undefined) throw SimError(error);
+    undefined_ = std::make_unique<SimError>(error);
+    undefined_at_ = issued;
+    warp.fragment().state = FragmentState::Halted;
 }
 
 // Gives one warp a turn; which and how long is the seed's choice. False if no warp can move.
@@ -52,7 +81,8 @@ bool Cta::step(u64 budget, u64& done) {
             ran = warp.run(quantum);
         } catch (SimError& error) {
             locate(error, warp);
-            throw;
+            set_aside(warp, error);
+            return true;
         }
         done += ran;
         issued += ran;

@@ -4,17 +4,18 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <set>
 #include <vector>
 
 #include "counters.h"
 #include "memory_map.h"
+#include "race_release.h"
 #include "race_shared.h"
 #include "warp.h"
 
 namespace ptxsim {
 
 struct Device;
+class GridBarrier;
 
 // What all CTAs of a launch share.
 struct Launch {
@@ -30,6 +31,7 @@ struct Launch {
     std::shared_ptr<const AllocationTable> memory;
     Device* device = nullptr;
     u64 instruction_limit = 0;
+    GridBarrier* grid_barrier = nullptr;  // of a cooperative launch
     u32 threads() const { return block[0] * block[1] * block[2]; }
 };
 
@@ -39,7 +41,7 @@ struct Barrier {
     u32 arrived = 0;
     u32 population = 0;  // of bar.red
     bool all = true, any = false;
-    std::vector<u32> clock;
+    Clock clock;
     u32 last_population = 0;
     bool last_all = true, last_any = false;
 };
@@ -52,7 +54,7 @@ struct MemoryBarrier {
     u32 expected = 0, pending = 0;
     s64 transactions = 0;
     u64 phase = 0;
-    std::vector<u32> gathered, completed;  // clocks of the current and of the last finished phase
+    Clock gathered, completed;  // clocks of the current and of the last finished phase
 };
 
 struct Cta {
@@ -70,9 +72,13 @@ struct Cta {
     Counters* counters = nullptr;
     Random random;
     u64 issued = 0;
-    u32 polls = 0;               // strong loads of global memory in this turn
-    bool fenced = false;         // some warp executed a gpu-scope fence
-    std::set<u32> synchronised;  // CTAs whose earlier accesses happened before ours
+    u32 polls = 0;           // strong loads of global memory in this turn
+    Releases releases;       // what fences, atomics and strong accesses have put in order
+    u32 whole_barriers = 0;  // completed barriers of all warps, and what each warp had done at the last one
+    Clock at_whole_barrier;
+    u32 epoch = 0;       // of the race shadow of global memory; a grid barrier begins a new one
+    u32 grid_phase = 0;  // grid barriers passed
+    bool at_grid_barrier = false;
     Allocation* last_allocation = nullptr;
 
     void start(const Launch& launch, u32 linear_index);
@@ -85,11 +91,15 @@ struct Cta {
 
     // sync.cpp
     void complete_if_full(int id);
-    void join_clock(Warp& warp, const std::vector<u32>& clock);
 
   private:
+    void note_whole_barrier(const Clock& clock);
+    bool finished() const;
     bool step(u64 budget, u64& done);
+    void set_aside(Warp& warp, SimError& error);
     [[noreturn]] void report_deadlock() const;
+    std::unique_ptr<SimError> undefined_;  // an error that a race may explain
+    u64 undefined_at_ = 0;                 // `issued` then
 };
 
 }  // namespace ptxsim

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "grid_barrier.h"
 #include "race_global.h"
 #include "scheduler.h"
 
@@ -23,6 +24,25 @@ const DeviceProfile& find_profile(const std::string& name) {
         if (name == p.name) return p;
     throw SimError(ErrorKind::BadProgram,
                    "No device profile `" + name + "`: there are sm_75, sm_80, sm_86, sm_89, sm_90 and sm_120.");
+}
+
+namespace {
+constexpr u32 kRegisterUnit = 256, kSmPartitions = 4;
+u32 round_up(u32 value, u32 to) { return (value + to - 1) / to * to; }
+}  // namespace
+
+// Registers are handed out to warps, from the partition of the SM on which the warp runs.
+u32 resident_warps(const Program& program, const DeviceProfile& p) {
+    u32 per_warp = round_up(static_cast<u32>(program.registers) * kLanes, kRegisterUnit);
+    u32 warps = p.max_threads_per_sm / kLanes;
+    return per_warp ? std::min(warps, p.registers_per_block / kSmPartitions / per_warp * kSmPartitions) : warps;
+}
+
+// As in the toolkit's cuda_occupancy.h, which knows no launch bounds.
+u32 resident_ctas(const Program& program, const DeviceProfile& p, u32 threads, u64 shared) {
+    u32 ctas = std::min(p.max_blocks_per_sm, resident_warps(program, p) / (round_up(threads, kLanes) / kLanes));
+    u32 bytes = round_up(static_cast<u32>(shared) + p.reserved_shared(), p.shared_unit());
+    return bytes ? std::min(ctas, p.shared_per_sm / bytes) : ctas;
 }
 
 namespace {
@@ -80,6 +100,18 @@ void check_shared(const Program& program, const LaunchConfig& c, const DevicePro
     }
 }
 
+// "the total number of blocks launched cannot exceed the maximum number of blocks per multiprocessor [...] times the
+// number of multiprocessors" (cudaLaunchCooperativeKernel)
+void check_residency(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
+    u64 ctas = static_cast<u64>(c.grid[0]) * c.grid[1] * c.grid[2];
+    u32 threads = c.block[0] * c.block[1] * c.block[2];
+    u64 shared = static_cast<u64>(program.static_shared) + c.dynamic_shared;
+    u64 fit = static_cast<u64>(profile.sm_count) * resident_ctas(program, profile, threads, shared);
+    if (ctas > fit)
+        limit(program, number(ctas) + " CTAs of a cooperative launch > the " + number(fit) + " that " + profile.name +
+                           " holds at a time");
+}
+
 // PTX for a later target may use what this device does not have.
 void check_target(const Program& program, const DeviceProfile& profile) {
     const std::string& target = program.module->target;
@@ -90,13 +122,6 @@ void check_target(const Program& program, const DeviceProfile& profile) {
     error.kernel = program.name;
     error.compose();
     throw error;
-}
-
-u32 next_epoch() {
-    static std::atomic<u64> counter{0};
-    u64 n = counter++;
-    if (n % 4095 == 4094) MemoryMap::instance().clear_shadows();  // the shadow's 12 bits of epoch come around
-    return static_cast<u32>(n % 4095) + 1;
 }
 
 }  // namespace
@@ -114,6 +139,7 @@ void Device::check_limits(const Program& program, const LaunchConfig& config) co
     check_dimensions(program, config);
     check_registers(program, config, *profile);
     check_shared(program, config, *profile);
+    if (config.cooperative) check_residency(program, config, *profile);
 }
 
 LaunchReport Device::launch(const Program& program, const LaunchConfig& config) {
@@ -127,9 +153,11 @@ LaunchReport Device::launch(const Program& program, const LaunchConfig& config) 
     launch.shared_bytes = program.dynamic_begin + config.dynamic_shared;
     launch.seed = mix(seed * 0x51ed2701ull + 17);
     launch.checks = checks;
-    launch.epoch = next_epoch();
+    launch.epoch = next_shadow_epoch();
     launch.id = ++launches_;
     launch.sm_count = profile->sm_count;
+    std::unique_ptr<GridBarrier> grid_barrier = config.cooperative ? std::make_unique<GridBarrier>() : nullptr;
+    launch.grid_barrier = grid_barrier.get();
     launch.memory = MemoryMap::instance().table();
     launch.device = this;
     launch.instruction_limit = instruction_limit;

@@ -24,13 +24,18 @@ struct DeviceProfile {
     u32 double_ratio;  // single-precision operations per double-precision one
     // Bytes of shared memory per block that the driver keeps for itself.
     u32 reserved_shared() const { return major >= 8 ? 1024 : 0; }
+    u32 shared_unit() const { return major >= 8 ? 128 : 256; }
 };
 const DeviceProfile& find_profile(const std::string& name);
+// Warps and CTAs of a kernel that one SM holds at a time.
+u32 resident_warps(const Program& program, const DeviceProfile& profile);
+u32 resident_ctas(const Program& program, const DeviceProfile& profile, u32 threads, u64 shared);
 
 struct LaunchConfig {
     u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
     std::vector<u8> params;
     u32 dynamic_shared = 0;
+    bool cooperative = false;  // all CTAs are resident together, and the grid has a barrier
 };
 
 struct Device {

@@ -99,14 +99,19 @@ void Warp::exit_lanes(u32 lanes) {
     cta->on_lanes_exit();
 }
 
+void Warp::check_members(u32 wanted) const {
+    u32 strangers = active & ~wanted;
+    if (!strangers || !cta->checks(kCheckDivergence)) return;
+    int lane = __builtin_ctz(strangers);
+    fail(
+        ErrorKind::Divergence,
+        "Lane " + std::to_string(lane) + " executes this instruction but is not in its membermask " + hex(wanted) + ".",
+        lane);
+}
+
 bool Warp::converge(u32 wanted) {
     wanted &= alive;
-    if ((active & ~wanted) != 0 && cta->checks(kCheckDivergence)) {
-        fail(ErrorKind::Divergence,
-             "Lane " + std::to_string(__builtin_ctz(active & ~wanted)) +
-                 " executes this instruction but is not in its membermask " + hex(wanted) + ".",
-             __builtin_ctz(active & ~wanted));
-    }
+    check_members(wanted);
     if (active == wanted || !cta->checks(kCheckDivergence)) return true;
     if (active != fragment().mask) {  // lanes of this very fragment were predicated off: they can never come
         fail_partial(wanted);
@@ -132,7 +137,8 @@ bool is_ancestor(const std::vector<Join>& joins, int ancestor, int join) {
 }
 }  // namespace
 
-// No fragment can run. Fragments that wait at the same warp-level instruction and together hold its lanes go on as one.
+// No fragment can run. Fragments that wait at the same warp-level instruction for the same lanes, and together hold
+// them, go on as one.
 void Warp::resolve_waiting_fragments() {
     for (size_t i = 0; i < fragments.size(); ++i) {
         if (fragments[i].state != FragmentState::AtWarpSync) continue;
@@ -141,7 +147,7 @@ void Warp::resolve_waiting_fragments() {
         for (size_t j = 0; j < fragments.size(); ++j) {
             const Fragment& g = fragments[j];
             if (j == i || g.state != FragmentState::AtWarpSync || g.pc != fragments[i].pc ||
-                g.frames.size() != fragments[i].frames.size())
+                (g.sync_mask & alive) != wanted || g.frames.size() != fragments[i].frames.size())
                 continue;
             if (!is_ancestor(joins, g.join, join) && !is_ancestor(joins, join, g.join)) continue;
             mask |= g.mask;
@@ -161,7 +167,7 @@ void Warp::resolve_waiting_fragments() {
         return;
     }
     for (size_t i = 0; i < fragments.size(); ++i) {
-        if (fragments[i].state == FragmentState::AtBarrier || fragments[i].state == FragmentState::Sleeping) return;
+        if (fragments[i].state == FragmentState::AtBarrier || fragments[i].state == FragmentState::Halted) return;
     }
     for (size_t i = 0; i < fragments.size(); ++i) {
         if (fragments[i].state != FragmentState::AtWarpSync) continue;

@@ -66,7 +66,7 @@ enum Check : u32 {
     kCheckLimits = 1u << 7,
     kCheckAsync = 1u << 8,
     kCheckUndefinedBranch = 1u << 9,  // the part of kCheckUndefined that concerns predicates
-    kCheckRaceWarp = 1u << 10,        // the part of kCheckRace that concerns lanes of one warp
+    kCheckRaceWarp = 1u << 10,        // the part of both race checks that concerns lanes of one warp
     kAllChecks = (1u << 11) - 1,
 };
 

@@ -39,7 +39,7 @@ void complete_phase(MemoryBarrier& b) {
 
 void arrive(Warp& w, MemoryBarrier& b, int lane, u32 count) {
     if (count > b.pending) w.fail(ErrorKind::Deadlock, "More arrivals at an mbarrier than its phase expects.", lane);
-    merge_clock(b.gathered, w.clock);
+    merge_clock(b.gathered, w.clocks.known());
     b.pending -= count;
     complete_phase(b);
 }
@@ -79,7 +79,18 @@ void op_arrive(Warp& w, const Op& op) {
         if (op.p >= 0) w.cells<u64>(op.dst)[i] = phase;
     });
     if (op.p >= 0) w.define(op.dst, kFull);
-    warp_sync_memory(w);  // the warp's clock moves on, so that what it does next is after the arrival
+    w.clocks.advance();  // what the warp does next is after the arrival
+}
+
+// Lanes that found the phase of their mbarrier complete learn what its arrivals published.
+void learn_phases(Warp& w, const Op& op, const LaneAddresses& addresses, u32 lanes) {
+    while (lanes) {
+        u64 address = addresses.at[__builtin_ctz(lanes)];
+        u32 same = 0;
+        for_lanes(lanes, [&](int i) { same |= addresses.at[i] == address ? 1u << i : 0; });
+        w.clocks.join(find(w, op, __builtin_ctz(lanes), addresses).completed, same);
+        lanes &= ~same;
+    }
 }
 
 // A wait that fails is a hint to try again: the warp gives its turn away.
@@ -93,8 +104,8 @@ void op_test(Warp& w, const Op& op) {
         w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
         bool done = op.flags ? (b.phase & 1) != (w.cells<u32>(op.b)[i] & 1) : b.phase > w.cells<u64>(op.b)[i];
         result |= static_cast<u32>(done) << i;
-        if (done) w.cta->join_clock(w, b.completed);
     });
+    learn_phases(w, op, addresses, result);
     w.set_predicate(op.p, result, kFull);
     if (result == w.active) return;
     w.fragment().pc = w.next;
@@ -111,7 +122,7 @@ void op_async_arrive(Warp& w, const Op& op) {
         if (!op.flags) ++b.pending;  // without .noinc "the pending count is incremented prior to the arrive-on"
         arrive(w, b, i, 1);
     });
-    warp_sync_memory(w);
+    w.clocks.advance();
 }
 
 void set_address(Op& op, const Address& address) {

@@ -61,7 +61,7 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     Loaded from;
     u32 bytes = static_cast<u32>(op.bytes) * op.count;
     std::fill(from.defined, from.defined + op.count, kFull);
-    GlobalAccess access = op.flags & kStrong        ? GlobalAccess::Atomic
+    GlobalAccess access = op.flags & kStrong        ? GlobalAccess::StrongRead
                           : op.flags & kNonCoherent ? GlobalAccess::ReadNonCoherent
                                                     : GlobalAccess::Read;
     for_lanes(mask, [&](int i) {
@@ -79,7 +79,13 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     store_elements(w, op, from, mask);
     // After the value was read: what it tells of had been released before it was written.
     if (!(op.flags & kStrong)) return;
-    for_lanes(mask, [&](int i) { acquire_global(w, addresses.at[i]); });
+    for (u32 left = mask; left;) {
+        u64 address = addresses.at[__builtin_ctz(left)];
+        u32 same = 0;
+        for_lanes(left, [&](int i) { same |= addresses.at[i] == address ? 1u << i : 0; });
+        acquire_global(w, same, address);
+        left &= ~same;
+    }
     ++w.cta->polls;
 }
 
@@ -100,6 +106,7 @@ void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     });
     count_wavefronts(w.cta->profile[w.current_pc()], offsets, mask, bytes);
     store_elements(w, op, from, mask);
+    if (op.flags & kStrong) for_lanes(mask, [&](int i) { acquire_shared(w, 1u << i, offsets[i]); });
 }
 
 void load_local(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask) {
@@ -185,6 +192,10 @@ void gather_elements(Warp& w, const Op& op, Stored& out, u32 mask) {
     }
 }
 
+Scope release_scope(const Op& op) {
+    return op.flags & kRelease ? Scope::Grid : op.flags & kCtaRelease ? Scope::Cta : Scope::None;
+}
+
 void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const Stored& values, u32 mask) {
     u32 bytes = static_cast<u32>(op.bytes) * op.count;
     u32 undefined = mask & ~values.all_defined;
@@ -201,8 +212,9 @@ void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const S
         check_alignment(w, i, address, bytes, "global store");
         u8* p = global_pointer(w, i, address, bytes, true, a);
         if (a) {
-            check_global_race(w, i, *a, address, bytes, strong ? GlobalAccess::Atomic : GlobalAccess::Write);
-            if (strong) release_global(w, address, op.flags & kRelease);
+            check_global_race(w, i, *a, address, bytes, strong ? GlobalAccess::Atomic : GlobalAccess::Write,
+                              values.bytes[i]);
+            if (strong) release_global(w, address, release_scope(op));
             if (a->defined) std::memset(a->defined + (address - a->base), 1, bytes);
         }
         std::memcpy(p, values.bytes[i], bytes);
@@ -219,6 +231,7 @@ void store_shared(Warp& w, const Op& op, const LaneAddresses& addresses, const S
         u32 at = offsets[i] = static_cast<u32>(addresses.at[i]);
         if (op.flags & kStrong) {
             shadow.atomic_store(w, i, at, bytes, lane_in(values.all_defined, i));
+            release_shared(w, at, release_scope(op));
         } else if (lane_in(values.all_defined, i)) {
             shadow.write(w, i, at, bytes, true, values.bytes[i]);
         } else {
@@ -283,7 +296,8 @@ u8 take_semantics(Form& f) {
     if (f.take("acquire")) flags |= kStrong | kAcquire;
     bool releases = f.take("release");
     if (releases) flags |= kStrong;
-    if (f.take_any({"gpu", "sys", "cta", "cluster"}) != "cta" && releases) flags |= kRelease;
+    bool wide = f.take_any({"gpu", "sys", "cta", "cluster"}) != "cta";
+    if (releases) flags |= wide ? kRelease : kCtaRelease;
     return flags;
 }
 

@@ -11,6 +11,7 @@ namespace ptxsim {
 namespace {
 constexpr u64 kPage = 4096;
 u64 round_up(u64 value, u64 to) { return (value + to - 1) / to * to; }
+u64 shadow_bytes(const Allocation& a) { return round_up((a.size / 4 + 2) * sizeof(u64), kPage); }
 
 void* map_pages(u64 bytes, int protection) {
     void* p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -23,7 +24,8 @@ void* map_pages(u64 bytes, int protection) {
 Allocation::~Allocation() {
     if (defined) munmap(defined, round_up(size + 16, kPage));
     if (allowed) munmap(allowed, round_up(size + 16, kPage));
-    if (shadow) munmap(shadow, round_up((size / 4 + 2) * sizeof(u64), kPage));
+    if (shadow) munmap(shadow, shadow_bytes(*this));
+    if (threads) munmap(threads, 2 * shadow_bytes(*this));
     if (mapping) munmap(mapping, mapping_bytes);
 }
 
@@ -83,10 +85,15 @@ AllocationPtr MemoryMap::create(u64 bytes, const std::string& name, bool poison,
         if (!sparse) std::memset(reinterpret_cast<void*>(allocation->base), 0xff, bytes);
         allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
     }
-    allocation->shadow = static_cast<std::atomic<u64>*>(
-        map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    map_shadows(*allocation);
     insert(allocation);
     return allocation;
+}
+
+void MemoryMap::map_shadows(Allocation& a) {
+    u64 bytes = shadow_bytes(a);
+    a.shadow = static_cast<std::atomic<u64>*>(map_pages(bytes, PROT_READ | PROT_WRITE));
+    if (a.writable) a.threads = static_cast<std::atomic<u64>*>(map_pages(2 * bytes, PROT_READ | PROT_WRITE));
 }
 
 // A byte has one owner: views that interleave are one registered range with gaps (Allocation::allow).
@@ -112,8 +119,7 @@ AllocationPtr MemoryMap::adopt(u64 address, u64 bytes, const std::string& name, 
         std::memset(reinterpret_cast<void*>(address), 0xff, bytes);
         allocation->defined = static_cast<u8*>(map_pages(round_up(bytes + 16, kPage), PROT_READ | PROT_WRITE));
     }
-    allocation->shadow = static_cast<std::atomic<u64>*>(
-        map_pages(round_up((bytes / 4 + 2) * sizeof(u64), kPage), PROT_READ | PROT_WRITE));
+    map_shadows(*allocation);
     insert(allocation);
     return allocation;
 }
@@ -146,7 +152,7 @@ std::shared_ptr<const AllocationTable> MemoryMap::table() const {
 
 void MemoryMap::clear_shadows() {
     std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& a : *table_) madvise(a->shadow, round_up((a->size / 4 + 2) * sizeof(u64), kPage), MADV_DONTNEED);
+    for (const auto& a : *table_) madvise(a->shadow, shadow_bytes(*a), MADV_DONTNEED);
 }
 
 Allocation* find_allocation(const AllocationTable& table, u64 address) {

@@ -15,10 +15,11 @@ struct Allocation {
     u64 base = 0, size = 0;
     std::string name;
     bool writable = true;
-    u8* defined = nullptr;               // one byte a byte, nonzero = written; null = all defined
-    u8* allowed = nullptr;               // one byte a byte, zero = a gap between the rows of views; null = no gaps
-    std::atomic<u64>* shadow = nullptr;  // race state, one entry per 4 bytes; see race_global.h
-    void* mapping = nullptr;             // owned data mapping with its guard pages, or null
+    u8* defined = nullptr;                // one byte a byte, nonzero = written; null = all defined
+    u8* allowed = nullptr;                // one byte a byte, zero = a gap between the rows of views; null = no gaps
+    std::atomic<u64>* shadow = nullptr;   // race state, one entry per 4 bytes; see race_words.h
+    std::atomic<u64>* threads = nullptr;  // two more per 4 bytes, unless the memory is read-only
+    void* mapping = nullptr;              // owned data mapping with its guard pages, or null
     u64 mapping_bytes = 0;
     int pins = 0;
 
@@ -49,6 +50,7 @@ class MemoryMap {
     void clear_shadows();
 
   private:
+    static void map_shadows(Allocation& allocation);
     void insert(AllocationPtr allocation);
     void refuse_overlap(u64 address, u64 bytes, const std::string& name) const;
     mutable std::mutex mutex_;

@@ -78,13 +78,14 @@ struct ModuleHandle {
 };
 
 py::dict launch(Device& device, Program& program, std::array<u32, 3> grid, std::array<u32, 3> block,
-                const py::bytes& params, u32 shared) {
+                const py::bytes& params, u32 shared, bool cooperative) {
     LaunchConfig config;
     std::copy(grid.begin(), grid.end(), config.grid);
     std::copy(block.begin(), block.end(), config.block);
     std::string data = params;
     config.params.assign(data.begin(), data.end());
     config.dynamic_shared = shared;
+    config.cooperative = cooperative;
     LaunchReport report;
     {
         py::gil_scoped_release release;

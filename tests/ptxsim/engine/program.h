@@ -71,7 +71,15 @@ struct Op {
 constexpr u32 kNoPc = 0xffffffffu;
 
 // Flags of Op::flags, meaning by family.
-enum MemoryFlag : u8 { kNonCoherent = 1, kStrong = 2, kSigned = 4, kAcquire = 8, kRelease = 16, kVolatile = 32 };
+enum MemoryFlag : u8 {
+    kNonCoherent = 1,
+    kStrong = 2,
+    kSigned = 4,
+    kAcquire = 8,
+    kRelease = 16,
+    kVolatile = 32,
+    kCtaRelease = 64
+};
 
 struct Place {
     const Function* function = nullptr;

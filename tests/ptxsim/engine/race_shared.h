@@ -1,30 +1,29 @@
 // Happens-before race detection and definedness on a CTA's shared memory.
 //
 // Each granule (4 bytes, or less if the program has narrower shared accesses) remembers its last write as an epoch
-// (warp, lane, clock of that warp) and, for each warp, the clock of its last read. Warp clocks advance at
-// synchronisation; a warp's clock vector says up to which clock of every other warp it is ordered after. An access
-// races with an earlier one unless that one's epoch is within the accessor's limits.
+// (warp, lane, clock of that lane) and, for each warp, the clock of its last read with the lanes that read then. An
+// access races with an earlier one unless the accessor's clocks (race_clock.h) order it.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "base.h"
+#include "race_clock.h"
 
 namespace ptxsim {
 
 struct Warp;
 
 namespace epoch {
-constexpr u32 kDefined = 1u << 31, kAsync = 1u << 30, kAtomic = 1u << 29, kClockMask = (1u << 19) - 1;
+constexpr u32 kDefined = 1u << 31, kAsync = 1u << 30, kAtomic = 1u << 29, kClockMask = kLastClock;
 inline u32 make(u32 warp, u32 lane, u32 clock, u32 flags) { return flags | warp << 24 | lane << 19 | clock; }
 inline u32 warp(u32 e) { return (e >> 24) & 31; }
 inline u32 lane(u32 e) { return (e >> 19) & 31; }
 inline u32 clock(u32 e) { return e & kClockMask; }
 }  // namespace epoch
 
-// A read mark is clock << 7 | reader; readers 0-31 are lanes.
-constexpr u32 kManyLanes = 32, kWholeWarp = 33;
+// The reader of a matrix row, whose lanes all execute the instruction together: it conflicts with no lane of its warp.
+constexpr int kWholeWarp = -1;
 
 class SharedShadow {
   public:
@@ -44,8 +43,6 @@ class SharedShadow {
     // A cp.async destination: written from now on, undefined until complete() by the issuing thread.
     void begin_async(Warp& w, int lane, u32 offset, u32 bytes);
     void complete_async(Warp& w, int lane, u32 offset, u32 bytes, u32 defined_bytes);
-    // The clock limits that follow from w.clock; call after every change of it.
-    static void update_limits(Warp& w);
 
   private:
     void check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, bool reading);
@@ -59,7 +56,8 @@ class SharedShadow {
 
     int shift_ = 2;
     u32 granules_ = 0, warps_ = 0;
-    std::vector<u32> writes_, writer_pc_, reads_;
+    std::vector<u32> writes_, writer_pc_;
+    std::vector<u32> reads_, readers_;  // by warp and granule: clock of the last read, and the lanes that read then
 };
 
 }  // namespace ptxsim

@@ -89,9 +89,11 @@ int Runtime::take_last_error() {
 namespace {
 int code_of(const SimError& error, bool device) {
     if (!device) return kCudaNoDevice;
+    auto says = [&](const char* word) { return error.message.find(word) != std::string::npos; };
     if (error.kind == ErrorKind::LaunchLimit)
-        return error.message.find("registers") != std::string::npos ? kCudaLaunchOutOfResources
-                                                                    : kCudaInvalidConfiguration;
+        return says("cooperative launch") ? kCudaCooperativeLaunchTooLarge
+               : says("registers")        ? kCudaLaunchOutOfResources
+                                          : kCudaInvalidConfiguration;
     return error.kind == ErrorKind::BadProgram ? kCudaInvalidSource : kCudaLaunchFailure;
 }
 }  // namespace
@@ -125,7 +127,7 @@ std::shared_ptr<Program> Runtime::program(HostFunction& f) {
     return f.program;
 }
 
-void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared) {
+void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared, bool cooperative) {
     HostFunction* f = function(host);
     if (!f) throw SimError(ErrorKind::BadProgram, "Host code launches a function that is no registered kernel.");
     std::shared_ptr<Program> p = program(*f);
@@ -133,6 +135,7 @@ void Runtime::launch(const void* host, const u32* grid, const u32* block, void**
     std::copy(grid, grid + 3, config.grid);
     std::copy(block, block + 3, config.block);
     config.dynamic_shared = static_cast<u32>(shared);
+    config.cooperative = cooperative;
     config.params.resize(p->param_bytes);
     for (size_t i = 0; i < p->params.size(); ++i)
         std::memcpy(config.params.data() + p->params[i].offset, args[i], p->params[i].size);

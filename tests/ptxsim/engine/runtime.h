@@ -29,6 +29,7 @@ enum CudaError : int {
     kCudaHostMemoryAlreadyRegistered = 712,
     kCudaHostMemoryNotRegistered = 713,
     kCudaLaunchFailure = 719,
+    kCudaCooperativeLaunchTooLarge = 720,
     kCudaNotSupported = 801,
 };
 const char* cuda_error_name(int code);
@@ -91,7 +92,7 @@ class Runtime {
     void set_device(std::shared_ptr<Device> device) { device_ = std::move(device); }
     void parse(FatBinary& binary);
     std::shared_ptr<Program> program(HostFunction& function);
-    void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared);
+    void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared, bool cooperative);
     u64 variable_address(const void* host, u64* bytes);
 
     // Memory of the device is undefined until it is written. Of what the host writes directly nobody can tell, so

@@ -17,9 +17,7 @@ Runtime& runtime() { return Runtime::instance(); }
 // cudaFuncAttribute
 constexpr int kMaxDynamicShared = 8, kCarveout = 9, kFirstOfClusters = 10;
 
-constexpr u32 kWarpThreads = 32, kMaxBlockThreads = 1024, kRegisterUnit = 256, kSmPartitions = 4;
-
-u32 round_up(u32 value, u32 to) { return (value + to - 1) / to * to; }
+constexpr u32 kMaxBlockThreads = 1024;
 
 int set_dynamic_shared(const void* host, int value) {
     HostFunction* f = runtime().function(host);
@@ -35,24 +33,12 @@ int set_dynamic_shared(const void* host, int value) {
     return ptxsim::kCudaSuccess;
 }
 
-// Registers are handed out to warps, from the partition of the SM on which the warp runs.
-u32 resident_warps(const Program& program, const DeviceProfile& p) {
-    u32 per_warp = round_up(static_cast<u32>(program.registers) * kWarpThreads, kRegisterUnit);
-    u32 warps = p.max_threads_per_sm / kWarpThreads;
-    return per_warp ? std::min(warps, p.registers_per_block / kSmPartitions / per_warp * kSmPartitions) : warps;
-}
-
-u32 shared_unit(const DeviceProfile& p) { return p.major >= 8 ? 128 : 256; }
-
-// As in the toolkit's cuda_occupancy.h, which knows no launch bounds.
 u32 resident_blocks(const HostFunction& f, const Program& program, u32 threads, u64 dynamic) {
     const DeviceProfile& p = *runtime().device().profile;
     u64 shared = program.static_shared + dynamic;
     bool opted_in = dynamic <= f.dynamic_shared_limit && shared <= p.shared_per_block_optin;
     if (threads > kMaxBlockThreads || (shared > p.shared_per_block && !opted_in)) return 0;
-    u32 blocks = std::min(p.max_blocks_per_sm, resident_warps(program, p) / (round_up(threads, 32) / kWarpThreads));
-    u32 bytes = round_up(static_cast<u32>(shared) + p.reserved_shared(), shared_unit(p));
-    return bytes ? std::min(blocks, p.shared_per_sm / bytes) : blocks;
+    return ptxsim::resident_ctas(program, p, threads, shared);
 }
 
 // cudaFuncAttributes
@@ -71,7 +57,7 @@ FunctionAttributes attributes_of(const HostFunction& f, const Program& program) 
         if (v.space == ptxsim::Space::Const) out.constant += v.size;
     out.local = static_cast<std::size_t>(program.spill_bytes) + program.functions[0].local_bytes;
     u32 bound = program.function->max_threads ? static_cast<u32>(program.function->max_threads) : kMaxBlockThreads;
-    out.max_threads = static_cast<int>(std::min(bound, resident_warps(program, p) * kWarpThreads));
+    out.max_threads = static_cast<int>(std::min(bound, ptxsim::resident_warps(program, p) * ptxsim::kLanes));
     out.registers = program.registers;
     out.ptx_version = std::atoi(program.module->target.c_str() + 3);  // sm_80
     out.binary_version = p.major * 10 + p.minor;
@@ -140,7 +126,8 @@ int cudaOccupancyAvailableDynamicSMemPerBlock(std::size_t* bytes, const void* ho
     int code = about(host, [&](const HostFunction& f, const Program& program) {
         const DeviceProfile& p = *runtime().device().profile;
         fit = resident_blocks(f, program, static_cast<u32>(threads), 0) >= static_cast<u32>(blocks);
-        u32 share = p.shared_per_sm / static_cast<u32>(blocks) / shared_unit(p) * shared_unit(p) - p.reserved_shared();
+        u32 share =
+            p.shared_per_sm / static_cast<u32>(blocks) / p.shared_unit() * p.shared_unit() - p.reserved_shared();
         if (fit) *bytes = std::min(share, p.shared_per_block_optin) - program.static_shared;
     });
     return code ? code : fit ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);

@@ -50,10 +50,10 @@ const char* refused_attribute(const LaunchAttribute& a) {
 
 Runtime& runtime() { return Runtime::instance(); }
 
-int launch(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared) {
+int launch(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, bool cooperative = false) {
     return runtime().guarded([&] {
         u32 g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
-        runtime().launch(function, g, b, args, shared);
+        runtime().launch(function, g, b, args, shared, cooperative);
     });
 }
 
@@ -108,7 +108,7 @@ int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** args, s
     return launch(function, grid, block, args, shared);
 }
 int cudaLaunchCooperativeKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
-    return launch(function, grid, block, args, shared);
+    return launch(function, grid, block, args, shared, true);
 }
 int cudaLaunchKernelExC(const LaunchConfigC* config, const void* function, void** args) {
     bool cooperative = false;

@@ -45,6 +45,7 @@ class CtaOrder {
 struct Shared {
     const Launch& launch;
     CtaOrder order;
+    u64 together;  // CTAs a worker begins with: its share of a cooperative launch, else one
     // Threads fail in any order. The error reported is that of the CTA handed out first, as with one thread.
     std::atomic<u64> failed_at{kNever};
     std::mutex mutex;
@@ -82,6 +83,7 @@ class Worker {
   private:
     void loop() {
         if (!admit()) return;
+        for (u64 i = 1; i < shared_.together && admit();) ++i;
         for (u64 grace = kGraceTurns; !resident_.empty() && grace;) {
             for (size_t i = 0; i < resident_.size() && grace;) {
                 position_ = resident_[i].position;
@@ -128,9 +130,9 @@ class Worker {
 
 LaunchReport run_grid(const Launch& launch, int threads) {
     u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
-    Shared shared{launch, {ctas, launch.seed}};
-    std::vector<std::unique_ptr<Worker>> workers;
     u64 count = std::min<u64>(static_cast<u64>(std::max(threads, 1)), ctas);
+    Shared shared{launch, {ctas, launch.seed}, launch.grid_barrier ? (ctas + count - 1) / count : 1};
+    std::vector<std::unique_ptr<Worker>> workers;
     for (u64 i = 0; i < count; ++i) workers.push_back(std::make_unique<Worker>(shared));
     std::vector<std::thread> others;
     for (u64 i = 1; i < count; ++i) others.emplace_back([&, i] { workers[i]->run(); });

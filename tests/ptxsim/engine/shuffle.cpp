@@ -1,6 +1,7 @@
 // Exchange within a warp (PTX ISA 9.7.9.6 shfl, 9.7.13.5 vote, .6 match, .7 activemask, .8 redux; 9.7.13.9 elect).
 #include "control.h"
 #include "lanes.h"
+#include "warp_sync.h"
 
 namespace ptxsim {
 
@@ -35,22 +36,23 @@ int shuffle_source(u8 mode, int lane, u32 b, u32 c, bool& in_range) {
 }
 
 void op_shfl(Warp& w, const Op& op) {
-    if (!warp_sync_enter(w, op.d)) return;
-    const u32 *a = w.cells<u32>(op.a), *b = w.cells<u32>(op.b), *c = w.cells<u32>(op.c);
-    u32 known_in = w.defined(op.a), known = 0, ranges = 0, t[kLanes];
-    w.require_defined(w.defined(op.b) & w.defined(op.c), "the lane operand of shfl");
-    for (int i = 0; i < kLanes; ++i) {
-        bool in_range = false;
-        int source = shuffle_source(op.flags, i, b[i], c[i], in_range);
-        t[i] = a[source];
-        ranges |= static_cast<u32>(in_range) << i;
-        // "the source thread is inactive: the value is undefined"
-        known |= static_cast<u32>(lane_in(known_in & w.active, source)) << i;
-    }
-    blend(w.cells<u32>(op.dst), t, w.active);
-    w.define(op.dst, known);
-    if (op.p >= 0) w.set_predicate(op.p, ranges, kFull);
-    warp_sync_memory(w);
+    for_mask_groups(w, op.d, [&] {
+        const u32 *a = w.cells<u32>(op.a), *b = w.cells<u32>(op.b), *c = w.cells<u32>(op.c);
+        u32 known_in = w.defined(op.a), known = 0, ranges = 0, t[kLanes];
+        w.require_defined(w.defined(op.b) & w.defined(op.c), "the lane operand of shfl");
+        for (int i = 0; i < kLanes; ++i) {
+            bool in_range = false;
+            int source = shuffle_source(op.flags, i, b[i], c[i], in_range);
+            t[i] = a[source];
+            ranges |= static_cast<u32>(in_range) << i;
+            // "the source thread is inactive: the value is undefined"
+            known |= static_cast<u32>(lane_in(known_in & w.active, source)) << i;
+        }
+        blend(w.cells<u32>(op.dst), t, w.active);
+        w.define(op.dst, known);
+        if (op.p >= 0) w.set_predicate(op.p, ranges, kFull);
+        order_active_lanes(w);
+    });
 }
 
 void decode_shfl(Form& f) {
@@ -73,17 +75,18 @@ void decode_shfl(Form& f) {
 enum VoteMode : u8 { kAll, kAny, kUniform, kBallot };
 
 void op_vote(Warp& w, const Op& op) {
-    if (!warp_sync_enter(w, op.d)) return;
-    w.require_defined(w.predicates_defined[op.q], "the predicate of vote");
-    u32 p = w.predicates[op.q] & w.active;
-    if (op.flags == kBallot) {
-        for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = p; });
-        w.define(op.dst, kFull);
-    } else {
-        bool result = op.flags == kAll ? p == w.active : op.flags == kAny ? p != 0 : p == 0 || p == w.active;
-        w.set_predicate(op.p, result ? kFull : 0, kFull);
-    }
-    warp_sync_memory(w);
+    for_mask_groups(w, op.d, [&] {
+        w.require_defined(w.predicates_defined[op.q], "the predicate of vote");
+        u32 p = w.predicates[op.q] & w.active;
+        if (op.flags == kBallot) {
+            for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = p; });
+            w.define(op.dst, kFull);
+        } else {
+            bool result = op.flags == kAll ? p == w.active : op.flags == kAny ? p != 0 : p == 0 || p == w.active;
+            w.set_predicate(op.p, result ? kFull : 0, kFull);
+        }
+        order_active_lanes(w);
+    });
 }
 
 void decode_vote(Form& f) {
@@ -104,20 +107,21 @@ void decode_vote(Form& f) {
 // match.any: the lanes with this lane's value; match.all: the mask if all agree, else 0.
 template <class T>
 void op_match(Warp& w, const Op& op) {
-    if (!warp_sync_enter(w, op.d)) return;
-    const T* a = w.cells<T>(op.a);
-    w.require_defined(w.defined(op.a), "the operand of match");
-    u32 t[kLanes] = {}, first = static_cast<u32>(__builtin_ctz(w.active));
-    bool all = true;
-    for_lanes(w.active, [&](int i) {
-        for_lanes(w.active, [&](int j) { t[i] |= static_cast<u32>(a[i] == a[j]) << j; });
-        all &= a[i] == a[first];
+    for_mask_groups(w, op.d, [&] {
+        const T* a = w.cells<T>(op.a);
+        w.require_defined(w.defined(op.a), "the operand of match");
+        u32 t[kLanes] = {}, first = static_cast<u32>(__builtin_ctz(w.active));
+        bool all = true;
+        for_lanes(w.active, [&](int i) {
+            for_lanes(w.active, [&](int j) { t[i] |= static_cast<u32>(a[i] == a[j]) << j; });
+            all &= a[i] == a[first];
+        });
+        if (op.flags) std::fill(t, t + kLanes, all ? w.active : 0);
+        blend(w.cells<u32>(op.dst), t, w.active);
+        w.define(op.dst, kFull);
+        if (op.p >= 0) w.set_predicate(op.p, all ? kFull : 0, kFull);
+        order_active_lanes(w);
     });
-    if (op.flags) std::fill(t, t + kLanes, all ? w.active : 0);
-    blend(w.cells<u32>(op.dst), t, w.active);
-    w.define(op.dst, kFull);
-    if (op.p >= 0) w.set_predicate(op.p, all ? kFull : 0, kFull);
-    warp_sync_memory(w);
 }
 
 void decode_match(Form& f) {
@@ -137,14 +141,15 @@ void decode_match(Form& f) {
 // "d = reduction of a over the threads of membermask"
 template <class T, class F>
 void op_redux(Warp& w, const Op& op) {
-    if (!warp_sync_enter(w, op.d)) return;
-    const T* a = w.cells<T>(op.a);
-    u32 known = w.defined(op.a) & w.active, first = static_cast<u32>(__builtin_ctz(w.active));
-    T result = a[first];
-    for_lanes(w.active & ~(1u << first), [&](int i) { result = F{}(result, a[i]); });
-    for_lanes(w.active, [&](int i) { w.cells<T>(op.dst)[i] = result; });
-    w.define(op.dst, known == w.active ? kFull : 0);
-    warp_sync_memory(w);
+    for_mask_groups(w, op.d, [&] {
+        const T* a = w.cells<T>(op.a);
+        u32 known = w.defined(op.a) & w.active, first = static_cast<u32>(__builtin_ctz(w.active));
+        T result = a[first];
+        for_lanes(w.active & ~(1u << first), [&](int i) { result = F{}(result, a[i]); });
+        for_lanes(w.active, [&](int i) { w.cells<T>(op.dst)[i] = result; });
+        w.define(op.dst, known == w.active ? kFull : 0);
+        order_active_lanes(w);
+    });
 }
 
 struct RAdd {
@@ -198,11 +203,12 @@ void decode_activemask(Form& f) {
 
 // elect.sync: one leader of the membermask; which is not said, here the lowest.
 void op_elect(Warp& w, const Op& op) {
-    if (!warp_sync_enter(w, op.d)) return;
-    u32 leader = static_cast<u32>(__builtin_ctz(w.active));
-    for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = leader; });
-    w.define(op.dst, kFull);
-    w.set_predicate(op.p, 1u << leader, kFull);
+    for_mask_groups(w, op.d, [&] {
+        u32 leader = static_cast<u32>(__builtin_ctz(w.active));
+        for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = leader; });
+        w.define(op.dst, kFull);
+        w.set_predicate(op.p, 1u << leader, kFull);
+    });
 }
 
 void decode_elect(Form& f) {

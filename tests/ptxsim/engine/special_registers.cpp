@@ -3,6 +3,7 @@
 #include <map>
 
 #include "cta.h"
+#include "grid_barrier.h"
 
 namespace ptxsim {
 
@@ -36,6 +37,8 @@ enum Index : u32 {
     kDynamicShared,
     kSharedReserved,
     kTrue,
+    kEnvreg1,
+    kEnvreg2,
     kGridid /* 64 bits: two cells */,
     kCount = kGridid + 2,
 };
@@ -51,6 +54,7 @@ const std::map<std::string, u32>& names() {
         {"%lanemask_gt", kMaskGt}, {"%total_smem_size", kTotalShared}, {"%aggr_smem_size", kTotalShared},
         {"%dynamic_smem_size", kDynamicShared}, {"%reserved_smem_offset_begin", kZero},
         {"%reserved_smem_offset_end", kSharedReserved}, {"%reserved_smem_offset_0", kZero}, {"%gridid", kGridid},
+        {"%envreg1", kEnvreg1}, {"%envreg2", kEnvreg2},  // "driver-defined": the grid's workspace
         // A cluster of one CTA is what a launch without a cluster has (PTX ISA 10, %cluster_*).
         {"%clusterid.x", kCtaidX}, {"%clusterid.y", kCtaidY}, {"%clusterid.z", kCtaidZ}, {"%nclusterid.x", kNctaidX},
         {"%nclusterid.y", kNctaidY}, {"%nclusterid.z", kNctaidZ}, {"%cluster_ctaid.x", kZero},
@@ -60,6 +64,8 @@ const std::map<std::string, u32>& names() {
     // clang-format on
     return table;
 }
+
+u64 workspace(const Launch& launch) { return launch.grid_barrier ? launch.grid_barrier->workspace() : 0; }
 
 u32 per_lane(u32 index, const Warp& w, u32 lane) {
     const Cta& cta = *w.cta;
@@ -93,6 +99,8 @@ u32 per_lane(u32 index, const Warp& w, u32 lane) {
         case kDynamicShared: return launch.dynamic_shared;
         case kSharedReserved: return kSharedBase;
         case kTrue: return kLanes;
+        case kEnvreg1: return static_cast<u32>(workspace(launch) >> 32);
+        case kEnvreg2: return static_cast<u32>(workspace(launch));
     }
     return 0;
 }

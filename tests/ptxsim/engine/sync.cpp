@@ -4,6 +4,8 @@
 #include "control.h"
 #include "cta.h"
 #include "lanes.h"
+#include "race_release.h"
+#include "warp_sync.h"
 
 namespace ptxsim {
 
@@ -93,9 +95,8 @@ void op_barrier(Warp& w, const Op& op) {
     contribute(w, op, b);
     bool whole = op.count || (!waits && w.active == w.alive);
     b.arrived += whole ? kLanes : static_cast<u32>(popcount(w.active));
-    merge_clock(b.clock, w.clock);
-    w.clock[w.id] += 1;
-    SharedShadow::update_limits(w);
+    merge_clock(b.clock, w.clocks.known());
+    w.clocks.advance();
     if (waits) {
         Fragment& here = w.fragment();
         here.barrier = id;
@@ -105,20 +106,19 @@ void op_barrier(Warp& w, const Op& op) {
     w.cta->complete_if_full(id);
 }
 
-// 9.7.13.2 bar.warp.sync: "memory ordering among participating threads".
+// 9.7.13.2 bar.warp.sync: "also guarantees memory ordering among threads participating in barrier".
 void op_warp_barrier(Warp& w, const Op& op) {
-    if (!warp_sync_enter(w, op.a)) return;
-    warp_sync_memory(w);
+    for_mask_groups(w, op.a, [&] { order_active_lanes(w); });
 }
 
-// 9.7.13.4 membar, fence: gpu scope and above make a CTA's writes releasable.
-void op_fence(Warp& w, const Op&) { w.cta->fenced = true; }
+// 9.7.13.4 membar, fence: what the warp did and knew before may be published by a strong write after it.
+void op_fence(Warp& w, const Op& op) { fence_memory(w, op.flags ? Scope::Grid : Scope::Cta); }
 
 void decode_fence(Form& f) {
     bool wide = f.inst.has("gl") || f.inst.has("sys") || f.inst.has("gpu") || f.inst.has("cluster");
-    if (f.inst.has("proxy") || f.inst.has("mbarrier_init")) wide = false;
+    bool inert = f.inst.has("proxy") || f.inst.has("mbarrier_init");
     f.left.clear();
-    if (wide) f.decoder.emit(op_fence, OpClass::Other);
+    if (!inert) f.decoder.emit(op_fence, OpClass::Other).flags = wide;
 }
 
 u8 barrier_kind(Form& f) {
@@ -163,27 +163,10 @@ void decode_barrier(Form& f) {
 
 }  // namespace
 
-void merge_clock(std::vector<u32>& into, const std::vector<u32>& from) {
-    into.resize(std::max(into.size(), from.size()), 0);
-    for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
-}
-
-bool warp_sync_enter(Warp& w, Ref mask_ref) {
-    u32 mask = uniform(w, mask_ref, "the membermask");
-    return w.converge(mask);
-}
-
-// A new clock value orders everything the lanes did before ahead of what they do next.
-void warp_sync_memory(Warp& w) {
-    w.clock[w.id] += 1;
-    SharedShadow::update_limits(w);
-}
-
-void Cta::join_clock(Warp& warp, const std::vector<u32>& clock) {
-    u32 own = warp.clock[warp.id];
-    merge_clock(warp.clock, clock);
-    warp.clock[warp.id] = own;
-    SharedShadow::update_limits(warp);
+// All warps that have not ended wait here, so that everything before is ordered ahead of everything after.
+void Cta::note_whole_barrier(const Clock& clock) {
+    ++whole_barriers;
+    merge_clock(at_whole_barrier, clock);
 }
 
 void Cta::complete_if_full(int id) {
@@ -192,14 +175,17 @@ void Cta::complete_if_full(int id) {
     u32 arrived = b.arrived;
     for (const Warp& warp : warps) arrived += absent_lanes(warp, id);
     if (arrived < expected || b.arrived == 0) return;
+    if (!b.counted) note_whole_barrier(b.clock);
     for (Warp& warp : warps) {
-        bool waited = false;
+        u32 waited = 0;
         for (Fragment& f : warp.fragments) {
             if (f.state != FragmentState::AtBarrier || f.barrier != id) continue;
             f.state = FragmentState::Runnable;
-            f.released = waited = true;
+            f.released = true;
+            waited |= f.mask;
         }
-        if (waited) join_clock(warp, b.clock);
+        // With lanes that have exited "it is as if all the threads in the warp have executed the bar instruction".
+        if (waited) warp.clocks.join(b.clock, waited == warp.alive ? warp.clocks.all_lanes() : waited);
     }
     u32 population = b.population;
     bool all = b.all, any = b.any;

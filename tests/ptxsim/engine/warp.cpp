@@ -17,8 +17,8 @@ void Warp::start(Cta& owner, int index, u32 lanes, u64 seed) {
     fragments.assign(1, Fragment{});
     joins.clear();
     current = 0;
-    clock.assign(owner.warp_count, 0);
-    clock[id] = 1;
+    clocks.start(owner.warp_count, static_cast<u32>(index), lanes, owner.checks(kCheckRaceWarp));
+    acquired_word = 0;
     copies.clear();
     std::fill(commits, commits + kLanes, 0u);
     fill_special_registers(*this);

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "program.h"
+#include "race_clock.h"
 
 namespace ptxsim {
 
@@ -23,7 +24,7 @@ struct Join {
     u32 depth = 0;  // of calls
 };
 
-enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, Sleeping };
+enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, Halted };
 
 // Lanes that share a pc.
 struct Fragment {
@@ -68,9 +69,10 @@ struct Warp {
     int current = 0;    // fragment being executed
     bool stop = false;  // the handler blocked, split or ended the current fragment
 
-    // Shared-memory happens-before state: clock[w] = the last sync of warp w known here; limit see race.h.
-    std::vector<u32> clock;
-    u32 read_limit[kLanes];
+    WarpClocks clocks;
+    // The release that `acquired_lanes` saw last, so that a polling loop looks at it once (race_release.cpp).
+    u64 acquired_word = 0, acquired_version = 0;
+    u32 acquired_lanes = 0;
 
     std::vector<AsyncCopy> copies;
     u32 commits[kLanes] = {};
@@ -119,6 +121,8 @@ struct Warp {
     void block(FragmentState state);
     // True when every lane of `wanted` executes this op now; otherwise the fragment waits, or it is an error.
     bool converge(u32 wanted);
+    // An active lane that its own membermask does not name is an error.
+    void check_members(u32 wanted) const;
     void resolve_waiting_fragments();
     std::string describe_wait() const;
 
@@ -126,10 +130,6 @@ struct Warp {
     [[noreturn]] void fail(ErrorKind kind, const std::string& message, int lane = -1) const;
 };
 
-// Gathers the lanes of a membermask operand; false if the fragment has to wait for some (sync.cpp).
-bool warp_sync_enter(Warp& w, Ref mask);
-void warp_sync_memory(Warp& w);
-void merge_clock(std::vector<u32>& into, const std::vector<u32>& from);
 void report_undefined(const Warp& w, u32 lanes, const char* what);
 // Definedness words of the files that are always defined.
 const u32* constants_defined(size_t count);

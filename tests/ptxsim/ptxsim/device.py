@@ -12,7 +12,8 @@ from .errors import BadProgram
 from .module import Kernel, probe_resources
 
 # "undefined_branch" is the part of "undefined" that concerns predicates: with it off, such a branch goes the seed's way.
-# "race_warp" is the part of "race" between lanes of one warp: kernels older than Volta take a warp for one thread.
+# "race_warp" is the part of "race" and "race_global" between lanes of one warp: kernels older than Volta take a warp for
+# one thread.
 CHECKS = (
     "bounds", "align", "undefined", "undefined_branch", "race", "race_warp", "race_global", "divergence", "deadlock", "limits", "async",
 )  # fmt: skip
@@ -179,10 +180,11 @@ class Device:
 
     # Launches.
 
-    def launch(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any], smem: int = 0) -> Counters:
+    def launch(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any], smem: int = 0, cooperative: bool = False) -> Counters:
+        """Runs a kernel; all CTAs of a cooperative launch are resident together, and its grid has a barrier."""
         probe_resources(kernel, self.profile)
         data = pack_arguments(kernel, args)
-        return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem))
+        return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem, cooperative))
 
     def launches(self) -> list[tuple[str, Counters]]:
         """Kernel name and counters of every launch host code made since the last call, in order."""

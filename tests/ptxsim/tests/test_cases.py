@@ -5,9 +5,10 @@ import ptxsim
 import pytest
 from conftest import CASES
 from programs import PROGRAMS, run_gemm, transpose
+from programs_protocols import PROTOCOLS
 from programs_subtle import SUBTLE_PROGRAMS
 
-EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS + SUBTLE_PROGRAMS, ids=lambda f: f.__name__)
+EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS + SUBTLE_PROGRAMS + PROTOCOLS, ids=lambda f: f.__name__)
 
 
 @EVERY_PROGRAM

@@ -24,6 +24,9 @@ class Planted:
     extra: tuple = ()
     check: str = ""             # the check that finds it, by name
     fresh: bool = True          # the output starts undefined
+    case: str = "planted"       # its file
+    cooperative: bool = False
+    seeds: range = SEEDS
 
 
 BUGS = [
@@ -53,13 +56,29 @@ BUGS = [
     Planted("wrong_mask", ptxsim.Divergence, "mask|lane", x=32, check="divergence"),
     Planted("caller_outside_its_mask", ptxsim.Divergence, "mask|lane", x=32, check="divergence"),
 ]
+MANY_SEEDS = range(50)          # what hides such a bug is an order of events
+BUGS += [Planted(name, ptxsim.Race, "race", case="planted_order", seeds=MANY_SEEDS, **rest) for name, rest in {
+    "half_a_warp_syncs": dict(x=32, check="race"),
+    "shuffle_of_the_others": dict(x=32, check="race"),
+    "tile_too_small": dict(x=32, check="race"),
+    "early_exit_before_sync": dict(x=32, check="race"),
+    "arrival_without_wait": dict(x=32, check="race"),
+    "warps_through_global": dict(block=64, x=64, out=64, check="race_global"),
+    "lanes_through_global": dict(x=32, check="race_global"),
+    "row_that_all_warps_read": dict(block=96, x=96, out=96, check="race_global"),
+    "two_warps_one_global_word": dict(block=64, check="race_global"),
+    "sums_not_yet_zero": dict(block=64, check="race_global"),
+    "flag_without_release": dict(block=64, x=1, check="race_global"),
+    "grid_sync_removed": dict(grid=3, out=96, check="race_global", cooperative=True),
+    "write_after_the_last_grid_sync": dict(grid=3, out=96, check="race_global", cooperative=True),
+}.items()]
 EVERY_BUG = pytest.mark.parametrize("bug", BUGS, ids=lambda b: b.name)
 
 
-def marked_lines(name):
+def marked_lines(bug):
     """The numbers of the source lines that carry @name; a mark alone on its line means the helper under it."""
-    lines = (CASES / "planted.cu").read_text().splitlines()
-    marked = {i for i, line in enumerate(lines, 1) if re.search(rf"@{name}\b", line)}
+    lines = (CASES / f"{bug.case}.cu").read_text().splitlines()
+    marked = {i for i, line in enumerate(lines, 1) if re.search(rf"@{bug.name}\b", line)}
     return marked | {i + k for i in marked for k in range(1, 5) if lines[i - 1].startswith("//")}
 
 
@@ -69,20 +88,21 @@ def launch(bug, twin, build, seed=0, checks=None):
     inputs = [dev.tensor(x, name="x")] if bug.x else []
     out = dev.empty((bug.out,), np.int32, "out") if bug.fresh else dev.tensor(np.zeros(bug.out, np.int32), name="out")
     arguments = inputs + [out] + [np.int32(v) for v in bug.extra]
-    dev.launch(build("planted").kernel(f"{bug.name}_{twin}"), bug.grid, bug.block, arguments)
+    kernel = build(bug.case).kernel(f"{bug.name}_{twin}")
+    dev.launch(kernel, bug.grid, bug.block, arguments, cooperative=bug.cooperative)
     return out
 
 
 @EVERY_BUG
 def test_caught_under_every_seed(bug, compile_case):
-    for seed in SEEDS:
+    for seed in bug.seeds:
         with pytest.raises(bug.errors, match=f"(?is){bug.says}"):
             launch(bug, "bug", compile_case, seed)
 
 
 @EVERY_BUG
 def test_correct_twin_raises_nothing(bug, compile_case):
-    for seed in SEEDS:
+    for seed in bug.seeds:
         launch(bug, "ok", compile_case, seed)
 
 
@@ -95,13 +115,13 @@ def test_error_names_the_place(bug, compile_case):
     with pytest.raises(ptxsim.SimError) as caught:
         launch(bug, "bug", compile_case)
     error = caught.value
-    text = compile_case("planted").text.splitlines()
+    text = compile_case(bug.case).text.splitlines()
     assert f"{bug.name}_bug" in error.kernel
     assert plain(error.ptx_text) == plain(text[error.ptx_line - 1])
     file, line = re.search(r"([\w.]+\.cu):(\d+)", error.source).groups()
-    assert file == "planted.cu" and int(line) in marked_lines(bug.name), error.source
+    assert file == f"{bug.case}.cu" and int(line) in marked_lines(bug), error.source
     message = str(error)
-    assert error.kernel in message and str(error.ptx_line) in message and f"planted.cu:{line}" in message
+    assert error.kernel in message and str(error.ptx_line) in message and f"{bug.case}.cu:{line}" in message
     assert error.cta is not None and error.warp is not None
     for word in ("CTA", "warp"):
         assert re.search(word, message, re.I), message
