@@ -10,13 +10,12 @@ fp32 or fp64 on the CPU, fp16 or bf16 on CUDA, and all on one device.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import arguments, autograd
 
 Lambda = float | Tensor
 Window = tuple[int, int]
@@ -50,10 +49,11 @@ def diff_flash_attn_func(
         v: (batch, seqlen_k, nheads_k, dv).
         lam: λ, any real: a number, or a tensor of shape (), (nheads,) or (batch, seqlen_q,
             nheads), in fp32 or q's dtype. It is computed in fp32; its gradient has its shape.
-        softmax_scale: s; 1/√d if None.
+        softmax_scale: s; 1/√d if None. Not 0, which would ignore q and k.
         causal: row i sees keys j ≤ i + seqlen_k − seqlen_q (aligned bottom-right).
         window_size: (left, right): row i sees i + seqlen_k − seqlen_q − left ≤ j ≤ i + seqlen_k −
-            seqlen_q + right; −1 is unbounded. With causal, right is 0.
+            seqlen_q + right; −1 is unbounded, and so is more than any sequence has, sys.maxsize
+            say. With causal, right is 0.
         norm_weight: (dv,), the weight of the headwise RMSNorm; None: no weight.
         norm_eps: switches the norm on: O·rsqrt(mean(O²) + norm_eps)·norm_weight.
         out_scale: multiplies the output, normed or not; 1 − λ_init in DIFF V1.
@@ -67,8 +67,11 @@ def diff_flash_attn_func(
 
     Raises:
         ValueError: a shape, device or option that does not fit the others.
-        TypeError: a tensor was expected, or λ has a dtype that is neither fp32 nor q's.
+        TypeError: a dense tensor, a number or a bool was expected, or λ has a dtype that is
+            neither fp32 nor q's.
         RuntimeError: what the kernel's own checks find, a dtype or head dim say; double backward.
+        NotImplementedError: a forward-mode derivative (torch.func.jvp, jacfwd, dual tensors), or
+            torch.func.vmap. torch.func.grad, vjp and jacrev work.
 
     Examples:
         >>> q, k = torch.randn(2, 1, 100, 8, 64)  # 4 heads of 2 components
@@ -81,12 +84,13 @@ def diff_flash_attn_func(
         >>> lam.grad.shape
         torch.Size([])
     """
-    q, k = _query_heads(q, "q", 5), _key_heads(k, v, "k", "v", 4)
+    arguments.check_tensors(q, k=k, v=v, lam=lam, norm_weight=norm_weight)
+    q, k = arguments.query_heads(q, "q", 5), arguments.key_heads(k, v, "k", "v", 4)
     out, lse = _attend(
         q, k, v, lam, None, None, 0, 0, softmax_scale, causal, window_size, norm_weight, norm_eps,
         out_scale, deterministic,
     )  # fmt: skip
-    return (out, lse) if return_lse else out
+    return (out, lse) if arguments.flag("return_lse", return_lse) else out
 
 
 def diff_flash_attn_varlen_func(
@@ -139,14 +143,20 @@ def diff_flash_attn_varlen_func(
         >>> out.shape
         torch.Size([7, 4, 128])
     """
-    _require_tensor("cu_seqlens_q", cu_seqlens_q)
-    _require_tensor("cu_seqlens_k", cu_seqlens_k)
-    q, k = _query_heads(q, "q", 4), _key_heads(k, v, "k", "v", 3)
+    arguments.require_tensor("cu_seqlens_q", cu_seqlens_q)
+    arguments.require_tensor("cu_seqlens_k", cu_seqlens_k)
+    arguments.check_tensors(
+        q, k=k, v=v, lam=lam, norm_weight=norm_weight, cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+    q, k = arguments.query_heads(q, "q", 4), arguments.key_heads(k, v, "k", "v", 3)
+    max_seqlen_q = arguments.integer("max_seqlen_q", max_seqlen_q)
+    max_seqlen_k = arguments.integer("max_seqlen_k", max_seqlen_k)
     out, lse = _attend(
         q, k, v, lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
         causal, window_size, norm_weight, norm_eps, out_scale, deterministic,
     )  # fmt: skip
-    return (out, lse) if return_lse else out
+    return (out, lse) if arguments.flag("return_lse", return_lse) else out
 
 
 def diff_flash_attn_with_kvcache(
@@ -205,7 +215,8 @@ def diff_flash_attn_with_kvcache(
     Raises:
         ValueError: as `diff_flash_attn_func`.
         TypeError: as `diff_flash_attn_func`.
-        RuntimeError: also if an argument requires a gradient, and for values of the index tensors
+        RuntimeError: also if an argument requires a gradient, if a cache that was made under
+            torch.inference_mode() is appended to outside it, and for values of the index tensors
             that point outside the cache or let two sequences append to one place: on the CPU, or
             under DIFFATTN_CHECK=1.
 
@@ -222,29 +233,27 @@ def diff_flash_attn_with_kvcache(
         >>> torch.equal(k_cache[1, 3], k[1, 0])
         True
     """
-    q, k_cache = _query_heads(q, "q", 5), _key_heads(k_cache, v_cache, "k_cache", "v_cache", 4)
-    if k is not None and v is not None:
-        k = _key_heads(k, v, "k", "v", 4)
-    inputs = (q, k_cache, v_cache, lam, k, v, norm_weight)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
-        raise RuntimeError(
-            "diff_flash_attn_with_kvcache has no gradient, but an argument requires one: call it "
-            "under torch.no_grad(), or use diff_flash_attn_func for training"
-        )
-    _require_device(
+    arguments.check_tensors(
         q, k_cache=k_cache, v_cache=v_cache, lam=lam, k=k, v=v, rotary_cos=rotary_cos,
         rotary_sin=rotary_sin, cache_seqlens=cache_seqlens, cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad, block_table=block_table, norm_weight=norm_weight,
     )  # fmt: skip
-    if isinstance(cache_seqlens, int):
-        cache_seqlens = torch.full((q.shape[0],), cache_seqlens, dtype=torch.int32, device=q.device)
-    left, right = _window(window_size, causal)
-    out, lse = torch.ops.diffattn.decode(
-        q, k_cache, v_cache, _expand_lambda(lam, q), k, v, rotary_cos, rotary_sin, cache_seqlens,
-        cache_batch_idx, cache_leftpad, block_table, _norm_weight(norm_weight, norm_eps, q),
-        _scale(softmax_scale, q), left, right, rotary_interleaved, norm_eps, out_scale, num_splits,
+    q = arguments.query_heads(q, "q", 5)
+    k_cache = arguments.key_heads(k_cache, v_cache, "k_cache", "v_cache", 4)
+    if k is not None and v is not None:
+        k = arguments.key_heads(k, v, "k", "v", 4)
+    norm_weight, norm_eps, out_scale = arguments.epilogue(
+        norm_weight, norm_eps, out_scale, q, v_cache
+    )
+    left, right = arguments.window_of(window_size, causal)
+    out, lse = autograd.decode(
+        q, k_cache, v_cache, arguments.expand_lambda(lam, q), k, v, rotary_cos, rotary_sin,
+        arguments.seqlens_of(cache_seqlens, q), cache_batch_idx, cache_leftpad, block_table,
+        norm_weight, arguments.softmax_scale_of(softmax_scale, q), left, right,
+        arguments.flag("rotary_interleaved", rotary_interleaved), norm_eps, out_scale,
+        arguments.integer("num_splits", num_splits),
     )  # fmt: skip
-    return (out, lse) if return_lse else out
+    return (out, lse) if arguments.flag("return_lse", return_lse) else out
 
 
 def _attend(
@@ -264,110 +273,11 @@ def _attend(
     out_scale: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    _require_device(
-        q, k=k, v=v, lam=lam, norm_weight=norm_weight, cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-    )  # fmt: skip
-    lam = _expand_lambda(lam, q)
-    norm_weight = _norm_weight(norm_weight, norm_eps, q)
-    left, right = _window(window_size, causal)
-    training = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (q, k, v, lam, norm_weight)
-    )
+    norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
+    left, right = arguments.window_of(window_size, causal)
     out, lse, *_ = torch.ops.diffattn.fwd(
-        q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        _scale(softmax_scale, q), left, right, norm_eps, out_scale, deterministic, training,
+        q, k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q, cu_seqlens_k,
+        max_seqlen_q, max_seqlen_k, arguments.softmax_scale_of(softmax_scale, q), left, right,
+        norm_eps, out_scale, arguments.flag("deterministic", deterministic), False,
     )  # fmt: skip
     return out, lse
-
-
-def _require_tensor(name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} is {type(t).__name__}, expected a tensor")
-
-
-def _require_device(q: Tensor, **others: object) -> None:
-    """Asked here, for a meta tensor would take the call to the fake kernels, which ask nothing."""
-    for name, t in others.items():
-        if isinstance(t, Tensor) and t.device != q.device:
-            raise ValueError(
-                f"{name} is on device {t.device}, q is on {q.device}: all must be on one device"
-            )
-
-
-def _query_heads(q: Tensor, name: str, dims: int) -> Tensor:
-    """(.., 2·nheads, d) as (.., nheads, 2, d), a view; `dims` counts those of the latter."""
-    _require_tensor(name, q)
-    if q.dim() == dims:
-        return q
-    if q.dim() != dims - 1 or q.shape[-2] % 2:
-        raise ValueError(
-            f"{name} has shape {tuple(q.shape)}, expected {dims - 1} dimensions (.., 2·nheads, "
-            f"headdim) with an even number of heads, or {dims} dimensions (.., nheads, 2, headdim)"
-        )
-    return q.unflatten(-2, (q.shape[-2] // 2, 2))
-
-
-def _key_heads(k: Tensor, v: Tensor, k_name: str, v_name: str, dims: int) -> Tensor:
-    """k with a component dimension: 2, or 1 where k has as many heads as v (DIFF V2)."""
-    _require_tensor(k_name, k)
-    _require_tensor(v_name, v)
-    if v.dim() != dims:
-        raise ValueError(
-            f"{v_name} has shape {tuple(v.shape)}, expected {dims} dimensions (.., nheads_k, "
-            "headdim_v)"
-        )
-    if k.dim() == dims + 1:
-        return k
-    nheads_k = v.shape[-2]
-    if k.dim() == dims and k.shape[-2] == 2 * nheads_k:
-        return k.unflatten(-2, (nheads_k, 2))
-    if k.dim() == dims and k.shape[-2] == nheads_k:
-        return k.unsqueeze(-2)
-    raise ValueError(
-        f"{k_name} has shape {tuple(k.shape)}, expected (.., {2 * nheads_k}, headdim), or (.., "
-        f"{nheads_k}, headdim) where both components share K, for {v_name}'s {nheads_k} heads; or "
-        f"{dims + 1} dimensions (.., {nheads_k}, 1 or 2, headdim)"
-    )
-
-
-def _expand_lambda(lam: Lambda, q: Tensor) -> Tensor:
-    """λ for each token and head, (batch, seqlen_q, nheads), without a copy of its numbers."""
-    dtype, per_token = ops.compute_dtype(q), q.shape[:-2]
-    if isinstance(lam, Tensor):
-        if lam.dtype not in (dtype, q.dtype, torch.float32):
-            raise TypeError(f"lam has dtype {lam.dtype}, accepted: {torch.float32} or {q.dtype}")
-        if lam.shape not in ((), per_token[-1:], per_token):
-            raise ValueError(
-                f"lam has shape {tuple(lam.shape)}, accepted: (), (nheads,) = "
-                f"({per_token[-1]},), or one for each token and head = {tuple(per_token)}"
-            )
-        return lam.to(dtype).expand(per_token)
-    if isinstance(lam, bool) or not isinstance(lam, int | float | torch.SymInt | torch.SymFloat):
-        raise TypeError(f"lam is {type(lam).__name__}, accepted: a number or a tensor")
-    return torch.full((), lam, dtype=dtype, device=q.device).expand(per_token)
-
-
-def _norm_weight(weight: Tensor | None, eps: float | None, q: Tensor) -> Tensor | None:
-    if weight is None:
-        return None
-    _require_tensor("norm_weight", weight)
-    if eps is None:
-        raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
-    return weight.to(ops.compute_dtype(q))
-
-
-def _scale(softmax_scale: float | None, q: Tensor) -> float:
-    # An empty head is refused by the kernel's checks, not by the power.
-    return (q.shape[-1] or 1) ** -0.5 if softmax_scale is None else softmax_scale
-
-
-def _window(window_size: Window, causal: bool) -> tuple[int, int]:
-    """The window with causal folded in: (left, right), −1 unbounded."""
-    try:
-        left, right = (operator.index(n) for n in window_size)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"window_size is {window_size!r}, expected two integers (left, right), -1 unbounded"
-        ) from None
-    return max(left, -1), 0 if causal else max(right, -1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional, reference
+from . import arguments, functional, reference
 
 _IMPLEMENTATIONS = {"fused": functional, "eager": reference}
 
@@ -159,7 +159,8 @@ class _DiffAttnBase(nn.Module):
         cos, sin = (None, None) if rel_pos is None else (table.to(q.dtype) for table in rel_pos)
         if cache is None:
             if cos is not None and sin is not None:
-                q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+                cos, sin = cos[: x.shape[1]], sin[: x.shape[1]]
+                q, k = (reference.apply_rotary(heads, cos, sin) for heads in (q, k))
             out = attention.diff_flash_attn_func(q, k, v, lam, **mask, **epilogue)
         else:
             out = attention.diff_flash_attn_with_kvcache(
@@ -168,13 +169,28 @@ class _DiffAttnBase(nn.Module):
             cache.seqlens += x.shape[1]
         return self.out_proj(out.flatten(2))  # (batch, seqlen, embed_dim)
 
-    def _check_forward(self, x: Tensor, cache: KVCache | None) -> None:
+    def _check_forward(
+        self, x: Tensor, rel_pos: tuple[Tensor, Tensor] | None, cache: KVCache | None
+    ) -> None:
+        arguments.require_tensor("x", x)
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {self.embed_dim})"
             )
+        self._check_dtype(x)
+        if rel_pos is not None:
+            _check_rel_pos(rel_pos, self.head_dim, 0 if cache else x.shape[1])
         if cache is not None and not self.causal:
             raise ValueError("cache was given to a module with causal=False; decoding is causal")
+
+    def _check_dtype(self, x: Tensor) -> None:
+        linear = self.q_proj
+        own = type(linear) is nn.Linear  # what replaced it, to quantize say, may cast
+        if x.is_floating_point() and (not own or x.dtype == linear.weight.dtype):
+            return
+        if not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
+            accepted = f"that of the parameters, {linear.weight.dtype}" if own else "floating point"
+            raise TypeError(f"x has dtype {x.dtype}, accepted: {accepted}")
 
     def extra_repr(self) -> str:
         return (
@@ -291,8 +307,9 @@ class MultiheadDiffAttn(_DiffAttnBase):
         Raises:
             ValueError: x or rel_pos has another shape, or a cache was given to a module that is
                 not causal.
+            TypeError: x has another dtype than the parameters.
         """
-        self._check_forward(x, cache)
+        self._check_forward(x, rel_pos, cache)
         return self._attend(
             x, self.lambda_full(), rel_pos, cache,
             norm_weight=self.subln.weight, norm_eps=self.subln.eps, out_scale=1 - self.lambda_init,
@@ -357,7 +374,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         cache: KVCache | None = None,
     ) -> Tensor:
         """As `MultiheadDiffAttn.forward`: (batch, seqlen, embed_dim) → the same."""
-        self._check_forward(x, cache)
+        self._check_forward(x, rel_pos, cache)
         logit = self.lambda_proj(x)
         lam = torch.sigmoid(logit.to(torch.promote_types(logit.dtype, torch.float32)))
         return self._attend(x, lam, rel_pos, cache)
@@ -369,8 +386,15 @@ def _head_dim(embed_dim: int, parts: int, name: str) -> int:
     return embed_dim // parts
 
 
-def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    seqlen = heads.shape[1]
+def _check_rel_pos(rel_pos: tuple[Tensor, Tensor], head_dim: int, seqlen: int) -> None:
+    pair = isinstance(rel_pos, tuple | list) and len(rel_pos) == 2
+    if not pair or not all(isinstance(table, Tensor) for table in rel_pos):
+        raise TypeError(f"rel_pos is {type(rel_pos).__name__}, expected two tensors, (cos, sin)")
+    cos, sin = rel_pos
+    if cos.dim() != 2 or cos.shape != sin.shape or cos.shape[1] > head_dim // 2:
+        raise ValueError(
+            f"rel_pos has shapes {tuple(cos.shape)} and {tuple(sin.shape)}; both must be "
+            f"(positions, rotary_dim/2), rotary_dim at most the head dim, {head_dim}"
+        )
     if cos.shape[0] < seqlen:
         raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
-    return reference.apply_rotary(heads, cos[:seqlen], sin[:seqlen])

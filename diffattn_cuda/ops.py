@@ -1,4 +1,4 @@
-"""The ops of `torch.ops.diffattn`: fake kernels, autograd and autocast over the C++ schemas.
+"""The ops of `torch.ops.diffattn`: fake kernels, vmap and autocast over the C++ schemas.
 
 The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
 2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from . import _cpu  # noqa: F401  loading it registers the schemas and the CPU kernels
+try:
+    from . import _cpu  # noqa: F401  loading it registers the schemas and the CPU kernels
+except ImportError:
+    if importlib.util.find_spec(f"{__package__}._cpu") is not None:
+        raise
+    raise ImportError(
+        f"{Path(__file__).parent} has no compiled modules. If it is a clone that hides an installed"
+        " diffattn_cuda, start Python in another folder; to build it in place: make build, or "
+        "python setup.py build_ext --inplace"
+    ) from None
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -95,40 +105,6 @@ def _decode_fake(
     return out, q.new_empty((2, *_statistics_shape(q, False)), dtype=compute_dtype(q))
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options, _training = inputs
-    out, lse, o, o2, rstd = output
-    # Without a norm the output is O itself, and a backward that has O2 wants it too.
-    o = out if o2.dim() == out.dim() != o.dim() else o
-    ctx.save_for_backward(q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k)
-    ctx.options = options
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[2], o2, rstd)
-
-
-def _fwd_backward(
-    ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_saved: Any
-) -> tuple[Any, ...]:
-    q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
-    if dout is None:
-        dout = q.new_zeros((*q.shape[:-2], v.shape[-1]))
-    dq, dk, dv, dlam, dweight = torch.ops.diffattn.bwd(
-        dout, dlse, q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k,
-        *ctx.options,
-    )  # fmt: skip
-    return dq, dk, dv, dlam, None if norm_weight is None else dweight, *[None] * 11
-
-
-def _no_double_backward(ctx: Any, *grads: Any) -> NoReturn:
-    raise RuntimeError(
-        "differential attention has no double backward: its gradients' own gradients"
-    )
-
-
-torch.library.register_autograd("diffattn::fwd", _fwd_backward, setup_context=_save_for_backward)
-torch.library.register_autograd("diffattn::bwd", _no_double_backward)
-
-
 def _refuse_vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> NoReturn:
     raise NotImplementedError(
         "differential attention does not work under torch.func.vmap: fold the mapped dimension "
@@ -136,8 +112,18 @@ def _refuse_vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> NoReturn
     )
 
 
-for _op in ("fwd", "bwd", "decode"):
-    torch.library.register_vmap(f"diffattn::{_op}", _refuse_vmap)
+def _each_gradient(info: Any, in_dims: Any, *args: Any) -> tuple[Any, ...]:
+    """One backward for each gradient of the output: what torch.func.jacrev maps over."""
+    results = []
+    for i in range(info.batch_size):
+        one = (x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
+        results.append(torch.ops.diffattn.bwd(*one))
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * 5
+
+
+torch.library.register_vmap("diffattn::fwd", _refuse_vmap)
+torch.library.register_vmap("diffattn::bwd", _each_gradient)
+torch.library.register_vmap("diffattn::decode", _refuse_vmap)
 
 
 def _register_autocast(op: str, device: str, cast_arguments: tuple[int, ...]) -> None:
@@ -154,7 +140,7 @@ def _register_autocast(op: str, device: str, cast_arguments: tuple[int, ...]) ->
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return overload(*cast)
 
-    _library.impl(op, autocast, f"Autocast{device}")
+    library.impl(op, autocast, f"Autocast{device}")
 
 
 def _cast(arg: Any, dtype: torch.dtype) -> Any:
@@ -179,10 +165,10 @@ def _refuse_cuda(op: str, why: str) -> None:
     def refuse(*args: Any) -> NoReturn:
         raise RuntimeError(f"diffattn::{op} got CUDA tensors, but {why}")
 
-    _library.impl(op, refuse, "CUDA")
+    library.impl(op, refuse, "CUDA")
 
 
-_library = torch.library.Library("diffattn", "IMPL")
+library = torch.library.Library("diffattn", "IMPL")
 
 _missing = _load_cuda()
 if _missing:

@@ -233,7 +233,8 @@ def visible_keys(
         tensor([[0, 1, 1, 0],
                 [0, 0, 1, 1]], dtype=torch.int32)
     """
-    left, right = window_size
+    # No row sees further than all keys, and int64 sums overflow near sys.maxsize.
+    left, right = (min(side, seqlen_q + seqlen_k) for side in window_size)
     right = 0 if causal else right
     row = torch.arange(seqlen_q, device=device)[:, None] + seqlen_k - seqlen_q
     key = torch.arange(seqlen_k, device=device)

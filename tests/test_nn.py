@@ -274,6 +274,61 @@ def test_bad_arguments() -> None:
         encoder(torch.zeros(1, 1, EMBED, dtype=F64), cache=encoder.make_cache(1, 4))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_wrong_dtypes_of_x(version: int) -> None:
+    module = make(version, dtype=torch.float32)
+    x = torch.zeros(2, 5, EMBED)
+    with pytest.raises(TypeError, match=r"x has dtype torch.int64, .*torch.float32"):
+        module(x.long())
+    with pytest.raises(TypeError, match=r"x has dtype torch.float64, .*torch.float32"):
+        module(x.double())
+    with pytest.raises(TypeError, match="x is str, expected a tensor"):
+        module("x")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x.bfloat16()).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"x has dtype torch.int64"):
+            module(x.long())
+
+
+def test_what_replaced_a_projection_may_cast() -> None:
+    class Casts(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.to(self.weight.dtype))
+
+    module = make(2, dtype=torch.float32)
+    for name in ("q_proj", "k_proj", "v_proj", "lambda_proj"):
+        linear = getattr(module, name)
+        replacement = Casts(linear.in_features, linear.out_features, bias=False)
+        replacement.load_state_dict(linear.state_dict())
+        setattr(module, name, replacement)
+    x = torch.randn(2, 5, EMBED, dtype=F64)
+    assert torch.equal(module(x), module(x.float()))
+
+
+WRONG_TABLES: dict[str, tuple[Any, str]] = {
+    "too wide": ((torch.ones(8, 9), torch.ones(8, 9)), r"rel_pos has shapes \(8, 9\) and \(8, 9\)"),
+    "different": (
+        (torch.ones(8, 8), torch.ones(8, 4)),
+        r"rel_pos has shapes \(8, 8\) and \(8, 4\)",
+    ),
+    "of rank 3": ((torch.ones(1, 8, 8), torch.ones(1, 8, 8)), r"rel_pos has shapes \(1, 8, 8\)"),
+    "cos alone": ((torch.ones(8, 8),), "rel_pos is tuple"),
+    "one tensor": (torch.ones(2, 8, 8), "rel_pos is Tensor"),
+    "no tensors": ((1.0, 0.0), "rel_pos is tuple"),
+}
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("name", list(WRONG_TABLES))
+def test_wrong_tables(name: str, cached: bool) -> None:
+    module = make(1)  # d = 16
+    rel_pos, message = WRONG_TABLES[name]
+    cache = module.make_cache(2, 8) if cached else None
+    with torch.no_grad(), pytest.raises((ValueError, TypeError), match=message):
+        module(torch.zeros(2, 5, EMBED, dtype=F64), rel_pos, cache)
+    assert cache is None or cache.seqlens.tolist() == [0, 0]
+
+
 def test_head_dim_of_v2_may_differ_from_embed_dim_over_heads() -> None:
     module = MultiheadDiffAttnV2(EMBED, HEADS, 2, head_dim=8)
     assert module(torch.randn(1, 3, EMBED)).shape == (1, 3, EMBED)

@@ -1,0 +1,232 @@
+"""From the arguments of the public functions to those of the ops: checks, numbers, views.
+
+A wrong argument raises ValueError or TypeError that names it, says what it was and what is
+accepted. What depends on the kernels (dtypes, head dims, shapes) is checked in csrc/bindings.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+Lambda = float | Tensor
+Window = tuple[int, int]
+
+UNBOUNDED = 2**62  # a window that is wider than any sequence; int64 sums with it do not overflow
+
+_INTEGERS = (int, torch.SymInt)
+_NUMBERS = (float, *_INTEGERS, torch.SymFloat)
+
+
+def check_tensors(q: Tensor, **others: Any) -> None:
+    """Kinds and devices; None passes, and so do numbers for the arguments that may be one.
+
+    Asked first: meta tensors would take the call to the fake kernels, which check nothing, and the
+    dispatcher's own message for sparse or quantized tensors names no argument.
+    """
+    require_tensor("q", q)
+    _check_kind("q", q)
+    device = q.device
+    for name, t in others.items():
+        if t is None or (name in ("lam", "cache_seqlens") and not isinstance(t, Tensor)):
+            continue
+        require_tensor(name, t)
+        _check_kind(name, t)
+        if t.device != device:
+            raise ValueError(
+                f"{name} is on device {t.device}, q is on {device}: all must be on one device"
+            )
+
+
+def require_tensor(name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} is {type(t).__name__}, expected a tensor")
+
+
+def _check_kind(name: str, t: Tensor) -> None:
+    if t.layout != torch.strided or t.is_nested or t.is_quantized:
+        kind = "nested" if t.is_nested else "quantized" if t.is_quantized else str(t.layout)
+        raise TypeError(f"{name} is a {kind} tensor, accepted: dense (strided) tensors")
+
+
+def query_heads(q: Tensor, name: str, dims: int) -> Tensor:
+    """(.., 2·nheads, d) as (.., nheads, 2, d), a view; `dims` counts those of the latter."""
+    if q.dim() == dims:
+        return q
+    if q.dim() != dims - 1 or q.shape[-2] % 2:
+        raise ValueError(
+            f"{name} has shape {tuple(q.shape)}, expected {dims - 1} dimensions (.., 2·nheads, "
+            f"headdim) with an even number of heads, or {dims} dimensions (.., nheads, 2, headdim)"
+        )
+    return q.unflatten(-2, (q.shape[-2] // 2, 2))
+
+
+def key_heads(k: Tensor, v: Tensor, k_name: str, v_name: str, dims: int) -> Tensor:
+    """k with a component dimension: 2, or 1 where k has as many heads as v (DIFF V2)."""
+    require_tensor(k_name, k)
+    require_tensor(v_name, v)
+    if v.dim() != dims:
+        raise ValueError(
+            f"{v_name} has shape {tuple(v.shape)}, expected {dims} dimensions (.., nheads_k, "
+            "headdim_v)"
+        )
+    if k.dim() == dims + 1:
+        return k
+    nheads_k = v.shape[-2]
+    if k.dim() == dims and k.shape[-2] == 2 * nheads_k:
+        return k.unflatten(-2, (nheads_k, 2))
+    if k.dim() == dims and k.shape[-2] == nheads_k:
+        return k.unsqueeze(-2)
+    raise ValueError(
+        f"{k_name} has shape {tuple(k.shape)}, expected (.., {2 * nheads_k}, headdim), or (.., "
+        f"{nheads_k}, headdim) where both components share K, for {v_name}'s {nheads_k} heads; or "
+        f"{dims + 1} dimensions (.., {nheads_k}, 1 or 2, headdim)"
+    )
+
+
+def expand_lambda(lam: Lambda, q: Tensor) -> Tensor:
+    """λ for each token and head, (batch, seqlen_q, nheads), without a copy of its numbers."""
+    dtype, per_token = ops.compute_dtype(q), q.shape[:-2]
+    if isinstance(lam, Tensor):
+        if lam.dtype not in (dtype, q.dtype, torch.float32):
+            raise TypeError(f"lam has dtype {lam.dtype}, accepted: {torch.float32} or {q.dtype}")
+        if lam.shape not in ((), per_token[-1:], per_token):
+            raise ValueError(
+                f"lam has shape {tuple(lam.shape)}, accepted: (), (nheads,) = "
+                f"({per_token[-1]},), or one for each token and head = {tuple(per_token)}"
+            )
+        return (lam if lam.dtype == dtype else lam.to(dtype)).expand(per_token)
+    number = _number("lam", lam, "a number or a tensor")
+    if torch.compiler.is_compiling():
+        # A sum with a tensor keeps a number dynamic; torch.full would make it a constant of the
+        # graph, and see `static_number`.
+        return (torch.zeros((), dtype=dtype, device=q.device) + number).expand(per_token)
+    return torch.full((), number, dtype=dtype, device=q.device).expand(per_token)
+
+
+def epilogue(
+    norm_weight: Tensor | None, norm_eps: float | None, out_scale: float, q: Tensor, v: Tensor
+) -> tuple[Tensor | None, float | None, float]:
+    """(norm_weight, norm_eps, out_scale) as the ops take them."""
+    if norm_weight is not None:
+        if norm_eps is None:
+            raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
+        if not norm_weight.is_floating_point():
+            raise TypeError(f"norm_weight has dtype {norm_weight.dtype}, accepted: floating point")
+        headdim_v = v.shape[-1]
+        if norm_weight.dim() != 1 or norm_weight.shape[0] != headdim_v:
+            shape = ", ".join(map(str, norm_weight.shape))
+            raise ValueError(
+                f"norm_weight has shape ({shape}), expected (headdim_v,) = ({headdim_v})"
+            )
+        norm_weight = norm_weight.to(ops.compute_dtype(q))
+    if norm_eps is None:
+        return None, None, static_number("out_scale", out_scale, "a number")
+    norm_eps = static_number("norm_eps", norm_eps, "None or a number >= 0")
+    scale = _number("out_scale", out_scale, "a number")
+    if torch.compiler.is_compiling() and not _is_static(scale):
+        # Layers that differ in out_scale, 1 − λ_init say, then share one compiled graph.
+        if norm_weight is None:
+            norm_weight = torch.ones(v.shape[-1], dtype=ops.compute_dtype(q), device=q.device)
+        return norm_weight * scale, norm_eps, 1.0
+    return norm_weight, norm_eps, static_number("out_scale", scale, "a number")
+
+
+def static_number(name: str, value: float, accepted: str) -> float:
+    """A float; under torch.compile a constant of the graph that the compiler traces first.
+
+    Left dynamic, it would become a constant only behind the key of torch's AOTAutograd cache, which
+    then gives one graph to every value: https://github.com/pytorch/pytorch/issues/197889.
+    """
+    number = _number(name, value, accepted)
+    if torch.compiler.is_compiling():
+        number = torch.fx.experimental.symbolic_shapes.guard_scalar(number)
+    return float(number)
+
+
+def _is_static(number: float) -> bool:
+    return torch.fx.experimental.symbolic_shapes.has_static_value(number)
+
+
+def softmax_scale_of(softmax_scale: float | None, q: Tensor) -> float:
+    if softmax_scale is None:
+        # An empty head is refused by the kernels' checks, not by the power.
+        return float((q.shape[-1] or 1) ** -0.5)
+    scale = static_number("softmax_scale", softmax_scale, "None (1/√headdim) or a number")
+    if scale == 0:
+        raise ValueError(
+            "softmax_scale is 0, with which no output depends on q and k; accepted: None "
+            "(1/√headdim) or another number (flash-attn's dropout_p, which has this place there, "
+            "does not exist here)"
+        )
+    return scale
+
+
+def window_of(window_size: Window, causal: bool) -> tuple[int, int]:
+    """The window with causal folded in: (left, right), −1 unbounded."""
+    causal = flag("causal", causal)
+    try:
+        left, right = (operator.index(n) for n in window_size)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"window_size is {window_size!r}, expected two integers (left, right), -1 unbounded"
+        ) from None
+    if left < -1 or right < -1:
+        raise ValueError(
+            f"window_size is {window_size!r}, accepted on each side: a number of keys, or -1 for "
+            "unbounded"
+        )
+    return -1 if left > UNBOUNDED else left, 0 if causal else -1 if right > UNBOUNDED else right
+
+
+def flag(name: str, value: object) -> bool:
+    if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_", "SymBool"):
+        return bool(value)  # the names are numpy's, and that of a compiler's symbol
+    raise TypeError(f"{name} is {value!r}, accepted: True or False")
+
+
+def integer(name: str, value: Any, accepted: str = "an integer") -> int:
+    number: Any = value
+    if isinstance(value, bool) or not isinstance(value, _INTEGERS):
+        try:
+            number = operator.index(None if isinstance(value, bool) else value)  # type: ignore
+        except TypeError:
+            raise TypeError(
+                f"{name} is {value!r} ({type(value).__name__}), accepted: {accepted}"
+            ) from None
+    if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} is {number}, accepted: integers of 64 bits")
+    return number
+
+
+def seqlens_of(cache_seqlens: object, q: Tensor) -> Tensor | None:
+    """int32 (batch,)."""
+    if cache_seqlens is None or isinstance(cache_seqlens, Tensor) and cache_seqlens.dim():
+        return cache_seqlens
+    accepted = f"None, an int, or an int32 tensor (batch,) = ({q.shape[0]},)"
+    if isinstance(cache_seqlens, Tensor):
+        raise ValueError(f"cache_seqlens has shape (), accepted: {accepted}")
+    number = integer("cache_seqlens", cache_seqlens, accepted)
+    if number >= 2**31:
+        raise ValueError(f"cache_seqlens is {number}, more than any cache holds")
+    return torch.full((q.shape[0],), number, dtype=torch.int32, device=q.device)
+
+
+def _number(name: str, value: Any, accepted: str) -> Any:
+    """Whatever float() takes, but for bools and words; a compiler's symbol stays one."""
+    if isinstance(value, _NUMBERS):
+        if not isinstance(value, bool):
+            return value
+    elif isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name} requires a gradient, but has none; accepted: {accepted}")
+    elif not isinstance(value, str | bytes):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass  # refused below, by name
+    raise TypeError(f"{name} is {value!r} ({type(value).__name__}), accepted: {accepted}")

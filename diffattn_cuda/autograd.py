@@ -1,0 +1,168 @@
+"""Autograd of the ops, registered with the dispatcher: gradients, and what has none.
+
+Reverse mode works with backward() and under torch.func (grad, vjp, jacrev). Forward mode and double
+backward are errors. `torch.library.register_autograd` refuses torch.func and says nothing of
+forward mode, whose tangents would be dropped: derivatives of zero. Decoding has no gradient, but
+it writes to the caches, and autograd has to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+
+from . import ops
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class _Forward(_SingleLevelFunction):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> Outputs:
+        q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options, _ = inputs
+        # `training` is true whoever called: what backward needs has to be kept.
+        output: Outputs = _recorded("fwd", keyset, (*inputs[:-1], True))
+        out, lse, o, o2, rstd = output
+        # Without a norm the output is O itself, and a backward that has O2 wants it too.
+        o = out if o2.dim() == out.dim() != o.dim() else o
+        ctx.save_for_backward(
+            q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k
+        )
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[2], o2, rstd)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
+        if dout is None:
+            dout = q.new_zeros((*q.shape[:-2], v.shape[-1]))
+        dq, dk, dv, dlam, dweight = torch.ops.diffattn.bwd(
+            dout, dlse, q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k,
+            *ctx.options,
+        )  # fmt: skip
+        dweight = None if norm_weight is None else dweight
+        return None, dq, dk, dv, dlam, dweight, *[None] * 11
+
+
+class _Backward(_SingleLevelFunction):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> Outputs:
+        gradients: Outputs = _recorded("bwd", keyset, inputs)
+        return gradients
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> NoReturn:
+        raise RuntimeError(
+            "differential attention has no double backward: its gradients' own gradients"
+        )
+
+
+def _fwd(keyset: Any, *args: Any) -> Any:
+    if _has_gradient(args[:5]):
+        return _record(_Forward, keyset, args)
+    return _below_autograd("fwd", keyset, args)
+
+
+def _bwd(keyset: Any, *args: Any) -> Any:
+    if _has_gradient(args[:11]):
+        return _record(_Backward, keyset, args)
+    return _below_autograd("bwd", keyset, args)
+
+
+def decode(*args: Any) -> Any:
+    """torch.ops.diffattn.decode; a call from Python takes its checks first, which saves 7 µs."""
+    if torch.compiler.is_compiling():
+        return torch.ops.diffattn.decode(*args)
+    _check_decode(args)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        return torch.ops.diffattn.decode(*args)
+
+
+def _decode(keyset: Any, *args: Any) -> Any:
+    _check_decode(args)
+    keyset &= torch._C._after_ADInplaceOrView_keyset
+    return torch.ops.diffattn.decode.default.redispatch(keyset, *args)
+
+
+def _check_decode(args: tuple[Any, ...]) -> None:
+    _, k_cache, v_cache, _, k, *_ = args
+    if _has_gradient((*args[:8], args[12])):
+        raise RuntimeError(
+            "diff_flash_attn_with_kvcache has no gradient, but an argument requires one: call it "
+            "under torch.no_grad(), or use diff_flash_attn_func for training"
+        )
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.is_neg() or cache.is_conj():
+            raise ValueError(
+                f"{name} is a lazy negative or conjugate view, which cannot be written in place: "
+                "give its resolve_neg() or resolve_conj()"
+            )
+        if k is not None:
+            _note_write(name, cache)
+
+
+def _note_write(name: str, cache: Tensor) -> None:
+    """Autograd has to learn that what it may have saved of the cache is no longer there."""
+    if cache.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} is an inference tensor, which only code under torch.inference_mode() may "
+            "append to: decode under it, or allocate the cache outside it"
+        )
+    torch.autograd.graph.increment_version(cache)
+
+
+def _has_gradient(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether reverse mode is to be recorded; of forward mode an error."""
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _refuse_tangents(tensors: Sequence[Tensor | None]) -> None:
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            "differential attention has no forward-mode derivative (torch.func.jvp, jacfwd, "
+            "forward_ad.make_dual): use reverse mode (torch.func.vjp, jacrev, backward())"
+        )
+
+
+def _record(function: type[_SingleLevelFunction], keyset: Any, args: tuple[Any, ...]) -> Any:
+    """Adds a node to the graph of the innermost transform of torch.func, if any is active.
+
+    The transform has wrapped the tensors already. It hands the op to the next one when the op is
+    dispatched again, below autograd: so an autograd.Function, which spans all levels and asks for
+    a setup_context, is not what is wanted here.
+    """
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(keyset, *args)  # type: ignore[attr-defined]
+    with enable_single_level_autograd_function():
+        return function.apply(keyset, *args)  # type: ignore[attr-defined]
+
+
+def _recorded(op: str, keyset: Any, args: tuple[Any, ...]) -> Any:
+    """What a node's forward computes."""
+    if not torch._C._are_functorch_transforms_active():
+        return _below_autograd(op, keyset, args)
+    # apply() has switched gradients off, which the next transform wants on.
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+        return _below_autograd(op, keyset, args)
+
+
+def _below_autograd(op: str, keyset: Any, args: tuple[Any, ...]) -> Any:
+    overload = getattr(torch.ops.diffattn, op).default
+    with torch._C._AutoDispatchBelowAutograd():
+        return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+ops.library.impl("fwd", _fwd, "Autograd", with_keyset=True)
+ops.library.impl("bwd", _bwd, "Autograd", with_keyset=True)
+# Unlike Autograd, this key is also met by tensors made under inference mode, outside it.
+ops.library.impl("decode", _decode, "ADInplaceOrView", with_keyset=True)

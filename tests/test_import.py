@@ -1,0 +1,70 @@
+"""What `import diffattn_cuda` says where something is missing, and which version it has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import diffattn_cuda
+
+PACKAGE = Path(diffattn_cuda.__file__).parent
+
+
+def source_tree(folder: Path) -> Path:
+    """The package's Python alone, as in a clone that was not built."""
+    return Path(shutil.copytree(PACKAGE, folder / "diffattn_cuda",
+                                ignore=shutil.ignore_patterns("*.so", "__pycache__")))  # fmt: skip
+
+
+def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, text=True,
+                          capture_output=True)  # fmt: skip
+
+
+def test_without_compiled_modules(tmp_path: Path) -> None:
+    package = source_tree(tmp_path)
+    result = python(tmp_path, "import diffattn_cuda")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: {package} has no compiled modules")
+    assert "make build" in last and "another folder" in last and "circular" not in result.stderr
+
+
+def test_without_torch(tmp_path: Path) -> None:
+    source_tree(tmp_path)
+    (tmp_path / "hide.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    result = python(tmp_path, "import hide, diffattn_cuda")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == (
+        "ModuleNotFoundError: diffattn_cuda needs PyTorch >= 2.10, which is not installed"
+    )
+
+
+def test_version_is_that_of_the_installed_distribution() -> None:
+    try:
+        expected = metadata.version("diffattn_cuda")
+    except metadata.PackageNotFoundError:
+        expected = "0+unknown"
+    assert diffattn_cuda.__version__ == expected
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_version(tmp_path: Path, installed: bool) -> None:
+    """From the metadata beside the package; none in a tree that was built in place."""
+    shutil.copytree(PACKAGE, tmp_path / "diffattn_cuda")
+    if installed:
+        (tmp_path / "diffattn_cuda-9.8.7.dist-info").mkdir()
+        (tmp_path / "diffattn_cuda-9.8.7.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: diffattn_cuda\nVersion: 9.8.7\n"
+        )
+    code = "from importlib import metadata; import sys; sys.path[1:] = [p for p in sys.path[1:] "
+    code += "if not list(metadata.distributions(name='diffattn_cuda', path=[p]))]\n"
+    code += "import diffattn_cuda; print(diffattn_cuda.__version__)"
+    result = python(tmp_path, code)
+    assert result.stdout.strip() == ("9.8.7" if installed else "0+unknown"), result.stderr
