@@ -15,7 +15,7 @@ import griffe
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "api.md"
 WIDTH = 100
-PAGE = {"diffattn_cuda": "functional", "diffattn_cuda.nn": "nn",
+PAGE = {"diffattn_cuda": "functional", "diffattn_cuda.nn": "nn", "diffattn_cuda.hf": "hf",
         "diffattn_cuda.reference": "reference"}  # fmt: skip
 HEAD = """\
 <!-- Written by docs/api.py (make docs) from the docstrings; do not edit. -->

@@ -1,4 +1,4 @@
-"""transformers' DiffLlama with the fused attention of examples/hf_diffllama.py, under the law.
+"""transformers' DiffLlama with the fused attention of diffattn_cuda.hf, under the law.
 
 The oracle is DiffLlama's own eager attention with fp64 weights (its softmax and λ stay fp32); the
 emulations are its eager and SDPA attention in the dtype under test.
@@ -6,13 +6,12 @@ emulations are its eager and SDPA attention in the dtype under test.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.diffllama import cache_for, twins
 from support.impls import HALF
 from support.law import FORWARD, GRADIENT, Verdict, emulated_squares, enforce, judge
 from support.threads import threads
@@ -20,40 +19,22 @@ from torch import Tensor
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 ORDER = ("fused", "exact", "eager", "sdpa")
-EXAMPLES = Path(__file__).parents[1] / "examples"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@pytest.fixture(scope="module")
-def example() -> Iterator[Any]:
-    """Registered, on one thread: at these sizes a second one waits more than it works."""
-    sys.path.insert(0, str(EXAMPLES))
-    import hf_diffllama
-
-    hf_diffllama.register()
-    with threads(1):
-        yield hf_diffllama
-    sys.path.remove(str(EXAMPLES))
-
-
 @pytest.fixture(scope="module", params=DTYPES)
-def models(request: pytest.FixtureRequest, example: Any) -> dict[str, Any]:
-    """The same rounded weights: exact (fp64); eager, sdpa and fused in the dtype."""
-    from transformers import DiffLlamaForCausalLM
+def models(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The same rounded weights: exact (fp64); eager, sdpa and fused in the dtype.
 
-    torch.manual_seed(1)
-    dtype, config = DTYPES[request.param], example.small_config(num_hidden_layers=2)
-    start = DiffLlamaForCausalLM(config).to(dtype)
-    found = {}
+    On one thread: at these sizes a second one waits more than it works.
+    """
+    dtype = DTYPES[request.param]
     ways = {"exact": "eager", "eager": "eager", "sdpa": "sdpa", "fused": "diffattn"}
-    for name, way in ways.items():
-        # from_pretrained makes the registered modules, the class itself does not.
-        model = DiffLlamaForCausalLM.from_pretrained(
-            None, config=config, state_dict=start.state_dict(),
-            attn_implementation=way,
-        )  # fmt: skip
-        found[name] = model.to(torch.float64 if name == "exact" else dtype)
-    return found
+    found = dict(zip(ways, twins(*ways.values()), strict=True))
+    for name, model in found.items():
+        model.to(dtype).to(torch.float64 if name == "exact" else dtype)
+    with threads(1):
+        yield found
 
 
 def verdict(name: str, factor: float, got: Tensor, exact: Tensor, *emulated: Tensor) -> Verdict:
@@ -86,19 +67,35 @@ def test_a_prompt_padded_on_the_left(models: dict[str, Any]) -> None:
         enforce(verdict("logits", FORWARD, got[row : row + 1, start:], *alone))
 
 
+def test_a_hole(models: dict[str, Any]) -> None:
+    """Rows of visible tokens; sequence 1 is padded on the right as well."""
+    tokens, mask = torch.randint(500, (2, 40)), torch.ones(2, 40, dtype=torch.long)
+    mask[:, 11:17], mask[1, 33:] = 0, 0
+    got, *others = logits(models, tokens, attention_mask=mask)
+    for row, visible in enumerate(mask.bool()):
+        seen = (x[row : row + 1, visible] for x in (got, *others))
+        enforce(verdict("logits", FORWARD, *seen))
+
+
+def test_packed_documents(models: dict[str, Any]) -> None:
+    lengths = torch.tensor([[17, 23], [31, 9]])
+    tokens = torch.randint(500, (2, 40))
+    position_ids = torch.stack([torch.cat([*map(torch.arange, row)]) for row in lengths.tolist()])
+    enforce(
+        verdict("logits", FORWARD, *logits(models, tokens, position_ids=position_ids,
+                                           use_cache=False))
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("cache", ["DynamicCache", "StaticCache"])
 def test_decoding(models: dict[str, Any], cache: str) -> None:
     """A prompt, a chunk and single tokens through transformers' cache; the oracle has none."""
-    import transformers
-
     tokens = torch.randint(500, (2, 30))
     _, *others = logits(models, tokens)
     fused = models["fused"]
-    room = {"max_cache_len": 40} if cache == "StaticCache" else {}
-    past = getattr(transformers, cache)(config=fused.config, **room)
+    past = cache_for(fused, cache)
     with torch.no_grad():
-        chunks = tokens.split([17, 9, 1, 3], dim=1)
-        parts = [fused(chunk, past_key_values=past).logits for chunk in chunks]
+        parts = [fused(chunk, **past).logits for chunk in tokens.split([17, 9, 1, 3], dim=1)]
     enforce(verdict("logits", FORWARD, torch.cat(parts, 1), *others))
 
 
@@ -112,9 +109,11 @@ def test_training_step(models: dict[str, Any]) -> None:
 
 
 def test_another_pairing_breaks_the_law(
-    example: Any, models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """unilm's heads, components side by side: right for V1 checkpoints, wrong for DiffLlama's."""
-    monkeypatch.setattr(example, "pairs", lambda x: x.unflatten(2, (-1, 2)))
+    from diffattn_cuda import _hf_attention
+
+    monkeypatch.setattr(_hf_attention, "pairs", lambda x: x.unflatten(2, (-1, 2)))
     tokens = torch.randint(500, (2, 70))
     assert verdict("logits", FORWARD, *logits(models, tokens)).ratio > 10
