@@ -33,11 +33,14 @@ if os.environ.get("DIFFATTN_SANITIZE") == "1":  # for `make sanitize`, in a buil
     # The last of two levels counts; Python's own flags make signed overflow wrap, unseen.
     FLAGS += [*sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
 
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 # One file an instruction set; dispatch.cpp chooses at run time, so only these get such flags.
 ISA_FLAGS = {
     "kernels_portable.cpp": [],
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "kernels_avx512.cpp": AVX512,
+    "kernels_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
+    "kernels_avx512bf16_emulated.cpp": ["-mavx2", "-mfma", "-Wno-psabi"],  # vectors of 64 bytes
 }
 if platform.machine() not in ("x86_64", "AMD64"):
     ISA_FLAGS = {"kernels_portable.cpp": []}

@@ -8,8 +8,8 @@
 
 Columns: median milliseconds and their quartiles over interleaved rounds; "ours ×" how many times
 faster ours is than this peer; GF/s of ours counting 8d flop a visible (query, key) pair forward and
-20d backward; "% mm" of the rate that torch.mm reaches in the same rounds (in fp32 on a
-CPU, in the problem's dtype on a GPU); for decode the bytes of the cache a second, and "% bw" of
+20d backward; "% mm" of the rate that torch.mm reaches in the same rounds, in the problem's dtype
+(on a CPU in fp32 where that is faster); for decode the bytes of the cache a second, and "% bw" of
 the bytes a second of a large read in the same rounds.
 
 On CUDA time is the GPU's own, with a cold L2 cache; SDPA's backends are peers one by one, and so
@@ -108,7 +108,7 @@ def calls(peers: dict[str, Peer], p: Problem) -> dict[str, Run]:
 def time_problem(p: Problem, args: argparse.Namespace, clock: Clock) -> list[Row]:
     """One table: every right peer and the machine's limits, interleaved."""
     runs, work = calls(chosen(args, p.direction), p), {}
-    runs[MM], work[MM] = mm_run(p.device, DTYPES[p.dtype])
+    runs[MM], work[MM] = mm_run(p.device, clock, DTYPES[p.dtype])
     if p.direction == "decode":
         runs[READ], work[READ] = read_run(p.device, clock)
     samples = interleave(runs, args.rounds, args.budget, clock)

@@ -5,6 +5,9 @@
 
 namespace diffattn {
 
+// The widest rows of Q and K, and of V.
+constexpr int64_t kMostHeaddim = 128, kMostHeaddimV = 2 * kMostHeaddim;
+
 enum class DType { f16, bf16, f32, f64 };
 
 // A strided tensor whose last dimension is contiguous. Strides count elements. A dimension that is

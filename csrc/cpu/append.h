@@ -30,7 +30,7 @@ void append(const DecodeParams& p, const Parallel& parallel) {
   for_each(parallel, s.batch * count, [&](int64_t item, int) {
     const Sequence seq = sequence(s, Varlen{}, p.cache, item / count);
     const int64_t t = item % count;
-    C row[128];  // the largest head dim
+    C row[kMostHeaddim];
     for (int64_t head = 0; head < s.nheads_k; ++head) {
       for (int64_t c = 0; c < s.k_components; ++c)
         append_row(p, p.k_new, p.k_cache, seq, t, head, c, s.headdim, p.cache.rotary.cos, row);

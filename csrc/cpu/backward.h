@@ -12,9 +12,10 @@ namespace {
 // How the work is cut. Blocks of rows of a unit (all query heads of its KV head) are numbered
 // 0 .. blocks, the longest first; a step takes `slots` of them from each unit, one where a thread works
 // alone.
-template <class C>
+template <class P>
 struct BackwardPlan {
-  int64_t group, units, rows, row_blocks, blocks, packed, wave, slots, bytes;
+  using C = typename P::C;
+  int64_t group, units, rows, row_blocks, blocks, keys, grads, wave, slots, bytes;
 
   BackwardPlan(const BwdParams& p, int threads) {
     constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
@@ -24,8 +25,9 @@ struct BackwardPlan {
     rows = gradient_rows(s);
     row_blocks = ceil_div(s.seqlen_q, rows);
     blocks = group * row_blocks;
-    packed = PackedHead<C>::size(s);
-    const int64_t packed_bytes = 2 * packed * int64_t(sizeof(C));
+    keys = PackedHead<P>::size(s, Reader::backward);
+    grads = Gradients<C>::size(s, Reader::backward);
+    const int64_t packed_bytes = (keys + grads) * int64_t(sizeof(C));
     wave = threads == 1 ? 1 : wave_size(units, packed_bytes, kPackedBytes);
     const int64_t panels = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
     slots = threads == 1 ? 1 : wave_size(blocks, wave * panels, kPanelBytes);
@@ -45,16 +47,20 @@ struct BackwardPlan {
   }
 };
 
-template <class C>
+template <class P>
 class Backward {
+  using C = typename P::C;
+  using T = typename P::T;
+
  public:
   // dweights [units][blocks][dv]: parts of the norm weight's gradient, or null.
-  Backward(const BwdParams& p, const Parallel& parallel, const BackwardPlan<C>& plan, C* dweights)
+  Backward(const BwdParams& p, const Parallel& parallel, const BackwardPlan<P>& plan, C* dweights)
       : p_(p),
         parallel_(parallel),
         plan_(plan),
         dweights_(dweights),
-        packs_(2 * plan_.wave * plan_.packed),
+        keys_(plan_.wave * plan_.keys),
+        grads_(plan_.wave * plan_.grads),
         scratch_(parallel.threads, p.shape, plan_.rows),
         blocks_(int(plan_.wave * plan_.slots), p.shape, plan_.rows) {}
 
@@ -73,13 +79,16 @@ class Backward {
  private:
   bool alone() const { return parallel_.threads == 1; }
   const Shape& shape() const { return p_.shape; }
-  PackedHead<C> pack(int64_t i) const { return {shape(), packs_ + i * plan_.packed}; }
-  PackedHead<C> keys_of(int64_t unit) const { return pack(2 * unit); }
-  PackedHead<C> grads_of(int64_t unit) const { return pack(2 * unit + 1); }
+  PackedHead<P> keys_of(int64_t unit) const {
+    return {shape(), Reader::backward, keys_ + unit * plan_.keys};
+  }
+  Gradients<C> grads_of(int64_t unit) const {
+    return {shape(), Reader::backward, grads_ + unit * plan_.grads};
+  }
   Sequence sequence_of(int64_t unit) const {
     return sequence(shape(), p_.varlen, Cache{}, (wave_.first + unit) / shape().nheads_k);
   }
-  GradBlock<C>& slot(int64_t unit, int64_t i) { return blocks_[int(unit * plan_.slots + i)]; }
+  GradBlock<P>& slot(int64_t unit, int64_t i) { return blocks_[int(unit * plan_.slots + i)]; }
 
   void load() {
     for_each_key_range(p_, Cache{}, parallel_, wave_,
@@ -99,7 +108,7 @@ class Backward {
   void row_half(int64_t first_block) {
     for_each(parallel_, wave_.count * plan_.slots, [&](int64_t item, int worker) {
       const int64_t unit = item % wave_.count, i = item / wave_.count, block = first_block + i;
-      GradBlock<C>& mine = slot(unit, i);
+      GradBlock<P>& mine = slot(unit, i);
       mine.keys = {0, 0};
       if (block >= plan_.blocks) return;
       const Sequence s = sequence_of(unit);
@@ -110,8 +119,9 @@ class Backward {
       if (rows.size() == 0) return;
       const int64_t kv_head = (wave_.first + unit) % shape().nheads_k;
       const int64_t q_head = kv_head * plan_.group + block / plan_.row_blocks;
-      const PackedHead<C> kv = keys_of(unit), grads = grads_of(unit);
-      GradRows<C>(p_, s, q_head, rows, kv, mine, scratch_[worker], dweight)
+      const PackedHead<P> kv = keys_of(unit);
+      const Gradients<C> grads = grads_of(unit);
+      GradRows<P>(p_, s, q_head, rows, kv, mine, scratch_[worker], dweight)
           .run(alone() ? &grads : nullptr);
     });
   }
@@ -121,11 +131,12 @@ class Backward {
     for_each(parallel_, wave_.count * key_blocks, [&](int64_t item, int) {
       const int64_t unit = item % wave_.count, j = item / wave_.count * kKeys;
       const Sequence s = sequence_of(unit);
-      const PackedHead<C> grads = grads_of(unit);
+      const Gradients<C> grads = grads_of(unit);
       for (int64_t i = 0; i < plan_.slots; ++i) {
-        const GradBlock<C>& block = slot(unit, i);
+        const GradBlock<P>& block = slot(unit, i);
         const Range keys = meet({j, j + kKeys}, block.keys);
-        if (keys.size()) accumulate_keys(p_, s, block, block.panels(keys.begin), keys, grads);
+        if (keys.size())
+          accumulate_keys(p_, s, block, in_place<P>(block.panels(keys.begin)), keys, grads);
       }
     });
   }
@@ -137,17 +148,18 @@ class Backward {
 
   const BwdParams& p_;
   const Parallel parallel_;
-  const BackwardPlan<C>& plan_;
+  const BackwardPlan<P>& plan_;
   C* const dweights_;
   Wave wave_;
-  Buffer<C> packs_;
-  Workers<BackwardScratch<C>> scratch_;
-  Workers<GradBlock<C>> blocks_;
+  Buffer<T> keys_;
+  Buffer<C> grads_;
+  Workers<BackwardScratch<P>> scratch_;
+  Workers<GradBlock<P>> blocks_;
 };
 
 // Whether each thread takes whole KV heads: if that keeps all busy and their memory is modest.
-template <class C>
-bool whole_heads(const BackwardPlan<C>& alone, int threads) {
+template <class P>
+bool whole_heads(const BackwardPlan<P>& alone, int threads) {
   constexpr int64_t kMostBytes = 28 << 20;
   const bool even = alone.units % threads == 0 || alone.units >= 4 * threads;
   return threads > 1 && even && threads * alone.bytes <= kMostBytes;
@@ -160,22 +172,23 @@ void sum_dweights(int64_t parts, int64_t dv, const C* dweights, C* sum) {
     for (int64_t n = 0; n < dv; ++n) sum[n] += dweights[i * dv + n];
 }
 
-template <class C>
+template <class P>
 void backward(const BwdParams& p, const Parallel& all) {
+  using C = typename P::C;
   const Parallel parallel = threads_for(all, p.shape);
-  const BackwardPlan<C> alone(p, 1);
+  const BackwardPlan<P> alone(p, 1);
   const bool whole = whole_heads(alone, parallel.threads);
-  const BackwardPlan<C> plan = whole ? alone : BackwardPlan<C>(p, parallel.threads);
+  const BackwardPlan<P> plan = whole ? alone : BackwardPlan<P>(p, parallel.threads);
   const int64_t parts = plan.units * plan.blocks, dv = p.shape.headdim_v;
   const Buffer<C> dweights(p.dnorm_weight ? parts * dv : 0);
   C* const parts_of_weight = p.dnorm_weight ? dweights.get() : nullptr;
   if (whole) {
     const Parallel one{1, parallel.run};
-    Workers<Backward<C>> workers(parallel.threads, p, one, plan, parts_of_weight);
+    Workers<Backward<P>> workers(parallel.threads, p, one, plan, parts_of_weight);
     for_each(parallel, plan.units,
              [&](int64_t unit, int worker) { workers[worker].run({unit, unit + 1}); });
   } else {
-    Backward<C>(p, parallel, plan, parts_of_weight).run({0, plan.units});
+    Backward<P>(p, parallel, plan, parts_of_weight).run({0, plan.units});
   }
   if (p.dnorm_weight) sum_dweights(parts, dv, dweights.get(), static_cast<C*>(p.dnorm_weight));
 }

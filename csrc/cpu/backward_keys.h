@@ -6,37 +6,53 @@
 namespace diffattn::cpu {
 namespace {
 
-// Three panels [keys][lanes] from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A.
-template <class C>
+// Three panels [keys][lanes] from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter
+// may be in pairs of lanes, which take the first half of each row.
+template <class T>
 struct KeyPanels {
-  C* first;
+  T* first;
   int64_t distance;
-  C* operator[](int which) const { return first + which * distance; }
+  T* operator[](int which) const { return first + which * distance; }
 };
 
-// A block of rows as the second half reads it.
+// dK and dV of one KV head in the compute type.
 template <class C>
+using Gradients = PackedHead<Numbers<C>>;
+
+// A block of rows as the second half reads it.
+template <class P>
 struct GradBlock {
+  using C = typename P::C;
+  using T = typename P::T;
   int64_t lanes, panel_size;
   Buffer<C> panel;    // [3][keys][lanes]
-  Buffer<C> q, dout;  // [comp][lanes][leading(d)], [lanes][leading(dv)]
+  Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
   Range rows, keys;   // keys is empty where there is nothing to add
 
   GradBlock(const Shape& s, int64_t lanes)
       : lanes(lanes),
         panel_size(cpu::panel_size(s.seqlen_k, lanes)),
         panel(3 * panel_size),
-        q(2 * lanes * leading<C>(s.headdim)),
-        dout(lanes * leading<C>(s.headdim_v)) {}
+        q(2 * lanes / P::kPer * leading<C>(s.headdim)),
+        dout(lanes / P::kPer * leading<C>(s.headdim_v)) {}
 
   KeyPanels<C> panels(int64_t j) const { return {panel + (j - keys.begin) * lanes, panel_size}; }
 };
 
+// Where P1, P2 and dP are, for what becomes of them.
+template <class P>
+KeyPanels<typename P::T> in_place(const KeyPanels<typename P::C>& panels) {
+  static_assert(sizeof(typename P::T) == sizeof(typename P::C));
+  return {reinterpret_cast<typename P::T*>(panels.first), panels.distance};
+}
+
 // Adds what a block of rows gives to `keys`, a block of keys; panels holds dS1, dS2 and A from its first
 // key on.
-template <class C>
-void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<C>& block,
-                     const KeyPanels<C>& panels, Range keys, const PackedHead<C>& grads) {
+template <class P>
+void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<P>& block,
+                     const KeyPanels<typename P::T>& panels, Range keys,
+                     const Gradients<typename P::C>& grads) {
+  using C = typename P::C;
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
   const int64_t j = keys.begin;
@@ -44,30 +60,31 @@ void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<C>& 
   for (int64_t m = 0; m < keys.size(); ++m)
     seen[m] = meet(visible_rows(s, p.window, j + m), block.rows);
   for (int c = 0; c < 2; ++c)
-    product_over_ranges<C>(keys.size(), d, seen, block.rows.begin, {panels[c], block.lanes, 1},
-                           {block.q + c * block.lanes * ldk, 0, ldk}, grads.k[c] + j * ldk, ldk);
-  product_over_ranges<C>(keys.size(), dv, seen, block.rows.begin, {panels[2], block.lanes, 1},
-                         {block.dout, 0, ldv}, grads.v + j * ldv, ldv);
+    product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c], block.lanes, 1},
+                           {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
+                           grads.k_rows[c] + j * ldk, ldk);
+  product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2], block.lanes, 1},
+                         {block.dout, 0, ldv}, grads.v_rows + j * ldv, ldv);
 }
 
 template <class C>
-void clear_keys(const Shape& s, Range keys, const PackedHead<C>& grads) {
+void clear_keys(const Shape& s, Range keys, const Gradients<C>& grads) {
   const int64_t ldk = leading<C>(s.headdim), ldv = leading<C>(s.headdim_v);
   for (int c = 0; c < 2; ++c)
-    __builtin_memset(grads.k[c] + keys.begin * ldk, 0, keys.size() * ldk * sizeof(C));
-  __builtin_memset(grads.v + keys.begin * ldv, 0, keys.size() * ldv * sizeof(C));
+    __builtin_memset(grads.k_rows[c] + keys.begin * ldk, 0, keys.size() * ldk * sizeof(C));
+  __builtin_memset(grads.v_rows + keys.begin * ldv, 0, keys.size() * ldv * sizeof(C));
 }
 
 template <class C>
 void store_keys(const BwdParams& p, const Sequence& s, int64_t head, Range keys,
-                const PackedHead<C>& grads) {
+                const Gradients<C>& grads) {
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const Paging none;
   for (int64_t j = keys.begin; j < keys.end; ++j) {
     for (int c = 0; c < p.shape.k_components; ++c)
-      store_row(p.dtype, grads.k[c] + j * leading<C>(d), d, p.dk.data,
+      store_row(p.dtype, grads.k_rows[c] + j * leading<C>(d), d, p.dk.data,
                 KeyRows{p.dk, none, s, head, c}.offset(j));
-    store_row(p.dtype, grads.v + j * leading<C>(dv), dv, p.dv.data,
+    store_row(p.dtype, grads.v_rows + j * leading<C>(dv), dv, p.dv.data,
               KeyRows{p.dv, none, s, head, 0}.offset(j));
   }
 }

@@ -11,32 +11,40 @@
 namespace diffattn::cpu {
 namespace {
 
-template <class C>
+template <class P>
 struct BackwardScratch {
-  Buffer<C> query, dout;  // [comp][lanes / NR][d][NR], [lanes / NR][dv][NR]
+  using C = typename P::C;
+  using T = typename P::T;
+  Buffer<C> natural;      // [lanes][leading(dv)]
+  Buffer<T> query, dout;  // [comp][lanes / NR][d / kPer][NR], [lanes / NR][dv / kPer][NR]
   Buffer<C> block;        // [S1, S2] or [dS1, dS2, A] of a block of keys: [3][kKeys][lanes]
+  Buffer<T> pairs;        // of keys, of dS1 and dS2: [2][kKeys / 2][lanes], absent for numbers
   Buffer<C> dq;           // [comp][lanes][leading(d)]
   Buffer<C> o;            // [leading(dv)]
   alignas(kLine) C lse[2][kMostRows], dsum[2][kMostRows], lam[kMostRows];
   Limits<C> limits;
 
   BackwardScratch(const Shape& s, int64_t lanes)
-      : query(2 * lanes * s.headdim),
-        dout(lanes * s.headdim_v),
+      : natural(lanes * leading<C>(s.headdim_v)),
+        query(2 * lanes * s.headdim / P::kPer),
+        dout(lanes * s.headdim_v / P::kPer),
         block(3 * kKeys * lanes),
+        pairs(P::kPer == 2 ? kKeys * lanes : 0),
         dq(2 * lanes * leading<C>(s.headdim)),
         o(leading<C>(s.headdim_v)) {}
 };
 
-template <class C>
+template <class P>
 class GradRows {
+  using C = typename P::C;
+  using T = typename P::T;
   using S = Simd<C>;
   using V = typename S::V;
 
  public:
   // dweight [dv]: this block's part of the norm weight's gradient, or null.
-  GradRows(const BwdParams& p, const Sequence& s, int64_t head, Range rows, const PackedHead<C>& kv,
-           GradBlock<C>& block, BackwardScratch<C>& scratch, C* dweight)
+  GradRows(const BwdParams& p, const Sequence& s, int64_t head, Range rows, const PackedHead<P>& kv,
+           GradBlock<P>& block, BackwardScratch<P>& scratch, C* dweight)
       : p_(p),
         s_(s),
         head_(head),
@@ -53,14 +61,14 @@ class GradRows {
 
   // With grads, the second half follows at once, block of keys by block of keys, and what it reads never
   // leaves the cache; without, it is left in the panels.
-  void run(const PackedHead<C>* grads) {
+  void run(const Gradients<C>* grads) {
     const Range keys = block_.keys;
     for (int64_t j = keys.begin; j < keys.end; j += kKeys) recompute(j);
     finish_sums();
     __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
     for (int64_t j = keys.begin; j < keys.end; j += kKeys) {
-      const KeyPanels<C> panels =
-          grads ? KeyPanels<C>{x_.block, kKeys * lanes()} : block_.panels(j);
+      const KeyPanels<T> panels = in_place<P>(
+          grads ? KeyPanels<C>{x_.block, kKeys * lanes()} : block_.panels(j));
       score_gradients(j, panels);
       accumulate_dq(j, panels);
       if (grads) accumulate_keys(p_, s_, block_, panels, block_of(keys, j), *grads);
@@ -79,28 +87,28 @@ class GradRows {
 
   void load_queries() {
     for (int c = 0; c < 2; ++c) {
-      C* natural = block_.q + c * lanes() * ldq();
-      cpu::load_queries(p_.dtype, p_.q, s_, head_, c, block_.rows, d(), natural);
-      transpose(natural, count(), lanes(), d(), query_factor<C>(p_.softmax_scale),
-                x_.query + c * lanes() * d());
+      cpu::load_queries(p_.dtype, p_.q, s_, head_, c, block_.rows, d(), x_.natural.get());
+      transpose<P>(x_.natural, count(), lanes(), d(), x_.query + c * lanes() * d() / P::kPer);
+      steps_of_rows<P>(x_.natural, count(), d(), block_.q + c * lanes() / P::kPer * ldq());
     }
   }
 
   void load_gradients(C* dweight) {
-    cpu::load_queries(p_.dtype, p_.dout, s_, head_, 0, block_.rows, dv(), block_.dout.get());
+    cpu::load_queries(p_.dtype, p_.dout, s_, head_, 0, block_.rows, dv(), x_.natural.get());
     for (int64_t r = 0; r < count(); ++r) {
       C rstd = 1;
       if (p_.norm.eps >= 0) {
         load_row(p_.dtype, p_.o.data, offset(p_.o, s_, row(r), head_), dv(), x_.o.get());
         rstd = number<C>(p_.rstd, offset(p_.rstd, s_, row(r), head_));
       }
-      C* dy = block_.dout + r * ldv();
+      C* dy = x_.natural + r * ldv();
       if (p_.norm.eps >= 0)
         norm_backward(p_.norm, dv(), x_.o.get(), rstd, dy, dweight);
       else
         for (int64_t n = 0; n < dv(); ++n) dy[n] *= C(p_.norm.scale);
     }
-    transpose(block_.dout.get(), count(), lanes(), dv(), C(1), x_.dout.get());
+    transpose<P>(x_.natural, count(), lanes(), dv(), x_.dout.get());
+    steps_of_rows<P>(x_.natural, count(), dv(), block_.dout.get());
   }
 
   // lse in log2 units; 0 where a row sees nothing, for its scores are -inf and must give P = 0.
@@ -131,11 +139,14 @@ class GradRows {
     const KeyPanels<C> panels = block_.panels(j);
     C *p1 = panels[0], *p2 = panels[1], *dp = panels[2];
     const bool masked = x_.limits.set(sight_.visible, lanes(), j, n);
+    const int64_t k_steps = d() / P::kPer, ldk = leading<C>(k_steps);
     for (int c = 0; c < 2; ++c)
-      product_to_panel<C>(n, d(), {kv_.k[c] + j * ldq(), ldq(), 1}, x_.query + c * lanes() * d(),
-                          lanes(), x_.limits.seen, s1 + c * size);
-    product_to_panel<C>(n, dv(), {kv_.v + j * ldv(), ldv(), 1}, x_.dout.get(), lanes(),
-                        x_.limits.seen, dp);
+      product_to_panel<P>(n, k_steps, {kv_.k_rows[c] + j * ldk, ldk, 1},
+                          x_.query + c * lanes() * k_steps, lanes(), x_.limits.seen,
+                          score_factor<C>(p_.softmax_scale), s1 + c * size);
+    const int64_t v_steps = dv() / P::kPer, ld = leading<C>(v_steps);
+    product_to_panel<P>(n, v_steps, {kv_.v_rows + j * ld, ld, 1}, x_.dout.get(), lanes(),
+                        x_.limits.seen, 1, dp);
     if (masked) {
       x_.limits.mask(s1, lanes(), -kInf<C>);
       x_.limits.mask(s2, lanes(), -kInf<C>);
@@ -178,34 +189,59 @@ class GradRows {
     }
   }
 
-  void score_gradients(int64_t j, const KeyPanels<C>& to) {
-    const int64_t n = block_of(block_.keys, j).size();
-    const KeyPanels<C> panels = block_.panels(j);
-    const C *p1 = panels[0], *p2 = panels[1], *dp = panels[2];
-    C *ds1 = to[0], *ds2 = to[1], *a = to[2];
+  // dS1, dS2 and A of a vector of lanes of one key.
+  struct ScoreGradient {
+    V each[3];
+  };
+  ScoreGradient score_gradient(const KeyPanels<C>& panels, int64_t key, int64_t r) const {
+    const int64_t at = key * lanes() + r;
     const C scale = C(p_.softmax_scale);
-    for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>)
-      for (int64_t i = r0; i < n * lanes(); i += lanes()) {
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) {
-          const int64_t at = i + v * S::W, r = r0 + v * S::W;
-          const V lam = S::load(x_.lam + r);
-          const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
-          const V e1 = S::load(p1 + at), e2 = S::load(p2 + at), g = S::load(dp + at);
-          S::store(ds1 + at, scale * e1 * (g + sum1));
-          S::store(ds2 + at, scale * e2 * (sum2 - lam * g));
-          S::store(a + at, e1 - lam * e2);
-        }
-      }
+    const V lam = S::load(x_.lam + r);
+    const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
+    const V e1 = S::load(panels[0] + at), e2 = S::load(panels[1] + at), g = S::load(panels[2] + at);
+    return {{scale * e1 * (g + sum1), scale * e2 * (sum2 - lam * g), e1 - lam * e2}};
   }
 
-  void accumulate_dq(int64_t j, const KeyPanels<C>& panels) {
+  void score_gradients(int64_t j, const KeyPanels<T>& to) {
+    const int64_t n = block_of(block_.keys, j).size();
+    const KeyPanels<C> panels = block_.panels(j);
+    for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>)
+      for (int64_t key = 0; key < n; key += P::kPer)
+#pragma GCC unroll 2
+        for (int64_t r = r0; r < r0 + NR<C>; r += S::W) {
+          const ScoreGradient first = score_gradient(panels, key, r);
+          if constexpr (P::kPer == 1) {
+            for (int i = 0; i < 3; ++i) S::store(to[i] + key * lanes() + r, first.each[i]);
+          } else {
+            const bool whole = key + 1 < n;
+            const auto second = whole ? score_gradient(panels, key + 1, r) : ScoreGradient{};
+            for (int i = 0; i < 3; ++i) store_pairs(to[i], i, key, r, whole, first, second);
+          }
+        }
+  }
+
+  // Two keys' numbers rounded, in pairs of lanes for the second half and in pairs of keys for dQ.
+  void store_pairs(T* rows, int i, int64_t key, int64_t r, bool whole, const ScoreGradient& first,
+                   const ScoreGradient& second) {
+    const Halves a = P::round(first.each[i]), b = P::round(second.each[i]);
+    const auto store = [&](int64_t key, Halves x) {
+      __builtin_memcpy(reinterpret_cast<char*>(rows + key * lanes()) + r * 2, &x, sizeof x);
+    };
+    store(key, a);
+    if (whole) store(key + 1, b);
+    if (i < 2) P::store(pairs_of_keys(i) + key / 2 * lanes() + r, P::pair(a, b));
+  }
+  T* pairs_of_keys(int i) const { return x_.pairs + i * kKeys / 2 * lanes(); }
+
+  void accumulate_dq(int64_t j, const KeyPanels<T>& panels) {
     Range seen[kMostRows];
     for (int64_t r = 0; r < count(); ++r)
       seen[r] = meet(sight_.visible[r], block_of(block_.keys, j));
     for (int c = 0; c < 2; ++c)
-      product_over_ranges<C>(count(), d(), seen, j, {panels[c], 1, lanes()},
-                             {kv_.k[c] + j * ldq(), 0, ldq()}, x_.dq + c * lanes() * ldq(), ldq());
+      product_over_ranges<P>(count(), d(), seen, j,
+                             {P::kPer == 1 ? panels[c] : pairs_of_keys(c), 1, lanes()},
+                             {kv_.k_steps[c] + j / P::kPer * ldq(), 0, ldq()},
+                             x_.dq + c * lanes() * ldq(), ldq());
   }
 
   void store_dq() {
@@ -218,9 +254,9 @@ class GradRows {
   const BwdParams& p_;
   const Sequence& s_;
   const int64_t head_;
-  const PackedHead<C>& kv_;
-  GradBlock<C>& block_;
-  BackwardScratch<C>& x_;
+  const PackedHead<P>& kv_;
+  GradBlock<P>& block_;
+  BackwardScratch<P>& x_;
   const Sight sight_;
 };
 

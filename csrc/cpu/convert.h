@@ -151,7 +151,7 @@ inline void store_row(DType t, const C* src, int64_t n, void* p, int64_t at) {
 template <class C>
 inline void round_row(DType t, int64_t n, C* row) {
   if (t == DType::f32 || t == DType::f64) return;
-  uint16_t rounded[128];  // the largest head dim
+  uint16_t rounded[kMostHeaddim];
   store_row(t, row, n, rounded, 0);
   load_row(t, rounded, 0, n, row);
 }

@@ -166,15 +166,16 @@ inline FwdParams as_forward(const DecodeParams& p) {
   return f;
 }
 
-template <class C>
+template <class P>
 void decode(const DecodeParams& p, const Parallel& all) {
+  using C = typename P::C;
   const Parallel parallel = threads_for(all, p.shape);
   append<C>(p, parallel);
   if (p.shape.batch == 0 || p.shape.seqlen_q == 0) return;
   if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
     Decode<C>(p, parallel).run();
   else
-    forward<C>(as_forward(p), p.cache, parallel);
+    forward<P>(as_forward(p), p.cache, parallel);
 }
 
 }  // namespace

@@ -104,7 +104,7 @@ class DecodeSplit {
                                v + skip * stride, stride, partial_.out, ldv(), between);
       } else if constexpr (std::is_same_v<decltype(v), const C*>) {
         for (int64_t n = 0; n < dv(); n += NR<C>) {
-          product_over_ranges<C>(2 * rows_, NR<C>, seen, keys.begin, {probs_, kTile, 1},
+          product_over_ranges<Numbers<C>>(2 * rows_, NR<C>, seen, keys.begin, {probs_, kTile, 1},
                                  {v + n, 0, stride}, partial_.out + n, ldv());
           between();
         }
@@ -136,7 +136,7 @@ class DecodeSplit {
 
   // Row m is row m / group of query head kv_head·group + m % group.
   void load_queries() {
-    const C factor = query_factor<C>(p_.softmax_scale);
+    const C factor = score_factor<C>(p_.softmax_scale);
     for (int c = 0; c < 2; ++c)
       for (int64_t m = 0; m < rows_; ++m) {
         const Range row{m / group_, m / group_ + 1};

@@ -1,4 +1,4 @@
-// Chooses the instruction set once. DIFFATTN_CPU_ISA=portable|avx2|avx512 asks for one by name.
+// Chooses the instruction set once; DIFFATTN_CPU_ISA asks for one by name.
 #include <atomic>
 #include <iterator>
 
@@ -10,16 +10,22 @@ namespace {
 
 const Kernels* const kBestFirst[] = {
 #if defined(__x86_64__)
-    &kAvx512, &kAvx2,
+    &kAvx512Bf16, &kAvx512, &kAvx2,
 #endif
-    &kPortable};
+    &kPortable,
+#if defined(__x86_64__)
+    &kAvx512Bf16Emulated,  // behind one that runs everywhere: only by its name
+#endif
+};
 
 bool runs_here(const Kernels& k) {
 #if defined(__x86_64__)
-  if (&k == &kAvx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (&k == &kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (&k == &kAvx512Bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (&k == &kAvx512) return avx512;
+  if (&k == &kAvx2 || &k == &kAvx512Bf16Emulated) return avx2;
 #endif
   return &k == &kPortable;
 }

@@ -13,19 +13,21 @@ inline Parallel threads_for(const Parallel& parallel, const Shape& s) {
   return flop < kSmall ? Parallel{1, parallel.run} : parallel;
 }
 
-template <class C>
+template <class P>
 void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
+  using C = typename P::C;
+  using T = typename P::T;
   constexpr int64_t kPackedBytes = 8 << 20;
   const Shape& s = p.shape;
   const Parallel parallel = threads_for(all, s);
   const int64_t group = s.nheads / s.nheads_k, units = s.batch * s.nheads_k;
   const int64_t rows = block_rows<C>(s.seqlen_q, s.seqlen_k, 2);
   const int64_t blocks = ceil_div(s.seqlen_q, rows);
-  const int64_t packed = PackedHead<C>::size(s);
-  const int64_t count = wave_size(units, packed * int64_t(sizeof(C)), kPackedBytes);
-  Buffer<C> packs(count * packed);
-  Workers<ForwardScratch<C>> scratch(parallel.threads, s, rows);
-  const auto head = [&](int64_t unit) { return PackedHead<C>(s, packs + unit * packed); };
+  const int64_t packed = PackedHead<P>::size(s, Reader::forward);
+  const int64_t count = wave_size(units, packed * int64_t(sizeof(T)), kPackedBytes);
+  Buffer<T> packs(count * packed);
+  Workers<ForwardScratch<P>> scratch(parallel.threads, s, rows);
+  const auto head = [&](int64_t unit) { return PackedHead<P>(s, Reader::forward, packs + unit * packed); };
 
   for (int64_t first = 0; first < units; first += count) {
     const Wave wave{first, units - first < count ? units - first : count};
@@ -40,8 +42,8 @@ void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
       const Sequence seq = sequence(s, p.varlen, cache, (first + unit) / s.nheads_k);
       const Range mine = meet({block * rows, block * rows + rows}, {0, seq.sq});
       if (mine.size() == 0) return;
-      const PackedHead<C> kv = head(unit);
-      RowBlock<C>(p, cache, seq, q_head, mine, kv, scratch[worker]).run();
+      const PackedHead<P> kv = head(unit);
+      RowBlock<P>(p, cache, seq, q_head, mine, kv, scratch[worker]).run();
     });
   }
 }

@@ -10,10 +10,14 @@ namespace diffattn::cpu {
 namespace {
 
 // What one worker needs for a block of rows.
-template <class C>
+template <class P>
 struct ForwardScratch {
+  using C = typename P::C;
+  using T = typename P::T;
   int64_t lanes, panel_size;
-  Buffer<C> natural, query;    // [lanes][leading(d)], [comp][lanes / NR][d][NR]
+  Buffer<C> natural;           // [lanes][leading(d)]
+  Buffer<T> query;             // [comp][lanes / NR][d / kPer][NR]
+  Buffer<T> pairs;             // of the combined panel: [kKeys / 2][lanes], absent for numbers
   Buffer<C> scores;            // [kKeys][lanes], so that a panel is written once
   Buffer<C> panel, block_max;  // [comp][keys][lanes], [key block][comp][lanes]
   Buffer<C> out;               // [lanes][leading(dv)]
@@ -24,20 +28,23 @@ struct ForwardScratch {
       : lanes(lanes),
         panel_size(cpu::panel_size(s.seqlen_k, lanes)),
         natural(lanes * leading<C>(s.headdim)),
-        query(2 * lanes * s.headdim),
+        query(2 * lanes * s.headdim / P::kPer),
+        pairs(P::kPer == 2 ? kKeys / 2 * lanes : 0),
         scores(kKeys * lanes),
         panel(2 * panel_size),
         block_max(2 * panel_size / kKeys),
         out(lanes * leading<C>(s.headdim_v)) {}
 };
 
-template <class C>
+template <class P>
 class RowBlock {
+  using C = typename P::C;
+  using T = typename P::T;
   using S = Simd<C>;
 
  public:
   RowBlock(const FwdParams& p, const Cache& cache, const Sequence& s, int64_t head, Range rows,
-           const PackedHead<C>& kv, ForwardScratch<C>& scratch)
+           const PackedHead<P>& kv, ForwardScratch<P>& scratch)
       : p_(p),
         s_(s),
         head_(head),
@@ -54,8 +61,7 @@ class RowBlock {
     normalize();
     __builtin_memset(x_.out.get(), 0, rows_.size() * ldo() * sizeof(C));
     for (int64_t j = keys_.begin; j < keys_.end; j += kKeys) {
-      combine(j);
-      accumulate_values(j);
+      accumulate_values(j, combine(j));
     }
     for (int64_t r = 0; r < rows_.size(); ++r) finish(r);
   }
@@ -73,8 +79,7 @@ class RowBlock {
     for (int c = 0; c < 2; ++c) {
       load_queries(p_.dtype, p_.q, s_, head_, c, rows_, d(), x_.natural.get());
       if (cache.rotary.cos) rotate_rows(p_, cache, s_, rows_, x_.natural.get());
-      transpose(x_.natural.get(), rows_.size(), x_.lanes, d(), query_factor<C>(p_.softmax_scale),
-                x_.query + c * x_.lanes * d());
+      transpose<P>(x_.natural.get(), rows_.size(), x_.lanes, d(), query(c));
       for (int64_t r = 0; r < x_.lanes; ++r) {
         x_.max[c][r] = -kInf<C>;
         x_.sum[c][r] = 0;
@@ -82,14 +87,16 @@ class RowBlock {
     }
   }
 
+  T* query(int c) { return x_.query + c * x_.lanes * d() / P::kPer; }
+
   void score(int64_t j) {
     const int64_t n = block_of(keys_, j).size();
     const bool masked = x_.limits.set(sight_.visible, x_.lanes, j, n);
     for (int c = 0; c < 2; ++c) {
       C* scores = x_.scores;
-      const int64_t ldk = leading<C>(d());
-      product_to_panel<C>(n, d(), {kv_.k[c] + j * ldk, ldk, 1}, x_.query + c * x_.lanes * d(),
-                          x_.lanes, x_.limits.seen, scores);
+      const int64_t steps = d() / P::kPer, ldk = leading<C>(steps);
+      product_to_panel<P>(n, steps, {kv_.k_rows[c] + j * ldk, ldk, 1}, query(c), x_.lanes,
+                          x_.limits.seen, score_factor<C>(p_.softmax_scale), scores);
       if (masked) x_.limits.mask(scores, x_.lanes, -kInf<C>);
       online_softmax(scores, x_.limits, x_.lanes, x_.max[c], x_.sum[c], block_max(c, j),
                      panel(c, j));
@@ -107,8 +114,9 @@ class RowBlock {
     }
   }
 
-  // Panel 0 becomes P1 - λ·P2; each block's own maximum is replaced by the row's in passing.
-  void combine(int64_t j) {
+  // P1 - λ·P2 of a block of keys, [kKeys / kPer][lanes]: in place of P1, or rounded to pairs of keys. Each
+  // block's own maximum is replaced by the row's in passing.
+  const T* combine(int64_t j) {
     const int64_t n = block_of(keys_, j).size();
     for (int64_t r = 0; r < x_.lanes; r += S::W) {
       typename S::V w[2];
@@ -120,17 +128,31 @@ class RowBlock {
       }
       C* p1 = panel(0, j) + r;
       const C* p2 = panel(1, j) + r;
-      for (int64_t i = 0; i < n * x_.lanes; i += x_.lanes)
-        S::store(p1 + i, S::load(p1 + i) * w[0] + S::load(p2 + i) * w[1]);
+      const auto combined = [&](int64_t key) {
+        const int64_t i = key * x_.lanes;
+        return S::load(p1 + i) * w[0] + S::load(p2 + i) * w[1];
+      };
+      if constexpr (P::kPer == 1) {
+        for (int64_t key = 0; key < n; ++key) S::store(p1 + key * x_.lanes, combined(key));
+      } else {
+        for (int64_t key = 0; key < n; key += 2) {
+          const auto second = key + 1 < n ? P::round(combined(key + 1)) : Halves{};
+          P::store(x_.pairs + key / 2 * x_.lanes + r, P::pair(P::round(combined(key)), second));
+        }
+      }
     }
+    if constexpr (P::kPer == 1)
+      return panel(0, j);
+    else
+      return x_.pairs;
   }
 
-  void accumulate_values(int64_t j) {
+  void accumulate_values(int64_t j, const T* p) {
     Range seen[kRows];
     for (int64_t r = 0; r < rows_.size(); ++r)
       seen[r] = meet(sight_.visible[r], block_of(keys_, j));
-    product_over_ranges<C>(rows_.size(), dv(), seen, j, {panel(0, j), 1, x_.lanes},
-                           {kv_.v + j * ldo(), 0, ldo()}, x_.out, ldo());
+    product_over_ranges<P>(rows_.size(), dv(), seen, j, {p, 1, x_.lanes},
+                           {kv_.v_steps + j / P::kPer * ldo(), 0, ldo()}, x_.out, ldo());
   }
 
   void finish(int64_t r) {
@@ -149,8 +171,8 @@ class RowBlock {
   const Sequence& s_;
   const int64_t head_;
   const Range rows_;
-  const PackedHead<C>& kv_;
-  ForwardScratch<C>& x_;
+  const PackedHead<P>& kv_;
+  ForwardScratch<P>& x_;
   const Sight sight_;
   const Range keys_;
 };

@@ -1,7 +1,8 @@
 // The register tile every matrix product here is made of: C[M][NR] = A[M][K]·B[K][NR]. A is read a
-// number at a time, with any strides, so a transposed A costs nothing; B and C are read by rows.
+// number (or pair) at a time, with any strides, so a transposed A costs nothing; B and C are read by
+// rows. P is the type of products (products.h).
 #pragma once
-#include "simd.h"
+#include "products.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -13,28 +14,31 @@ constexpr int NV = 2;
 template <class C>
 constexpr int NR = NV * Simd<C>::W;
 
-template <class C>
+template <class T>
 struct Operand {
-  const C* data;
+  const T* data;
   int64_t row, k;  // strides of the row and of the summed index; B has no row stride
 };
+template <class P>
+using OperandOf = Operand<typename P::T>;
 
 // Few rows have few sums, which would wait for each other: then each of K steps has sums of its own.
 template <int M>
 constexpr int K = M <= 2 ? 2 : 1;
 
-template <class C, int M>
-inline __attribute__((always_inline)) void accumulate(int64_t k_len, Operand<C> a, Operand<C> b,
-                                                      typename Simd<C>::V (&acc)[K<M> * M][NV]) {
-  using S = Simd<C>;
+template <class P, int M>
+inline __attribute__((always_inline)) void accumulate(
+    int64_t k_len, OperandOf<P> a, OperandOf<P> b,
+    typename Simd<typename P::C>::V (&acc)[K<M> * M][NV]) {
   const auto step = [&](int u) __attribute__((always_inline)) {
-    typename S::V row[NV];
+    typename P::Row row[NV];
 #pragma GCC unroll 2
-    for (int n = 0; n < NV; ++n) row[n] = S::load(b.data + n * S::W);
+    for (int n = 0; n < NV; ++n) row[n] = P::load(b.data + n * Simd<typename P::C>::W);
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
-      for (int n = 0; n < NV; ++n) acc[u * M + m][n] += S::set(a.data[m * a.row]) * row[n];
+      for (int n = 0; n < NV; ++n)
+        acc[u * M + m][n] = P::add(acc[u * M + m][n], a.data[m * a.row], row[n]);
     a.data += a.k;
     b.data += b.k;
   };
@@ -47,27 +51,30 @@ inline __attribute__((always_inline)) void accumulate(int64_t k_len, Operand<C> 
 
 enum class Into { overwrite, add };
 
-template <class C, Into into, int M>
-void tile(int64_t k_len, Operand<C> a, Operand<C> b, C* c, int64_t ldc) {
-  using S = Simd<C>;
+// C = factor·A·B, or C += A·B.
+template <class P, Into into, int M>
+void tile(int64_t k_len, OperandOf<P> a, OperandOf<P> b, typename P::C factor, typename P::C* c,
+          int64_t ldc) {
+  using S = Simd<typename P::C>;
   typename S::V acc[K<M> * M][NV] = {};
-  accumulate<C, M>(k_len, a, b, acc);
+  accumulate<P, M>(k_len, a, b, acc);
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 2
     for (int n = 0; n < NV; ++n) {
       typename S::V sum = acc[m][n];
       if (K<M> == 2) sum += acc[(K<M> - 1) * M + m][n];
-      C* p = c + m * ldc + n * S::W;
-      S::store(p, into == Into::add ? S::load(p) + sum : sum);
+      typename P::C* p = c + m * ldc + n * S::W;
+      S::store(p, into == Into::add ? S::load(p) + sum : sum * factor);
     }
 }
 
 // The same for m_len <= MR rows, known only at run time.
-template <class C, Into into, int M = MR>
-inline void tile(int m_len, int64_t k_len, Operand<C> a, Operand<C> b, C* c, int64_t ldc) {
-  if (m_len == M) return tile<C, into, M>(k_len, a, b, c, ldc);
-  if constexpr (M > 1) tile<C, into, M - 1>(m_len, k_len, a, b, c, ldc);
+template <class P, Into into, int M = MR>
+inline void tile(int m_len, int64_t k_len, OperandOf<P> a, OperandOf<P> b, typename P::C factor,
+                 typename P::C* c, int64_t ldc) {
+  if (m_len == M) return tile<P, into, M>(k_len, a, b, factor, c, ldc);
+  if constexpr (M > 1) tile<P, into, M - 1>(m_len, k_len, a, b, factor, c, ldc);
 }
 
 struct Range {
@@ -85,30 +92,58 @@ inline void by_tiles(int64_t m_len, const F& f) {
   for (int64_t m = 0; m < m_len; m += MR) f(m, int(m_len - m < MR ? m_len - m : MR));
 }
 
+// Where only one number of a pair is summed: C[NR] += a·b with the other number of both left out.
+template <class P>
+inline void add_half(typename P::T a, const typename P::T* b, typename P::T half, typename P::C* c) {
+  using S = Simd<typename P::C>;
+#pragma GCC unroll 2
+  for (int n = 0; n < NV; ++n) {
+    typename P::C* p = c + n * S::W;
+    S::store(p, P::add(S::load(p), a & half, P::load(b + n * S::W) & half));
+  }
+}
+
 // C[m_len][n_len] += A·B where row m sums over range[m] only; a and b start at index `origin` of
-// the summed dimension. A masked pair is left out, not multiplied by zero: 0·NaN would be NaN.
+// the summed dimension. A masked number is left out, not multiplied by zero: 0·NaN would be NaN.
 // A strip of B stays in cache while all rows pass.
-template <class C>
+template <class P>
 void product_over_ranges(int64_t m_len, int64_t n_len, const Range* range, int64_t origin,
-                         Operand<C> a, Operand<C> b, C* c, int64_t ldc) {
-  for (int64_t n = 0; n < n_len; n += NR<C>) {
+                         OperandOf<P> a, OperandOf<P> b, typename P::C* c, int64_t ldc) {
+  constexpr int64_t kPer = P::kPer;
+  // What operands hold of a range of numbers, whole.
+  const auto whole = [&](Range r) {
+    return Range{(r.begin - origin + kPer - 1) / kPer, (r.end - origin) / kPer};
+  };
+  for (int64_t n = 0; n < n_len; n += NR<typename P::C>) {
     const auto add = [&](int64_t m, int count, Range r) {
       if (r.size() == 0) return;
-      tile<C, Into::add>(count, r.size(),
-                         {a.data + m * a.row + (r.begin - origin) * a.k, a.row, a.k},
-                         {b.data + n + (r.begin - origin) * b.k, 0, b.k}, c + m * ldc + n, ldc);
+      tile<P, Into::add>(count, r.size(), {a.data + m * a.row + r.begin * a.k, a.row, a.k},
+                         {b.data + n + r.begin * b.k, 0, b.k}, 1, c + m * ldc + n, ldc);
+    };
+    const auto add_row = [&](int64_t m, Range r) {
+      if (r.size() == 0) return;
+      add(m, 1, whole(r));
+      if constexpr (kPer == 2) {
+        const auto half = [&](int64_t number, typename P::T which) {
+          const int64_t k = (number - origin) / 2;
+          add_half<P>(a.data[m * a.row + k * a.k], b.data + n + k * b.k, which, c + m * ldc + n);
+        };
+        if ((r.begin - origin) % 2) half(r.begin, P::kSecond);
+        if ((r.end - origin) % 2) half(r.end - 1, P::kFirst);
+      }
     };
     by_tiles(m_len, [&](int64_t first, int count) {
       Range common = range[first];
       for (int m = 1; m < count; ++m) common = meet(common, range[first + m]);
-      if (common.size() == 0) {
-        for (int m = 0; m < count; ++m) add(first + m, 1, range[first + m]);
+      const Range shared = whole(common);
+      if (shared.size() == 0) {
+        for (int m = 0; m < count; ++m) add_row(first + m, range[first + m]);
         return;
       }
-      add(first, count, common);
+      add(first, count, shared);
       for (int m = 0; m < count; ++m) {
-        add(first + m, 1, {range[first + m].begin, common.begin});
-        add(first + m, 1, {common.end, range[first + m].end});
+        add_row(first + m, {range[first + m].begin, origin + shared.begin * kPer});
+        add_row(first + m, {origin + shared.end * kPer, range[first + m].end});
       }
     });
   }

@@ -8,18 +8,18 @@ namespace diffattn::cpu {
 namespace {
 
 void fwd_any(const FwdParams& p, const Parallel& parallel) {
-  if (p.dtype == DType::f64) return forward<double>(p, Cache{}, parallel);
-  forward<float>(p, Cache{}, parallel);
+  if (p.dtype == DType::f64) return forward<Numbers<double>>(p, Cache{}, parallel);
+  forward<Numbers<float>>(p, Cache{}, parallel);
 }
 
 void bwd_any(const BwdParams& p, const Parallel& parallel) {
-  if (p.dtype == DType::f64) return backward<double>(p, parallel);
-  backward<float>(p, parallel);
+  if (p.dtype == DType::f64) return backward<Numbers<double>>(p, parallel);
+  backward<Numbers<float>>(p, parallel);
 }
 
 void decode_any(const DecodeParams& p, const Parallel& parallel) {
-  if (p.dtype == DType::f64) return decode<double>(p, parallel);
-  decode<float>(p, parallel);
+  if (p.dtype == DType::f64) return decode<Numbers<double>>(p, parallel);
+  decode<Numbers<float>>(p, parallel);
 }
 
 }  // namespace

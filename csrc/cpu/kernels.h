@@ -14,7 +14,7 @@ struct Kernels {
 
 extern const Kernels kPortable;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512;
+extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAvx512Bf16Emulated;
 #endif
 
 }  // namespace diffattn::cpu

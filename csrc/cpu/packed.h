@@ -6,28 +6,66 @@
 namespace diffattn::cpu {
 namespace {
 
-template <class C>
-struct PackedHead {
-  C *k[2], *v;  // [sk][leading(d)], [sk][leading(dv)]
+// Which products read them: those that sum over a row's numbers read rows, [sk][leading(n / kPer)], those
+// that sum over keys read steps, [sk / kPer][leading(n)]. Numbers of the compute type are both at once.
+enum class Reader { forward, backward };
 
-  static int64_t size(const Shape& s) {
-    return product(s.seqlen_k, s.k_components * leading<C>(s.headdim) + leading<C>(s.headdim_v));
+template <class P>
+struct PackedHead {
+  using C = typename P::C;
+  using T = typename P::T;
+  T *k_rows[2], *k_steps[2], *v_rows, *v_steps;  // of K the steps, and of V one of both, may be absent
+
+  PackedHead(const Shape& s, Reader reader, T* data) {
+    const Sizes size(s);
+    const auto take = [&](bool wanted, int64_t n) {
+      T* const at = data;
+      data += wanted ? n : 0;
+      return wanted ? at : nullptr;
+    };
+    const bool back = reader == Reader::backward, pairs = P::kPer == 2;
+    for (int c = 0; c < 2; ++c) {
+      const bool own = c < s.k_components;
+      k_rows[c] = own ? take(true, size.k_rows) : k_rows[0];
+      k_steps[c] = !pairs ? k_rows[c] : own ? take(back, size.k_steps) : k_steps[0];
+    }
+    v_rows = take(back || !pairs, size.v_rows);
+    v_steps = pairs ? take(!back, size.v_steps) : v_rows;
   }
 
-  PackedHead(const Shape& s, C* data) {
-    k[0] = data;
-    k[1] = data + (s.k_components - 1) * s.seqlen_k * leading<C>(s.headdim);
-    v = k[1] + s.seqlen_k * leading<C>(s.headdim);
+  static int64_t size(const Shape& s, Reader reader) {
+    const Sizes size(s);
+    const bool back = reader == Reader::backward;
+    const int64_t k = size.k_rows + (P::kPer == 2 && back ? size.k_steps : 0);
+    return s.k_components * k + (P::kPer == 1 || back ? size.v_rows : size.v_steps);
   }
 
   template <class Params>
   void load(const Params& p, const Cache& cache, const Sequence& s, int64_t head,
             Range keys) const {
-    const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
-    const int64_t k_at = keys.begin * leading<C>(d), v_at = keys.begin * leading<C>(dv);
     for (int c = 0; c < p.shape.k_components; ++c)
-      load_keys(p.dtype, {p.k, cache.paging, s, head, c}, keys, d, k[c] + k_at);
-    load_keys(p.dtype, {p.v, cache.paging, s, head, 0}, keys, dv, v + v_at);
+      load_one(p.dtype, {p.k, cache.paging, s, head, c}, keys, p.shape.headdim, k_rows[c],
+               k_steps[c]);
+    load_one(p.dtype, {p.v, cache.paging, s, head, 0}, keys, p.shape.headdim_v, v_rows, v_steps);
+  }
+
+ private:
+  struct Sizes {
+    int64_t k_rows, k_steps, v_rows, v_steps;
+    explicit Sizes(const Shape& s)
+        : k_rows(product(s.seqlen_k, leading<C>(s.headdim / P::kPer))),
+          k_steps(product(ceil_div(s.seqlen_k, P::kPer), leading<C>(s.headdim))),
+          v_rows(product(s.seqlen_k, leading<C>(s.headdim_v / P::kPer))),
+          v_steps(product(ceil_div(s.seqlen_k, P::kPer), leading<C>(s.headdim_v))) {}
+  };
+
+  static void load_one(DType t, const KeyRows& from, Range keys, int64_t n, T* rows, T* steps) {
+    if constexpr (P::kPer == 1) {
+      load_keys(t, from, keys, n, rows + keys.begin * leading<C>(n));
+    } else {
+      if (rows) load_pairs_of_numbers(from, keys, n, rows);
+      if (steps) load_pairs_of_keys(from, keys, n, steps);
+    }
   }
 };
 

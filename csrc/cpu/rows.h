@@ -67,6 +67,44 @@ void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
   }
 }
 
+// The same for bf16 as it is. A row's numbers in pairs: dst [sk][leading(n / 2)].
+inline void load_pairs_of_numbers(const KeyRows& rows, Range keys, int64_t n, uint32_t* dst) {
+  for (int64_t j = keys.begin; j < keys.end; ++j) {
+    if (j + kAhead < keys.end) fetch_row(DType::bf16, rows.view.data, rows.offset(j + kAhead), n);
+    __builtin_memcpy(dst + j * leading<float>(n / 2),
+                     element(DType::bf16, rows.view.data, rows.offset(j)), n * sizeof(uint16_t));
+  }
+}
+
+// dst[0..n) = the pairs of first[i] and second[i]; null stands for zeros.
+inline void pair_rows(const void* first, const void* second, int64_t n, uint32_t* dst) {
+  constexpr int W = Simd<float>::W;
+  const auto *a = static_cast<const uint16_t*>(first), *b = static_cast<const uint16_t*>(second);
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    const Bits low = a ? widen(load_any<Halves>(a + i)) : Bits{};
+    const Bits high = b ? widen(load_any<Halves>(b + i)) : Bits{};
+    const Bits pair = low | high << 16;
+    __builtin_memcpy(dst + i, &pair, sizeof pair);
+  }
+  for (; i < n; ++i) dst[i] = (a ? a[i] : 0u) | (b ? uint32_t(b[i]) << 16 : 0u);
+}
+
+// Keys 2i and 2i + 1 in pairs: dst [sk / 2][leading(n)]. A key that is not among `keys` counts as 0.
+inline void load_pairs_of_keys(const KeyRows& rows, Range keys, int64_t n, uint32_t* dst) {
+  const auto row = [&](int64_t j) -> const void* {
+    if (j < keys.begin || j >= keys.end) return nullptr;
+    return element(DType::bf16, static_cast<const void*>(rows.view.data), rows.offset(j));
+  };
+  for (int64_t i = keys.begin / 2; i < ceil_div(keys.end, 2); ++i) {
+    for (int64_t j = 2 * i + kAhead; j < 2 * i + kAhead + 2 && j < keys.end; ++j)
+      fetch_row(DType::bf16, rows.view.data, rows.offset(j), n);
+    uint32_t* pairs = dst + i * leading<float>(n);
+    pair_rows(row(2 * i), row(2 * i + 1), n, pairs);
+    for (int64_t x = n; x < padded<float>(n); ++x) pairs[x] = 0;
+  }
+}
+
 // dst [rows.size()][leading(n)] = those rows of head h, component comp.
 template <class C>
 void load_queries(DType t, const View& v, const Sequence& s, int64_t h, int64_t comp, Range rows,
@@ -88,37 +126,62 @@ void rotate_rows(const Params& p, const Cache& cache, const Sequence& s, Range r
     rotate(p.dtype, cache.rotary, first + (ordered ? i : 0), d, natural);
 }
 
-// dst [lanes / NR][n][NR] = factor · src [count][leading(n)] transposed; lanes >= count are 0.
+// What makes products of queries and keys scores in log2 units. It is multiplied before a score is compared
+// with a maximum: both are then the same number, rounded alike, and 2^(score - max) of the largest is
+// exactly 1, however large the scores are.
 template <class C>
-void transpose(const C* src, int64_t count, int64_t lanes, int64_t n, C factor, C* dst) {
-  for (int64_t r0 = 0; r0 < lanes; r0 += NR<C>, dst += n * NR<C>)
-    for (int64_t r = 0; r < NR<C>; ++r) {
-      const C* row = src + (r0 + r) * leading<C>(n);
-      if (r0 + r < count)
-        for (int64_t i = 0; i < n; ++i) dst[i * NR<C> + r] = factor * row[i];
-      else
-        for (int64_t i = 0; i < n; ++i) dst[i * NR<C> + r] = 0;
-    }
-}
-
-// What queries are multiplied by, so that their products with keys are scores in log2 units. Nothing is
-// multiplied afterwards: a score and the maximum it is compared with are the same number, rounded once,
-// and 2^(score - max) of the largest is exactly 1, however large the scores are.
-template <class C>
-inline C query_factor(double softmax_scale) {
+inline C score_factor(double softmax_scale) {
   return C(softmax_scale * kLog2e<double>);
 }
 
-// panel [n_keys][lanes] = A [n_keys][d] · B [lanes / NR][d][NR], except where none of NR lanes sees
-// any of MR keys: lanes r .. r + NR see keys of seen[r / NR] only.
-template <class C>
-void product_to_panel(int64_t n_keys, int64_t d, Operand<C> a, const C* b, int64_t lanes,
-                      const Range* seen, C* panel) {
+// dst [lanes / NR][n / kPer][NR] = src [count][leading(n)] transposed; lanes >= count are 0.
+template <class P>
+void transpose(const typename P::C* src, int64_t count, int64_t lanes, int64_t n,
+               typename P::T* dst) {
+  using C = typename P::C;
+  const int64_t steps = n / P::kPer;
+  for (int64_t r0 = 0; r0 < lanes; r0 += NR<C>, dst += steps * NR<C>)
+    for (int64_t r = 0; r < NR<C>; ++r) {
+      if (r0 + r >= count) {
+        for (int64_t i = 0; i < steps; ++i) dst[i * NR<C> + r] = 0;
+        continue;
+      }
+      typename P::T held[kMostHeaddimV / P::kPer];
+      const auto* row = P::hold(n, src + (r0 + r) * leading<C>(n), held);
+      for (int64_t i = 0; i < steps; ++i) dst[i * NR<C> + r] = row[i];
+    }
+}
+
+// dst [lanes / kPer][leading(n)] = src [count][leading(n)], the rows of a pair side by side; a row beyond
+// them counts as 0.
+template <class P>
+void steps_of_rows(const typename P::C* src, int64_t count, int64_t n, typename P::T* dst) {
+  const int64_t ld = leading<typename P::C>(n);
+  if constexpr (P::kPer == 1) {
+    __builtin_memcpy(dst, src, count * ld * sizeof *dst);
+  } else {
+    typename P::T first[kMostHeaddimV / 2], second[kMostHeaddimV / 2];
+    for (int64_t r = 0; r < count; r += 2, dst += ld) {
+      const bool whole = r + 1 < count;
+      pair_rows(P::hold(n, src + r * ld, first),
+                whole ? P::hold(n, src + (r + 1) * ld, second) : nullptr, n, dst);
+      for (int64_t x = n; x < padded<float>(n); ++x) dst[x] = 0;
+    }
+  }
+}
+
+// panel [n_keys][lanes] = factor · A [n_keys][steps] · B [lanes / NR][steps][NR], except where none of
+// NR lanes sees any of MR keys: lanes r .. r + NR see keys of seen[r / NR] only.
+template <class P>
+void product_to_panel(int64_t n_keys, int64_t steps, OperandOf<P> a, const typename P::T* b,
+                      int64_t lanes, const Range* seen, typename P::C factor,
+                      typename P::C* panel) {
+  constexpr int64_t N = NR<typename P::C>;
   by_tiles(n_keys, [&](int64_t j, int count) {
-    for (int64_t r = 0; r < lanes; r += NR<C>)
-      if (meet(seen[r / NR<C>], {j, j + count}).size())
-        tile<C, Into::overwrite>(count, d, {a.data + j * a.row, a.row, a.k}, {b + r * d, 0, NR<C>},
-                                 panel + j * lanes + r, lanes);
+    for (int64_t r = 0; r < lanes; r += N)
+      if (meet(seen[r / N], {j, j + count}).size())
+        tile<P, Into::overwrite>(count, steps, {a.data + j * a.row, a.row, a.k},
+                                 {b + r * steps, 0, N}, factor, panel + j * lanes + r, lanes);
   });
 }
 
