@@ -20,6 +20,7 @@ from torch.autograd.function import _SingleLevelFunction
 from . import ops
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+_OPS = {op: getattr(torch.ops.diffattn, op).default for op in ("fwd", "bwd", "decode")}
 
 
 class _Forward(_SingleLevelFunction):
@@ -89,7 +90,7 @@ def decode(*args: Any) -> Any:
 def _decode(keyset: Any, *args: Any) -> Any:
     _check_decode(args)
     keyset &= torch._C._after_ADInplaceOrView_keyset
-    return torch.ops.diffattn.decode.default.redispatch(keyset, *args)
+    return _OPS["decode"].redispatch(keyset, *args)
 
 
 def _check_decode(args: tuple[Any, ...]) -> None:
@@ -157,9 +158,8 @@ def _recorded(op: str, keyset: Any, args: tuple[Any, ...]) -> Any:
 
 
 def _below_autograd(op: str, keyset: Any, args: tuple[Any, ...]) -> Any:
-    overload = getattr(torch.ops.diffattn, op).default
     with torch._C._AutoDispatchBelowAutograd():
-        return overload.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        return _OPS[op].redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
 ops.library.impl("fwd", _fwd, "Autograd", with_keyset=True)
