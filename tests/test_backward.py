@@ -167,7 +167,7 @@ def test_gradcheck(impl: Impl, case: Case) -> None:
 def test_finite_differences_in_16_bits(impl: Impl, dtype: torch.dtype, only: str) -> None:
     """A step up and one down along the gradient, long enough to outweigh rounding.
 
-    λ's is the longest: a kernel may round P1 − λ·P2 as a whole, and a step of λ changes only a part.
+    λ's is the longest: a kernel may round P1 − λ·P2 as a whole, of which λ changes only a part.
     """
     case = Case(batch=1, sq=5, sk=6, d=8, dv=16, dtype=dtype, norm="affine", lam="token", lse=True)
     p = make_problem(case.but(causal=True), impl.device).but(norm_eps=0.3)

@@ -67,8 +67,8 @@ class GradRows {
     finish_sums();
     __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
     for (int64_t j = keys.begin; j < keys.end; j += kKeys) {
-      const KeyPanels<T> panels = in_place<P>(
-          grads ? KeyPanels<C>{x_.block, kKeys * lanes()} : block_.panels(j));
+      const KeyPanels<T> panels =
+          in_place<P>(grads ? KeyPanels<C>{x_.block, kKeys * lanes()} : block_.panels(j));
       score_gradients(j, panels);
       accumulate_dq(j, panels);
       if (grads) accumulate_keys(p_, s_, block_, panels, block_of(keys, j), *grads);
@@ -238,10 +238,9 @@ class GradRows {
     for (int64_t r = 0; r < count(); ++r)
       seen[r] = meet(sight_.visible[r], block_of(block_.keys, j));
     for (int c = 0; c < 2; ++c)
-      product_over_ranges<P>(count(), d(), seen, j,
-                             {P::kPer == 1 ? panels[c] : pairs_of_keys(c), 1, lanes()},
-                             {kv_.k_steps[c] + j / P::kPer * ldq(), 0, ldq()},
-                             x_.dq + c * lanes() * ldq(), ldq());
+      product_over_ranges<P>(
+          count(), d(), seen, j, {P::kPer == 1 ? panels[c] : pairs_of_keys(c), 1, lanes()},
+          {kv_.k_steps[c] + j / P::kPer * ldq(), 0, ldq()}, x_.dq + c * lanes() * ldq(), ldq());
   }
 
   void store_dq() {

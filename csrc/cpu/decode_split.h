@@ -105,7 +105,7 @@ class DecodeSplit {
       } else if constexpr (std::is_same_v<decltype(v), const C*>) {
         for (int64_t n = 0; n < dv(); n += NR<C>) {
           product_over_ranges<Numbers<C>>(2 * rows_, NR<C>, seen, keys.begin, {probs_, kTile, 1},
-                                 {v + n, 0, stride}, partial_.out + n, ldv());
+                                          {v + n, 0, stride}, partial_.out + n, ldv());
           between();
         }
       }

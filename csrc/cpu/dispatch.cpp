@@ -10,7 +10,7 @@ namespace {
 
 const Kernels* const kBestFirst[] = {
 #if defined(__x86_64__)
-    &kAvx512Bf16, &kAvx512, &kAvx2,
+    &kAvx512Bf16,         &kAvx512, &kAvx2,
 #endif
     &kPortable,
 #if defined(__x86_64__)

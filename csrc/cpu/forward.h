@@ -27,7 +27,9 @@ void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
   const int64_t count = wave_size(units, packed * int64_t(sizeof(T)), kPackedBytes);
   Buffer<T> packs(count * packed);
   Workers<ForwardScratch<P>> scratch(parallel.threads, s, rows);
-  const auto head = [&](int64_t unit) { return PackedHead<P>(s, Reader::forward, packs + unit * packed); };
+  const auto head = [&](int64_t unit) {
+    return PackedHead<P>(s, Reader::forward, packs + unit * packed);
+  };
 
   for (int64_t first = 0; first < units; first += count) {
     const Wave wave{first, units - first < count ? units - first : count};

@@ -94,7 +94,8 @@ inline void by_tiles(int64_t m_len, const F& f) {
 
 // Where only one number of a pair is summed: C[NR] += a·b with the other number of both left out.
 template <class P>
-inline void add_half(typename P::T a, const typename P::T* b, typename P::T half, typename P::C* c) {
+inline void add_half(typename P::T a, const typename P::T* b, typename P::T half,
+                     typename P::C* c) {
   using S = Simd<typename P::C>;
 #pragma GCC unroll 2
   for (int n = 0; n < NV; ++n) {

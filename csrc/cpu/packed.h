@@ -14,7 +14,8 @@ template <class P>
 struct PackedHead {
   using C = typename P::C;
   using T = typename P::T;
-  T *k_rows[2], *k_steps[2], *v_rows, *v_steps;  // of K the steps, and of V one of both, may be absent
+  T *k_rows[2], *k_steps[2], *v_rows,
+      *v_steps;  // of K the steps, and of V one of both, may be absent
 
   PackedHead(const Shape& s, Reader reader, T* data) {
     const Sizes size(s);
