@@ -167,7 +167,8 @@ def test_gradcheck(impl: Impl, case: Case) -> None:
 def test_finite_differences_in_16_bits(impl: Impl, dtype: torch.dtype, only: str) -> None:
     """A step up and one down along the gradient, long enough to outweigh rounding.
 
-    λ's is the longest: a kernel may round P1 − λ·P2 as a whole, of which λ changes only a part.
+    λ's is counted in units of rounding: a kernel may round P1 − λ·P2 as a whole, of which λ changes
+    only a part.
     """
     case = Case(batch=1, sq=5, sk=6, d=8, dv=16, dtype=dtype, norm="affine", lam="token", lse=True)
     p = make_problem(case.but(causal=True), impl.device).but(norm_eps=0.3)
@@ -181,7 +182,8 @@ def test_finite_differences_in_16_bits(impl: Impl, dtype: torch.dtype, only: str
         return float((out.double() * p.dout).sum() + (lse.double() * p.dlse).sum())
 
     x = getattr(p, only)
-    step = (0.12 if only == "lam" else 0.015) * x.norm() / gradient.norm() * gradient
+    length = 15 * torch.finfo(dtype).eps if only == "lam" else 0.015
+    step = length * x.norm() / gradient.norm() * gradient
     up, down = (x + step).to(x.dtype), (x - step).to(x.dtype)
     slope = float((gradient.double() * (up.double() - down.double())).sum())
     assert value(up) - value(down) == pytest.approx(slope, rel=4 * torch.finfo(dtype).eps)

@@ -66,10 +66,12 @@ def test_greedy_tokens_are_the_same_with_and_without_the_cache(
 ) -> None:
     from diff_lm import DiffLM
 
+    """In bf16 a CPU may round P with a prompt and not in a step: two tokens can then be as good."""
     model = DiffLM(dim=128, depth=3, heads=4, kv_heads=2, max_seqlen=48).to(impl.device, dtype)
     prompt = torch.randint(256, (2, 9), device=impl.device)
     with torch.no_grad():
-        tokens = prompt
-        for _ in range(30):
-            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
-    assert torch.equal(model.generate(prompt, 30), tokens)
+        tokens = model.generate(prompt, 30)
+        logits = model(tokens[:, :-1])[:, 8:]  # (2, 30, 256)
+    best, chosen = logits.amax(-1), logits.gather(-1, tokens[:, 9:, None])[..., 0]
+    spacing = torch.finfo(dtype).eps * best.abs() if dtype == torch.bfloat16 else 0
+    assert (best - chosen <= spacing).all()

@@ -127,9 +127,8 @@ def test_large_logits_do_not_overflow(impl: Impl, dtype: torch.dtype) -> None:
     assert bool(out.isfinite().all())
 
 
-@pytest.mark.parametrize("scale", [-0.2, 0.0], ids=str)
-def test_negative_and_zero_scale(impl: Impl, scale: float) -> None:
+def test_a_negative_scale(impl: Impl) -> None:
     """A maximum taken before scaling is the wrong one for s < 0."""
     for dtype in impl.dtypes:
-        case = Case(sq=20, sk=70, dtype=dtype, scale=scale, causal=True)
+        case = Case(sq=20, sk=70, dtype=dtype, scale=-0.2, causal=True)
         check_forward(impl, make_problem(case, impl.device))
