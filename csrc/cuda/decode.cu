@@ -45,6 +45,7 @@ sm80::DecodePlan plan_of(const DecodeParams& p) {
   plan.nheads = divisor(s.nheads);
   plan.nheads_k = divisor(s.nheads_k);
   plan.group = divisor(s.nheads / s.nheads_k);
+  plan.page = divisor(p.cache.paging.block_table ? p.cache.paging.page_size : kMaxSeqlen);
   const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q;
   plan.rows = rows <= sm80::kFewRows ? sm80::kFewRows : sm80::kManyRows;
   plan.row_blocks = divisor(ceil_div(rows, plan.rows));
@@ -87,7 +88,7 @@ void decode(const DecodeParams& p, void* workspace, void* stream) {
   plan.lse = plan.out + rows_of(p.shape) * splits * 2 * p.shape.headdim_v;
   plan.rest = plan.lse + rows_of(p.shape) * splits * 2;
   plan.counts = reinterpret_cast<int*>(plan.rest + rows_of(p.shape) * splits * 2);
-  if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, s);
+  if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, plan, s);
   if (rows_of(p.shape) == 0) return;
   const int64_t d = p.shape.headdim;
   if (d <= 32)

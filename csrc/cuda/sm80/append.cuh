@@ -44,21 +44,22 @@ constexpr int kAppendTokens = 4;  // of a CTA
 // Appends before the keys are read by another kernel: for prompts, whose rows many CTAs share.
 template <class Element>
 __global__ void __launch_bounds__(kMostTokenChunks)
-    append_kernel(const __grid_constant__ DecodeParams params) {
+    append_kernel(const __grid_constant__ DecodeParams params,
+                  const __grid_constant__ DecodePlan plan) {
   const int heads = int(params.shape.nheads_k);
   const int parts = int((params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens);
   const CachedSequence sequence(params, blockIdx.x / parts / heads);
-  const Pages pages(params, sequence);
+  const Pages pages(params, sequence, plan.page);
   append_tokens<Element>(params, sequence, pages, blockIdx.x / parts % heads, blockIdx.x % parts,
                          parts, threadIdx.x);
 }
 
 template <class Element>
-void launch_append(const DecodeParams& params, cudaStream_t stream) {
+void launch_append(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   const int64_t parts = (params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens;
   const int64_t ctas = parts * params.shape.nheads_k * params.shape.batch;
   check_size("append: new tokens x heads x batch", ctas, kMaxCtas);
-  append_kernel<Element><<<unsigned(ctas), kMostTokenChunks, 0, stream>>>(params);
+  append_kernel<Element><<<unsigned(ctas), kMostTokenChunks, 0, stream>>>(params, plan);
   check(cudaGetLastError(), "append: launch");
 }
 

@@ -3,6 +3,7 @@
 // Lengths, indices and page tables are known to the device alone and may hold anything: whatever
 // they hold, no access leaves the tensors. Keys of which nobody can say where they are, are masked.
 #pragma once
+#include "decode.h"
 #include "problem.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -31,29 +32,33 @@ struct CachedSequence {
 };
 
 // The page that holds a key, and the place of the key in it. A cache without pages is one whose
-// sequences are pages as long as they are.
+// sequences are pages, of as many keys as a cache may hold.
 class Pages {
  public:
-  __device__ Pages(const DecodeParams& p, const CachedSequence& s)
-      : table_(nullptr), count_(int(p.cache.blocks)), row_(s.row), shift_(0), mask_(-1) {
+  __device__ Pages(const DecodeParams& p, const CachedSequence& s, const Divisor& size)
+      : table_(nullptr), count_(int(p.cache.blocks)), row_(s.row), size_(size) {
     const Paging& paging = p.cache.paging;
-    if (!paging.block_table) return;
-    table_ = paging.block_table + s.batch * paging.stride;
-    shift_ = __ffs(int(paging.page_size)) - 1;
-    mask_ = int(paging.page_size) - 1;
+    if (paging.block_table) table_ = paging.block_table + s.batch * paging.stride;
   }
 
-  __device__ int of(int key) const { return table_ ? __ldg(table_ + (key >> shift_)) : row_; }
+  __device__ int of(int key) const { return table_ ? __ldg(table_ + place(key)) : row_; }
   __device__ bool exists(int page) const { return page >= 0 && page < count_; }
 
-  // Element offset of the first head's row of a key.
+  // Element offset of the first head's row of a key. Of a page that does not exist nothing is read,
+  // so the numbers may be taken for unsigned, which saves instructions.
   __device__ int64_t offset(const View& v, int page, int key) const {
-    return page * v.batch + (key & mask_) * v.row;
+    return unsigned(page) * v.batch + unsigned(key - place(key) * size_.divisor) * v.row;
   }
 
  private:
+  // key / size. Pages have 16 keys or more: size_.div() would ask whether they have one.
+  __device__ int place(int key) const {
+    return int(__umulhi(unsigned(key), size_.multiplier) >> size_.shift_right);
+  }
+
   const int32_t* table_;
-  int count_, row_, shift_, mask_;
+  int count_, row_;
+  const Divisor& size_;
 };
 
 }  // namespace diffattn::cuda::sm80

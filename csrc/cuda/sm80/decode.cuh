@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
   const Splits splits(plan, sight, rows);
   const Range blocks = splits.blocks(split);
-  const Pages pages(params, sequence);
+  const Pages pages(params, sequence, plan.page);
 
   const int slot_bytes = T::slot_bytes(shape);
   KeyStream<T> stream(params, sequence, pages, head_k, {blocks.begin + group, blocks.end},

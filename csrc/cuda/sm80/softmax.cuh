@@ -75,13 +75,12 @@ struct Softmax {
   // The same where some rows are far; those that are not get the same bits.
   template <class Element, int kKeyTiles, class Origins>
   __device__ void exponentiate_raised(const float (&s)[kRowTiles][kKeyTiles][4],
-                                   uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
-                                   float (&exact)[kRowTiles][2], const Origins& origins) const {
+                                      uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
+                                      float (&exact)[kRowTiles][2], const Origins& origins) const {
     exponentiate_by<Element>(s, p, exact, [&](int m, int half) {
       const Base from = base(m, half, origins);
-      return [scale = scale, from](float x) {
-        return fmaf(x - from.origin, scale, -from.reference);
-      };
+      return
+          [scale = scale, from](float x) { return fmaf(x - from.origin, scale, -from.reference); };
     });
   }
 
@@ -194,8 +193,7 @@ struct Softmax {
     const bool far = fabsf(needed) >= kFarFrom;
     if (far) origins(m, half) = greatest;
     reference[m][half] = far ? kFar : needed;
-    return fmaf(from.origin - (far ? greatest : 0.f), scale,
-                from.reference - (far ? 0.f : needed));
+    return fmaf(from.origin - (far ? greatest : 0.f), scale, from.reference - (far ? 0.f : needed));
   }
 
   template <class Element>
