@@ -29,12 +29,13 @@ __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, co
   const Rotator<Element> rotator(is_k ? p.cache.rotary : Rotary{});
   const int end = min(int(p.cache.seqlen_new), s.capacity - s.cached);
   for (int t = first; t < end; t += step) {
-    const int key = s.cached + t, page = pages.of(key);
-    if (!pages.exists(page)) continue;
+    const int key = s.cached + t;
+    const Place place = pages.of(key);
+    if (!pages.exists(place.page)) continue;
     const auto* row = row_of<const Element>(
         from, s.batch * from.batch + t * from.row + head_k * from.head + comp * from.comp);
     auto* slot =
-        row_of<Element>(to, pages.offset(to, page, key) + head_k * to.head + comp * to.comp + col);
+        row_of<Element>(to, pages.offset(to, place) + head_k * to.head + comp * to.comp + col);
     *reinterpret_cast<uint4*>(slot) = rotator.load(row, col, key);
   }
 }

@@ -31,33 +31,37 @@ struct CachedSequence {
   }
 };
 
-// The page that holds a key, and the place of the key in it. A cache without pages is one whose
-// sequences are pages, of as many keys as a cache may hold.
+// Where a key is. A cache without pages is one whose sequences are pages, of as many keys as a cache may
+// hold.
+struct Place {
+  int page;  // perhaps none that exists
+  int row;   // in the page
+};
+
 class Pages {
  public:
   __device__ Pages(const DecodeParams& p, const CachedSequence& s, const Divisor& size)
-      : table_(nullptr), count_(int(p.cache.blocks)), row_(s.row), size_(size) {
+      : table_(nullptr), count_(int(p.cache.blocks)), sequence_(s.row), size_(size) {
     const Paging& paging = p.cache.paging;
     if (paging.block_table) table_ = paging.block_table + s.batch * paging.stride;
   }
 
-  __device__ int of(int key) const { return table_ ? __ldg(table_ + place(key)) : row_; }
+  __device__ Place of(int key) const {
+    // A page has 16 keys or more: size_.div() would ask whether it has one.
+    const int index = int(__umulhi(unsigned(key), size_.multiplier) >> size_.shift_right);
+    return {table_ ? __ldg(table_ + index) : sequence_, key - index * size_.divisor};
+  }
   __device__ bool exists(int page) const { return page >= 0 && page < count_; }
 
-  // Element offset of the first head's row of a key. Of a page that does not exist nothing is read,
-  // so the numbers may be taken for unsigned, which saves instructions.
-  __device__ int64_t offset(const View& v, int page, int key) const {
-    return unsigned(page) * v.batch + unsigned(key - place(key) * size_.divisor) * v.row;
+  // Element offset of the first head's row of a key. Of a page that does not exist nothing is read, so
+  // the numbers may be taken for unsigned, which saves instructions.
+  __device__ static int64_t offset(const View& v, const Place& place) {
+    return unsigned(place.page) * v.batch + unsigned(place.row) * v.row;
   }
 
  private:
-  // key / size. Pages have 16 keys or more: size_.div() would ask whether they have one.
-  __device__ int place(int key) const {
-    return int(__umulhi(unsigned(key), size_.multiplier) >> size_.shift_right);
-  }
-
   const int32_t* table_;
-  int count_, row_;
+  int count_, sequence_;
   const Divisor& size_;
 };
 
