@@ -14,9 +14,9 @@ namespace diffattn::cuda::sm80 {
 
 constexpr int kPrepareThreads = 128;
 
-// The exponent's constant: -LSE in log2 units, with rstd. From 2^20 on an fp32 LSE is off by a good
-// part of 1, and P by as many powers of 2. There it is lowered by more than the four roundings that lie
-// between it and a score can have added, 6 of 2^-24 each way: P stays at most rstd, or 1.
+// The constant of a row's exponents: -LSE in log2 units, with rstd. From 2^20 on fp32 knows it so
+// badly that P could be many times 1. There it is lowered by 6·2^-24 of itself, more than the roundings
+// between it and a score can have added, so that P stays at most 1.
 __device__ inline float exponent_constant(float lse, float log2_rstd) {
   const float x = fmaf(-lse, float(M_LOG2E), log2_rstd);
   return fabsf(x) < 1 << 20 ? x : fmaf(fabsf(x), -0x1.8p-22f, x);

@@ -10,12 +10,12 @@ namespace diffattn::cuda::sm80 {
 // neither a reduction over lanes nor a rescale of O.
 constexpr float kLimit = 2;  // of P, and of what a lane adds up in a step
 
-// From here on an fp32 reference is so coarse (an ulp is 2 or more) that P would leave its range,
-// for scale·S - reference is rounded at another place than the reference was. Rows whose reference
+// From here on an ulp of an fp32 reference is 2 or more, and P would leave its range, because
+// scale·S - reference is rounded once where the reference has been rounded before. Rows whose reference
 // would be as great are *far*: P = exp2((S - origin)·scale), where origin is the greatest S so far.
 constexpr float kFarFrom = 1 << 24;
-// What a far row has for a reference. As with that of a row without keys, -FLT_MAX, every P of it
-// overflows, so that each step comes to raise(), and steps of other rows ask for nothing.
+// What a far row has for a reference. As with that of a row without keys, -FLT_MAX, every P overflows.
+// So every step of a far row comes to raise(), and no step of other rows has to ask.
 constexpr float kFar = -0x1.fffffcp127f;
 
 // Sum and maximum over the four lanes that share a row.
