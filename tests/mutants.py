@@ -31,6 +31,7 @@ from support.mutant_scores import Score, record
 from test_huge_scores import (
     test_equal_scores_weigh_alike,
     test_one_component_alone,
+    test_rows_turn_far_between_neighbours,
     test_scores_that_come_and_go,
 )
 from torch import Tensor
@@ -122,6 +123,8 @@ def check_huge(impl: Impl) -> None:
         test_scores_that_come_and_go(impl, torch.bfloat16, 1e8, {"causal": True}, course)
     test_equal_scores_weigh_alike(impl, torch.bfloat16, 3e4, {}, -1)
     test_one_component_alone(impl, 1)
+    for sign in (1, -1):
+        test_rows_turn_far_between_neighbours(impl, torch.bfloat16, sign, (-12, 0, 2), False)
 
 
 def checker(impl: Impl, ptx: str, check: Callable[[Impl], None]) -> Callable[[str], None]:

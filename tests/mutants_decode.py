@@ -19,6 +19,7 @@ from support.impls import Impl
 from test_huge_scores import (
     test_decoding_over_scores_that_come_and_go,
     test_decoding_weighs_equal_scores_alike,
+    test_rows_turn_far_between_neighbours,
 )
 from test_kvcache import check_step
 from test_page_sizes import test_a_step
@@ -99,6 +100,8 @@ def check_huge(impl: Impl, group: int) -> None:
         test_decoding_over_scores_that_come_and_go(impl, 4 if few else 9, course, 4)
     for x in (300.0, 1e5):
         test_decoding_weighs_equal_scores_alike(impl, BF16, x, 1 if few else 9, 2)
+    for sign in (1, -1):
+        test_rows_turn_far_between_neighbours(impl, BF16, sign, (-12, 0, 2), True)
 
 
 def check_lost_pages(impl: Impl, group: int) -> None:

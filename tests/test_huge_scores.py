@@ -7,6 +7,7 @@ the oracle.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -174,3 +175,35 @@ def test_gradients_are_finite(impl: Impl, x: float, norm: str) -> None:
             most = 1.3 * 1.6 * made.dout.double().abs().sum((1, 2), keepdim=True)
             assert leaves[2].grad is not None
             assert bool((leaves[2].grad.double().abs() <= most).all())
+
+
+@pytest.mark.needs("clamps_values")  # a CPU rounds such scores to 2 before it compares them
+@pytest.mark.parametrize("decoding", [False, True], ids=["forward", "decoding"])
+@pytest.mark.parametrize(
+    "offsets", [(-12, 0, 2), (0, -12, 2), (-12, -12, 0), (2, 0, -12), (-6, 0, 6)], ids=str
+)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [FP16, BF16], ids=short)
+def test_rows_turn_far_between_neighbours(
+    impl: Impl, dtype: torch.dtype, sign: int, offsets: tuple[int, ...], decoding: bool
+) -> None:
+    """Scores around ±2^24 in log2 units, from where on CUDA takes them from the greatest.
+
+    Values are the larger the less they weigh, so that each third of the keys has its share.
+    """
+    p = problem(impl, dtype, sq=4, heads=1, scale=math.log(2))
+    sk = p.k.shape[1]
+    q, k = torch.zeros_like(p.q), torch.zeros_like(p.k)
+    q[..., 0], k[..., 0] = 4096, sign * 4096
+    q[..., 1], k[..., 1] = 1, 0
+    less = torch.tensor(offsets)[torch.arange(sk) * 3 // sk].to(k)
+    k[:, :, 0, :, 1] = less[None, :, None]
+    p = p.but(q=q, k=k, v=p.v * torch.exp2(max(offsets) - less - 4)[None, :, None, None])
+    if decoding:
+        k_cache, v_cache = flat(p.k).clone(), p.v.clone()
+        out = impl.kvcache(flat(p.q), k_cache, v_cache, p.lam, **p.options(), num_splits=3)
+    else:
+        out = run(impl, p)[0]
+    exact = exact_forward(p)[0]
+    error = (out.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    assert float(error.max()) <= 2 * torch.finfo(dtype).eps, float(error.max())
