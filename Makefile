@@ -131,6 +131,7 @@ plot: $(BUILT)
 	$(PY) bench/plot.py docs/speed.csv
 	$(PY) bench/accuracy_page.py
 	$(PY) bench/gpu_page.py
+	$(PY) bench/mutants_page.py
 
 wheel: $(DEPS) $(NVCC)
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .

@@ -188,7 +188,7 @@ def diff_flash_attn_with_kvcache(
 
     Args:
         k_cache: (batch_cache, seqlen_cache, 2·nheads_k, d), or paged, with block_table,
-            (num_blocks, page_size, 2·nheads_k, d), page_size a power of two ≥ 16 (on the
+            (num_blocks, page_size, 2·nheads_k, d), page_size a multiple of 16 (on the
             CPU any size); 5-D and V2's nheads_k heads as in k. Its last stride is 1. Slots that
             hold no key are never read.
         v_cache: alike, (.., .., nheads_k, dv).

@@ -2,6 +2,7 @@
 
     python tests/mutants.py --shape 64 128                all mutants of the bf16 kernel
     python tests/mutants.py --shape 64 128 --limit 40     a sample
+    python tests/mutants.py --csv docs/mutants.csv        and record the score
 
 A mutant drops or weakens one barrier, wait, predicate, fence, address term or fragment of the PTX
 that ships (ptxsim.mutate), and goes through the whole way of a call: functional, ops, binding,
@@ -11,6 +12,7 @@ launch code. Survivors are printed with their PTX lines; docs/kernels.md says wh
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
 import sys
 from collections.abc import Callable
@@ -25,6 +27,13 @@ from support.case import Case
 from support.checks import check_forward, check_saved
 from support.data import flat, make_problem
 from support.impls import Impl, load
+from support.mutant_scores import Score, record
+from test_huge_scores import (
+    test_equal_scores_weigh_alike,
+    test_one_component_alone,
+    test_rows_turn_far_between_neighbours,
+    test_scores_that_come_and_go,
+)
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -105,6 +114,17 @@ def check_everything(impl: Impl, d: int, dv: int) -> None:
         check_forward(in_wide_rows(impl), make_problem(case), five_d=True)
     check_training(others[-2])
     check_neighbours(impl, first)
+    check_huge(impl)
+
+
+def check_huge(impl: Impl) -> None:
+    """Rows that become far, stay so, and are so no more; in one map alone."""
+    for course in ((-1, 0, 1), (-1, -0.5, -1), (0.5, 1, 1)):
+        test_scores_that_come_and_go(impl, torch.bfloat16, 1e8, {"causal": True}, course)
+    test_equal_scores_weigh_alike(impl, torch.bfloat16, 3e4, {}, -1)
+    test_one_component_alone(impl, 1)
+    for sign in (1, -1):
+        test_rows_turn_far_between_neighbours(impl, torch.bfloat16, sign, (-12, 0, 2), False)
 
 
 def checker(impl: Impl, ptx: str, check: Callable[[Impl], None]) -> Callable[[str], None]:
@@ -126,16 +146,23 @@ def ptx_of(object_file: Path) -> str:
 
 
 def run(
-    object_name: str, kernel: str, check: Callable[[Impl], None], args: argparse.Namespace
-) -> Any:
+    name: str, object_name: str, kernel: str, check: Callable[[Impl], None],
+    args: argparse.Namespace, shape: tuple[int, int] = (64, 128),
+) -> Any:  # fmt: skip
     """The report on a kernel, which a part of its mangled name tells from others in its object."""
     impl = load("sim", "package", "sm_80", 0)
     (path,) = [x for x in sim_build.kernel_objects() if x.name == object_name]
     ptx = ptx_of(path)
-    return mutate.run_mutants(
+    report = mutate.run_mutants(
         ptx, checker(impl, ptx, check),
         kernel=kernel, limit=args.limit, seed=args.seed, kinds=tuple(args.kinds),
     )  # fmt: skip
+    if args.csv:
+        mutants = len(mutate.mutants_of(ptx, mutate.KINDS, kernel))
+        killed, survived = len(report.killed), len(report.survived)
+        today = datetime.date.today().isoformat()
+        record(args.csv, Score(name, str(shape), "bf16", mutants, killed + survived, killed, today))
+    return report
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -143,6 +170,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="draw that many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--kinds", nargs="+", default=mutate.KINDS, choices=mutate.KINDS)
+    parser.add_argument("--csv", type=Path, help="record the score there; for draws of all kinds")
     parser.add_argument("--least", type=float, default=0.95, help="the share that must be killed")
     return parser
 
@@ -162,7 +190,7 @@ def main() -> None:
     def check(impl: Impl) -> None:
         check_everything(impl, d, dv)
 
-    finish(run(f"fwd_d{d}.o", f"bfloat16Li{d}ELi{dv}E", check, args), args)
+    finish(run("fwd", f"fwd_d{d}.o", f"bfloat16Li{d}ELi{dv}E", check, args, (d, dv)), args)
 
 
 if __name__ == "__main__":

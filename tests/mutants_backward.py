@@ -20,6 +20,7 @@ from test_backward import (
     test_keys_that_do_not_exist_have_no_share,
     test_norm_weight_over_many_rows,
 )
+from test_huge_scores import test_gradients_are_finite
 from test_sim_backward import ORDERS, test_dq_is_summed_in_one_order
 
 BF16 = torch.bfloat16
@@ -71,6 +72,7 @@ def check_everything(impl: Impl) -> None:
         check_backward(in_wide_rows(impl), make_problem(case))
     test_keys_that_do_not_exist_have_no_share(impl, BF16)
     test_norm_weight_over_many_rows(impl, BF16)
+    test_gradients_are_finite(impl, 1e5, "none")
     for order in ORDERS:
         with pytest.MonkeyPatch.context() as patch:
             test_dq_is_summed_in_one_order(impl, simulator.start(), order, patch)
@@ -80,7 +82,7 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("--kernel", choices=KERNELS, default="main")
     args = parser.parse_args()
-    finish(run(*KERNELS[args.kernel], check_everything, args), args)
+    finish(run(f"bwd {args.kernel}", *KERNELS[args.kernel], check_everything, args), args)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ from support.cache import make_cache
 from support.case import Case
 from support.checks import check_answer
 from support.impls import Impl
+from test_huge_scores import (
+    test_decoding_over_scores_that_come_and_go,
+    test_decoding_weighs_equal_scores_alike,
+    test_rows_turn_far_between_neighbours,
+)
 from test_kvcache import check_step
+from test_page_sizes import test_a_step
 from torch import Tensor
 
 BF16 = torch.bfloat16
@@ -87,6 +93,17 @@ def check_neighbours(impl: Impl, group: int) -> None:
     assert torch.equal(*outs)
 
 
+def check_huge(impl: Impl, group: int) -> None:
+    """Rows that become far, stay so, and are so no more; splits whose LSE is coarse."""
+    few = group < 5
+    for course in ((-1, 0, 1), (-1, -0.5, -1)):
+        test_decoding_over_scores_that_come_and_go(impl, 4 if few else 9, course, 4)
+    for x in (300.0, 1e5):
+        test_decoding_weighs_equal_scores_alike(impl, BF16, x, 1 if few else 9, 2)
+    for sign in (1, -1):
+        test_rows_turn_far_between_neighbours(impl, BF16, sign, (-12, 0, 2), True)
+
+
 def check_lost_pages(impl: Impl, group: int) -> None:
     """Pages that do not exist where rings have gone round: the others are found."""
     case = Case(batch=2, sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16)
@@ -117,6 +134,9 @@ def check_everything(impl: Impl, group: int) -> None:
     check_long(impl, group)
     check_lost_pages(impl, group)
     check_neighbours(impl, group)
+    check_huge(impl, group)
+    for new in (1, 70):
+        test_a_step(impl, BF16, 48, new, 3)
     device.Case = reshaped(group)  # type: ignore[misc, assignment]
     for interleaved in (True, False):
         for new in (5, 70):
@@ -138,7 +158,12 @@ def main() -> None:
     parser.add_argument("--kernel", choices=KERNELS, default="few")
     args = parser.parse_args()
     object_name, kernel, group = KERNELS[args.kernel]
-    finish(run(object_name, kernel, lambda impl: check_everything(impl, group), args), args)
+    name = args.kernel if object_name == "combine.o" else f"decode {args.kernel}"
+
+    def check(impl: Impl) -> None:
+        check_everything(impl, group)
+
+    finish(run(name, object_name, kernel, check, args), args)
 
 
 if __name__ == "__main__":

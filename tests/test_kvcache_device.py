@@ -15,6 +15,7 @@ from support.case import Case, short
 from support.checks import check_answer
 from support.data import Problem, flat
 from support.impls import HALF, Impl
+from support.refusal import refuses
 from torch import Tensor
 
 pytestmark = pytest.mark.needs("clamps_values")
@@ -152,6 +153,26 @@ def test_positions_beyond_the_tables_use_their_last(
     cos, sin = cos[:101].clone(), sin[:101].clone()
     got = call(impl, short_cache, new, rotary_cos=cos, rotary_sin=sin, **rotary)
     assert same_bits(got, expected) and same_bits((short_cache.k,), (long_cache.k,))
+
+
+@DTYPE
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_queries_alone_beyond_the_tables_use_their_last(
+    impl: Impl, dtype: torch.dtype, interleaved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """k of no rows is no k to rotate, but q is rotated. Asked to look, the call says what lacks."""
+    case = Case(batch=2, sq=3, d=32, dtype=dtype, causal=True)
+    cache = make_cache(case, impl, "paged64", [100, 31])
+    p = cache.problem
+    cos, sin = rotary_tables(256, 32, p.q)
+    cos[101:], sin[101:] = cos[100], sin[100]
+    nothing = {"k": flat(p.k)[:, :0], "v": p.v[:, :0], "rotary_interleaved": interleaved}
+    expected = call(impl, cache, rotary_cos=cos, rotary_sin=sin, **nothing)
+    short_tables = {"rotary_cos": cos[:101].clone(), "rotary_sin": sin[:101].clone()}
+    assert same_bits(call(impl, cache, **short_tables, **nothing), expected)
+    monkeypatch.setenv("DIFFATTN_CHECK", "1")
+    with refuses("rotary_cos", "101", "103"):
+        call(impl, cache, **short_tables, **nothing)
 
 
 def rotated(

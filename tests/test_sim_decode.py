@@ -52,7 +52,7 @@ def splits_of(
 
     cache = zeros(batch, capacity, 2, 8), zeros(batch, capacity, 1, 16)
     impl.kvcache(zeros(batch, sq, 2, 8), *cache, 0.5, cache_seqlens=0, num_splits=num_splits)
-    counts, part = batch * sq * 4, batch * sq * 2 * (16 + 1) * 4
+    counts, part = batch * sq * 4, batch * sq * 2 * (16 + 2) * 4
     splits, rest = divmod(asked[0] - counts, part) if asked[0] else (1, 0)
     assert rest == 0
     return splits

@@ -13,9 +13,9 @@ inline Tensor new_workspace(const DecodeParams& p, const Tensor& q) {
   return torch::stable::new_empty(q, {numbers}, ScalarType::Float);
 }
 
-// The kernels find a key's page by a shift and a mask, and read whole blocks of 16 keys.
-constexpr PageSizes kPageSizes{[](int64_t page) { return page >= 16 && (page & (page - 1)) == 0; },
-                               "powers of two from 16 on"};
+// The kernels read whole blocks of 16 keys, none of which may cross a page.
+constexpr PageSizes kPageSizes{[](int64_t page) { return page > 0 && page % 16 == 0; },
+                               "multiples of 16"};
 
 inline void check_aligned(const char* name, const Tensor& t) {
   check(is_aligned(t), name, " must begin at a multiple of 16 bytes, and so must its rows: it is ",

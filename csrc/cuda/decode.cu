@@ -13,7 +13,7 @@ constexpr int64_t kFewNewKeys = 64;  // that CTAs of decoding take from their te
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The bytes that a row's results take in the workspace, a split.
-int64_t partial_bytes(const Shape& s) { return 2 * (s.headdim_v + 1) * int64_t(sizeof(float)); }
+int64_t partial_bytes(const Shape& s) { return 2 * (s.headdim_v + 2) * int64_t(sizeof(float)); }
 
 // The fewest splits that come within a tenth of the best at two things together: few processors idle
 // in the last wave of CTAs, and few bytes of workspace beside those of the cache.
@@ -45,6 +45,7 @@ sm80::DecodePlan plan_of(const DecodeParams& p) {
   plan.nheads = divisor(s.nheads);
   plan.nheads_k = divisor(s.nheads_k);
   plan.group = divisor(s.nheads / s.nheads_k);
+  plan.page = divisor(p.cache.paging.block_table ? p.cache.paging.page_size : kMaxSeqlen);
   const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q;
   plan.rows = rows <= sm80::kFewRows ? sm80::kFewRows : sm80::kManyRows;
   plan.row_blocks = divisor(ceil_div(rows, plan.rows));
@@ -85,8 +86,9 @@ void decode(const DecodeParams& p, void* workspace, void* stream) {
   const int64_t splits = plan.splits.divisor;
   plan.out = static_cast<float*>(workspace);
   plan.lse = plan.out + rows_of(p.shape) * splits * 2 * p.shape.headdim_v;
-  plan.counts = reinterpret_cast<int*>(plan.lse + rows_of(p.shape) * splits * 2);
-  if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, s);
+  plan.rest = plan.lse + rows_of(p.shape) * splits * 2;
+  plan.counts = reinterpret_cast<int*>(plan.rest + rows_of(p.shape) * splits * 2);
+  if (plan.append_first && p.cache.seqlen_new > 0) sm80::launch_append(p, plan, s);
   if (rows_of(p.shape) == 0) return;
   const int64_t d = p.shape.headdim;
   if (d <= 32)

@@ -19,7 +19,6 @@ CUDA = {
     "saves_o2": True,
     "contains_nan_backward": False,
     "tile": (64, 32),
-    "large_scores": False,
     "any_page": False,
 }
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -29,12 +29,13 @@ __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, co
   const Rotator<Element> rotator(is_k ? p.cache.rotary : Rotary{});
   const int end = min(int(p.cache.seqlen_new), s.capacity - s.cached);
   for (int t = first; t < end; t += step) {
-    const int key = s.cached + t, page = pages.of(key);
-    if (!pages.exists(page)) continue;
+    const int key = s.cached + t;
+    const Place place = pages.of(key);
+    if (!pages.exists(place.page)) continue;
     const auto* row = row_of<const Element>(
         from, s.batch * from.batch + t * from.row + head_k * from.head + comp * from.comp);
     auto* slot =
-        row_of<Element>(to, pages.offset(to, page, key) + head_k * to.head + comp * to.comp + col);
+        row_of<Element>(to, pages.offset(to, place) + head_k * to.head + comp * to.comp + col);
     *reinterpret_cast<uint4*>(slot) = rotator.load(row, col, key);
   }
 }
@@ -44,21 +45,22 @@ constexpr int kAppendTokens = 4;  // of a CTA
 // Appends before the keys are read by another kernel: for prompts, whose rows many CTAs share.
 template <class Element>
 __global__ void __launch_bounds__(kMostTokenChunks)
-    append_kernel(const __grid_constant__ DecodeParams params) {
+    append_kernel(const __grid_constant__ DecodeParams params,
+                  const __grid_constant__ DecodePlan plan) {
   const int heads = int(params.shape.nheads_k);
   const int parts = int((params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens);
   const CachedSequence sequence(params, blockIdx.x / parts / heads);
-  const Pages pages(params, sequence);
+  const Pages pages(params, sequence, plan.page);
   append_tokens<Element>(params, sequence, pages, blockIdx.x / parts % heads, blockIdx.x % parts,
                          parts, threadIdx.x);
 }
 
 template <class Element>
-void launch_append(const DecodeParams& params, cudaStream_t stream) {
+void launch_append(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   const int64_t parts = (params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens;
   const int64_t ctas = parts * params.shape.nheads_k * params.shape.batch;
   check_size("append: new tokens x heads x batch", ctas, kMaxCtas);
-  append_kernel<Element><<<unsigned(ctas), kMostTokenChunks, 0, stream>>>(params);
+  append_kernel<Element><<<unsigned(ctas), kMostTokenChunks, 0, stream>>>(params, plan);
   check(cudaGetLastError(), "append: launch");
 }
 

@@ -14,6 +14,14 @@ namespace diffattn::cuda::sm80 {
 
 constexpr int kPrepareThreads = 128;
 
+// The constant of a row's exponents: -LSE in log2 units, with rstd. From 2^20 on fp32 knows it so
+// badly that P could be many times 1. There it is lowered by 6·2^-24 of itself, more than the roundings
+// between it and a score can have added, so that P stays at most 1.
+__device__ inline float exponent_constant(float lse, float log2_rstd) {
+  const float x = fmaf(-lse, float(M_LOG2E), log2_rstd);
+  return fabsf(x) < 1 << 20 ? x : fmaf(fabsf(x), -0x1.8p-22f, x);
+}
+
 template <class Element>
 __device__ void unpack_chunk(const uint4& chunk, float (&x)[kChunk]) {
   const uint32_t pairs[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
@@ -142,10 +150,10 @@ class RowPreparation {
       store_constants(r, -INFINITY, -INFINITY, 0, 0, lambda);
       return;
     }
-    const float log2_rstd = __log2f(rstd), log2_e = float(M_LOG2E);
+    const float log2_rstd = __log2f(rstd);
     const float d1 = fmaf(lambda, d2, d) - dlse1, e2 = fmaf(lambda, d2 - d1, dlse2);
-    store_constants(r, fmaf(-lse1, log2_e, log2_rstd), fmaf(-lse2, log2_e, log2_rstd), d1, e2,
-                    lambda);
+    store_constants(r, exponent_constant(lse1, log2_rstd), exponent_constant(lse2, log2_rstd), d1,
+                    e2, lambda);
   }
 
   // Without a norm it is O·scale that forward left.

@@ -3,6 +3,7 @@
 // Lengths, indices and page tables are known to the device alone and may hold anything: whatever
 // they hold, no access leaves the tensors. Keys of which nobody can say where they are, are masked.
 #pragma once
+#include "decode.h"
 #include "problem.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -30,30 +31,38 @@ struct CachedSequence {
   }
 };
 
-// The page that holds a key, and the place of the key in it. A cache without pages is one whose
-// sequences are pages as long as they are.
+// Where a key is. A cache without pages is one whose sequences are pages, of as many keys as a cache may
+// hold.
+struct Place {
+  int page;  // perhaps none that exists
+  int row;   // in the page
+};
+
 class Pages {
  public:
-  __device__ Pages(const DecodeParams& p, const CachedSequence& s)
-      : table_(nullptr), count_(int(p.cache.blocks)), row_(s.row), shift_(0), mask_(-1) {
+  __device__ Pages(const DecodeParams& p, const CachedSequence& s, const Divisor& size)
+      : table_(nullptr), count_(int(p.cache.blocks)), sequence_(s.row), size_(size) {
     const Paging& paging = p.cache.paging;
-    if (!paging.block_table) return;
-    table_ = paging.block_table + s.batch * paging.stride;
-    shift_ = __ffs(int(paging.page_size)) - 1;
-    mask_ = int(paging.page_size) - 1;
+    if (paging.block_table) table_ = paging.block_table + s.batch * paging.stride;
   }
 
-  __device__ int of(int key) const { return table_ ? __ldg(table_ + (key >> shift_)) : row_; }
+  __device__ Place of(int key) const {
+    // A page has 16 keys or more: size_.div() would ask whether it has one.
+    const int index = int(__umulhi(unsigned(key), size_.multiplier) >> size_.shift_right);
+    return {table_ ? __ldg(table_ + index) : sequence_, key - index * size_.divisor};
+  }
   __device__ bool exists(int page) const { return page >= 0 && page < count_; }
 
-  // Element offset of the first head's row of a key.
-  __device__ int64_t offset(const View& v, int page, int key) const {
-    return page * v.batch + (key & mask_) * v.row;
+  // Element offset of the first head's row of a key. Of a page that does not exist nothing is read, so
+  // the numbers may be taken for unsigned, which saves instructions.
+  __device__ static int64_t offset(const View& v, const Place& place) {
+    return unsigned(place.page) * v.batch + unsigned(place.row) * v.row;
   }
 
  private:
   const int32_t* table_;
-  int count_, row_, shift_, mask_;
+  int count_, sequence_;
+  const Divisor& size_;
 };
 
 }  // namespace diffattn::cuda::sm80

@@ -19,9 +19,9 @@ struct MergedSplits {
   float total[2] = {};                        // [comp]
   float2 o[2] = {};                           // [comp]   of two columns
 
-  // lses [split, comp] and columns [split, comp, pitch] of `count` splits.
-  __device__ MergedSplits(const float2* lses, const float2* columns, unsigned count,
-                          unsigned pitch) {
+  // lses and rests [split, comp] and columns [split, comp, pitch] of `count` splits.
+  __device__ MergedSplits(const float2* lses, const float2* rests, const float2* columns,
+                          unsigned count, unsigned pitch) {
     // Copies of a thread's own. ptxas puts plain loads beside their uses, one latency after the other.
     __shared__ float2 slots[kAtOnce][2][kMostCombineThreads];
     __shared__ float2 weights[kMostCombineThreads / 32][2][kAtOnce];  // a warp's own, in turn
@@ -34,7 +34,9 @@ struct MergedSplits {
         for (int comp = 0; comp < 2; ++comp) copy(columns[comp * pitch], slots[i][comp][thread]);
       cute::cp_async_fence();
       float2* const weight = weights[thread / 32][first / kAtOnce % 2];
-      weight[split] = {weigh(0, lse.x), weigh(1, lse.y)};  // both halves of a warp the same
+      // Both halves of a warp write the same.
+      weight[split] = {weigh(0, lse.x, &rests[first + split].x),
+                       weigh(1, lse.y, &rests[first + split].y)};
       cute::cp_async_wait<0>();
       __syncwarp();  // the weights of all lanes are there, and those before the last have been read
 #pragma unroll 4
@@ -42,8 +44,8 @@ struct MergedSplits {
     }
   }
 
-  // Where no split saw a key, O = 0 and the LSE is -inf. Else the total is 1 to the number of splits,
-  // which the fast functions are made for.
+  // Where no split saw a key, O = 0 and the LSE is -inf. Else the total is near 1 to the number of
+  // keys, which the fast functions are made for.
   __device__ float2 output(int comp) const {
     const float inverse = total[comp] == 0 ? 0.f : __fdividef(1, total[comp]);
     return {o[comp].x * inverse, o[comp].y * inverse};
@@ -59,10 +61,13 @@ struct MergedSplits {
     cute::SM80_CP_ASYNC_CACHEALWAYS<float2>::copy(from, to);
   }
 
-  // The weight of this lane's split, after the greatest LSE has become the reference.
-  __device__ float weigh(int comp, float lse) {
+  // The weight of this lane's split, after the greatest LSE has become the reference. A coarse LSE
+  // far below the greatest has the weight 0 with its rest or without.
+  __device__ float weigh(int comp, float lse, const float* rest) {
     const float highest = fmaxf(reference[comp], max_over<kAtOnce>(lse));
-    const float factor = exp2f(reference[comp] - highest), weight = exp2f(lse - highest);
+    float exponent = lse - highest;
+    if (fabsf(highest) >= kCoarseFrom && is_coarse(lse)) exponent += *rest;
+    const float factor = exp2f(reference[comp] - highest), weight = exp2f(exponent);
     reference[comp] = highest;
     total[comp] = fmaf(total[comp], factor, sum_over<kAtOnce>(weight));
     o[comp] = {o[comp].x * factor, o[comp].y * factor};
@@ -110,6 +115,7 @@ __global__ void __launch_bounds__(kMostCombineThreads)
 
   const int64_t first = int64_t(blockIdx.x) * plan.splits.divisor * 2;
   const MergedSplits merged(reinterpret_cast<const float2*>(plan.lse + first),
+                            reinterpret_cast<const float2*>(plan.rest + first),
                             reinterpret_cast<const float2*>(plan.out + first * dv + col), count,
                             dv / 2);
   if (threadIdx.x < 2)

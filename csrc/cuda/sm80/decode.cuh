@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
   const Splits splits(plan, sight, rows);
   const Range blocks = splits.blocks(split);
-  const Pages pages(params, sequence);
+  const Pages pages(params, sequence, plan.page);
 
   const int slot_bytes = T::slot_bytes(shape);
   KeyStream<T> stream(params, sequence, pages, head_k, {blocks.begin + group, blocks.end},
@@ -182,6 +182,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const bool idle = !T::kOneBlock && first_row >= rows.end;  // this warp only copies
 
   Softmax<1> softmax(params.softmax_scale);
+  RegisterOrigins origins;
   float o[1][T::kHeadDimV / 8][4] =
       {};  // [.., column tile, (row g of O1, row g of O2) x 2 columns]
   const int lane_k = (lane % 8 + lane / 16 * 8) * T::k_pitch(shape) + lane / 8 % 2 * 16;
@@ -209,8 +210,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       softmax.template exponentiate<Element>(s, p, exact);
       if (softmax.outgrown(exact)) {
         float factor[1][2];
-        softmax.template raise<Element>(s, exact, factor);
-        softmax.template exponentiate<Element>(s, p, exact);
+        softmax.template raise<Element>(s, exact, factor, origins);
+        softmax.template exponentiate_raised<Element>(s, p, exact, origins);
         scale_rows(o, factor);
       }
       softmax.template add<Element>(exact, p, lane, [](int, int) { return true; });
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   const GroupMerge<T> merge(smem, group, row_warp, lane);
   typename GroupMerge<T>::Share share;
-  const RowTotals totals = merge.run(softmax, o, share);
+  const RowTotals totals = merge.run(softmax, origins, o, share);
   DecodeEpilogue<T>(params, plan, merge, sequence.batch, head_k, rows, first_row, split, group,
                     lane)
       .run(totals, share);

@@ -22,13 +22,22 @@ struct DecodePlan {
   int least_blocks;    // of kBlockKeys keys in a part
   bool append_first;   // by a kernel of its own, else by the CTAs that read the cache
   Divisor seqlen_q, nheads, nheads_k;  // of the shape
+  Divisor page;                        // keys; without pages as many as a cache may hold
   // What splits leave to the combine kernel; absent with one split.
   float* out = nullptr;   // [batch, head, row, split, comp, dv]   normalised
   float* lse = nullptr;   // [batch, head, row, split, comp]       log2
+  float* rest = nullptr;  // [batch, head, row, split, comp]       what a coarse lse lost
   int* counts = nullptr;  // [batch, head, row]                    splits that have keys
 };
 
 constexpr int kFewRows = 8, kManyRows = 32;
+
+// From here on the LSE of a split is *coarse*: as an fp32 number it has lost more of the logarithm of
+// the sum (2^-14) than its weight among the splits can spare. What it has lost is stored beside it.
+constexpr float kCoarseFrom = 1 << 10;
+__device__ inline bool is_coarse(float lse) {
+  return fabsf(lse) >= kCoarseFrom && fabsf(lse) < INFINITY;
+}
 
 template <int kHeadDim>
 void launch_decode(const DecodeParams&, const DecodePlan&, cudaStream_t);
@@ -39,7 +48,7 @@ extern template void launch_decode<96>(const DecodeParams&, const DecodePlan&, c
 extern template void launch_decode<128>(const DecodeParams&, const DecodePlan&, cudaStream_t);
 
 // Before and after it, where the plan asks for them.
-void launch_append(const DecodeParams&, cudaStream_t);
+void launch_append(const DecodeParams&, const DecodePlan&, cudaStream_t);
 void launch_combine(const DecodeParams&, const DecodePlan&, cudaStream_t);
 
 }  // namespace diffattn::cuda::sm80

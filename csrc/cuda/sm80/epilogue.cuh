@@ -67,9 +67,10 @@ class Epilogue {
         staging_(staging) {}
 
   // o_own is the sum of this warp's component, o_other its partner's; both are used up.
-  template <class Wait>
-  __device__ void run(const Softmax<kRowTiles>& softmax, O& o_own, O& o_other, const Wait& wait) {
-    normalise(softmax, o_own, o_other, wait);
+  template <class Origins, class Wait>
+  __device__ void run(const Softmax<kRowTiles>& softmax, const Origins& origins, O& o_own,
+                      O& o_other, const Wait& wait) {
+    normalise(softmax, origins, o_own, o_other, wait);
     if (comp_ == 1) swap(o_own, o_other);
     O &o = o_own, &o2 = o_other;  // O1 and O2, then O and O2 + lambda·O1
     rotate(o, o2);
@@ -106,17 +107,17 @@ class Epilogue {
   }
 
   // Divides by the normalisers, and writes this component's LSE. A row that saw no key gets O = 0.
-  template <class Wait>
-  __device__ void normalise(const Softmax<kRowTiles>& softmax, O& o_own, O& o_other,
-                            const Wait& wait) const {
+  template <class Origins, class Wait>
+  __device__ void normalise(const Softmax<kRowTiles>& softmax, const Origins& origins, O& o_own,
+                            O& o_other, const Wait& wait) const {
     View lse = p_.lse;
     lse.data = static_cast<float*>(lse.data) + comp_ * lse.comp;
     Rows inverse;
     for_rows([&](int m, int half, int row) {
       const float sum = softmax.exact_sum(m, half), rounded = softmax.rounded_sum(m, half);
       inverse[m][half] = sum == 0 ? 0.f : 1 / rounded;
-      const float log2_sum =
-          sum == 0 ? -INFINITY : softmax.reference[m][half] + __log2f(sum);  // no subnormal sums
+      const float log2_sum =  // no subnormal sums
+          sum == 0 ? -INFINITY : softmax.log2_sum_of(m, half, __log2f(sum), origins);
       store_statistic(lse, row, log2_sum * float(M_LN2));
     });
     scale_rows(o_own, inverse);

@@ -87,8 +87,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       const bool grew = softmax.outgrown(exact);
       if (grew) {
         float factor[kRowTiles][2];
-        softmax.template raise<Element>(s, exact, factor);
-        softmax.template exponentiate<Element>(s, p_own, exact);
+        const SharedOrigins<T> origins(smem);
+        softmax.template raise<Element>(s, exact, factor, origins);
+        softmax.template exponentiate_raised<Element>(s, p_own, exact, origins);
         scale_rows(o_own, factor);
         handover.rows.put(factor);
       }
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   Epilogue<T>(params, sequence, head, first_row, lane, comp, handover.rows,
               smem + warp * T::OTile::kBytes)
-      .run(softmax, o_own, o_other, [&] { handover.wait(); });
+      .run(softmax, SharedOrigins<T>(smem), o_own, o_other, [&] { handover.wait(); });
 }
 
 template <class T>

@@ -25,13 +25,15 @@ struct FwdTraits {
   using OTile = Tile<kRowTiles * 16, kHalfV>;  // one warp's
 
   // Shared memory: two stages of keys and values, then what pairs hand over: P, and behind it row
-  // statistics. Q arrives in the place of the second stage, and of what follows, and leaves it for
-  // registers. Outputs take the place of all that lies before the statistics.
+  // statistics, and what each lane keeps of its far rows. Q arrives in the place of the second stage,
+  // and of what follows, and leaves it for registers. Outputs take the place of all that lies before
+  // the statistics.
   static constexpr int kStageBytes = KTile::kBytes + VTile::kBytes;
   static constexpr int kPBytes = kRowTiles * (kPartKeys / 16) * 32 * 16;  // one warp's
   static constexpr int kStatistics = 2 * kStageBytes + 2 * kPairs * kPBytes;
   static constexpr int kStatisticsBytes = kRowTiles * 16 * 4;  // one warp's
-  static constexpr int kSmemBytes = kStatistics + 2 * kPairs * kStatisticsBytes;
+  static constexpr int kOrigins = kStatistics + 2 * kPairs * kStatisticsBytes;
+  static constexpr int kSmemBytes = kOrigins + kThreads * kRowTiles * 2 * 4;
   static_assert(kStageBytes + QTile::kBytes <= kSmemBytes);
   static_assert(2 * kPairs * OTile::kBytes <= kStatistics);
   static_assert(kSmemBytes <= 99 * 1024, "what every device from sm_80 on has");

@@ -30,6 +30,19 @@ struct RowExchange {
   }
 };
 
+// The origins of a lane's far rows (Softmax), in shared memory: no register is left for what hardly a
+// row has. Nobody else reads them.
+template <class T>
+struct SharedOrigins {
+  float* first;  // [kRowTiles, half, thread]
+
+  __device__ explicit SharedOrigins(char* smem)
+      : first(reinterpret_cast<float*>(smem + T::kOrigins) + threadIdx.x) {}
+  __device__ float& operator()(int m, int half) const {
+    return first[(m * 2 + half) * T::kThreads];
+  }
+};
+
 // In a part of a step: P, and by how much the references of its rows were raised.
 template <class T>
 struct Handover {

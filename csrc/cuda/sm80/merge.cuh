@@ -8,6 +8,14 @@
 
 namespace diffattn::cuda::sm80 {
 
+// The origins of a lane's far rows (Softmax), [comp], in registers: shared memory is full.
+struct RegisterOrigins {
+  float x[2];
+
+  __device__ float& operator()(int, int comp) { return x[comp]; }
+  __device__ float operator()(int, int comp) const { return x[comp]; }
+};
+
 // What the softmax knows of a lane's row of each component, [comp], for whole rows.
 struct RowTotals {
   float reference[2], sum[2], rounded_sum[2];
@@ -35,13 +43,15 @@ class GroupMerge {
         writes_(lane % 4 == 0) {}
 
   // Returns the totals of all groups; o is used up.
-  __device__ RowTotals run(const Softmax<1>& softmax, O& o, Share& share) const {
+  __device__ RowTotals run(const Softmax<1>& softmax, const RegisterOrigins& origins, O& o,
+                           Share& share) const {
+    const float levels[2] = {softmax.level(0, 0, origins), softmax.level(0, 1, origins)};
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
       const float sum = softmax.exact_sum(0, comp), rounded = softmax.rounded_sum(0, comp);
       if (!writes_) continue;
       float* const mine = row(group_, comp);
-      mine[0] = softmax.reference[0][comp];
+      mine[0] = levels[comp];
       mine[kStatistics] = sum;
       mine[2 * kStatistics] = rounded;
     }
@@ -50,7 +60,7 @@ class GroupMerge {
     float factor[1][2];
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
-      float highest = softmax.reference[0][comp];
+      float highest = levels[comp];
 #pragma unroll
       for (int g = 0; g < T::kGroups; ++g) highest = fmaxf(highest, *row(g, comp));
       all.reference[comp] = highest;
@@ -62,7 +72,7 @@ class GroupMerge {
         all.sum[comp] = fmaf(weight, theirs[kStatistics], all.sum[comp]);
         all.rounded_sum[comp] = fmaf(weight, theirs[2 * kStatistics], all.rounded_sum[comp]);
       }
-      factor[0][comp] = exp2f(softmax.reference[0][comp] - highest);
+      factor[0][comp] = exp2f(levels[comp] - highest);
     }
     scale_rows(o, factor);
     for_shares(o, [&](int owner, int n, const float (&x)[4]) {
@@ -162,15 +172,21 @@ class DecodeEpilogue {
       lse[comp] = totals.reference[comp] + __log2f(totals.sum[comp]);
     }
     scale_rows(o, inverse);
-    plan_.splits.divisor > 1 ? store_partial(o, lse) : store_output(o, lse);
+    plan_.splits.divisor > 1 ? store_partial(o, lse, totals) : store_output(o, lse);
   }
 
  private:
-  __device__ void store_partial(const O& o, const float (&lse)[2]) const {
+  __device__ void store_partial(const O& o, const float (&lse)[2], const RowTotals& totals) const {
     if (!exists_) return;
     const int dv = int(p_.shape.headdim_v);
     const int64_t at = (row_index(plan_, batch_, head_, row_) * plan_.splits.divisor + split_) * 2;
-    if (tells_lse_) *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
+    if (tells_lse_) {
+      *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
+#pragma unroll
+      for (int comp = 0; comp < 2; ++comp)
+        if (is_coarse(lse[comp]))
+          plan_.rest[at + comp] = __log2f(totals.sum[comp]) - (lse[comp] - totals.reference[comp]);
+    }
     float* const out = plan_.out + at * dv;
     for_columns([&](int n, int col) {
 #pragma unroll

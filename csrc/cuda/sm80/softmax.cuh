@@ -10,6 +10,14 @@ namespace diffattn::cuda::sm80 {
 // neither a reduction over lanes nor a rescale of O.
 constexpr float kLimit = 2;  // of P, and of what a lane adds up in a step
 
+// From here on an ulp of an fp32 reference is 2 or more, and P would leave its range, because
+// scale·S - reference is rounded once where the reference has been rounded before. Rows whose reference
+// would be as great are *far*: P = exp2((S - origin)·scale), where origin is the greatest S so far.
+constexpr float kFarFrom = 1 << 24;
+// What a far row has for a reference. As with that of a row without keys, -FLT_MAX, every P overflows.
+// So every step of a far row comes to raise(), and no step of other rows has to ask.
+constexpr float kFar = -0x1.fffffcp127f;
+
 // Sum and maximum over the four lanes that share a row.
 __device__ inline float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
@@ -21,7 +29,14 @@ __device__ inline float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Logits in log2 units are scale·s; scale > 0.
+// What the exponents of a row are taken from: P = exp2((S - origin)·scale - reference). Of origin and
+// reference one is zero.
+struct Base {
+  float origin, reference;
+};
+
+// Logits in log2 units are scale·s; scale > 0. Origins keeps what only far rows have, of this lane's
+// rows each: float& operator()(row tile, half).
 template <int kRowTiles>
 struct Softmax {
   float scale;
@@ -52,19 +67,21 @@ struct Softmax {
   __device__ void exponentiate(const float (&s)[kRowTiles][kKeyTiles][4],
                                uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
                                float (&exact)[kRowTiles][2]) const {
-#pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int n = 0; n < kKeyTiles; ++n) {
-          const float low = exp2f(fmaf(s[m][n][2 * half], scale, -reference[m][half]));
-          const float high = exp2f(fmaf(s[m][n][2 * half + 1], scale, -reference[m][half]));
-          exact[m][half] = n == 0 ? low : exact[m][half] + low;
-          exact[m][half] += high;
-          p[m][n / 2][n % 2 * 2 + half] = Half<Element>::pack(low, high);
-        }
-      }
+    exponentiate_by<Element>(s, p, exact, [&](int m, int half) {
+      return [scale = scale, from = reference[m][half]](float x) { return fmaf(x, scale, -from); };
+    });
+  }
+
+  // The same where some rows are far; those that are not get the same bits.
+  template <class Element, int kKeyTiles, class Origins>
+  __device__ void exponentiate_raised(const float (&s)[kRowTiles][kKeyTiles][4],
+                                      uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
+                                      float (&exact)[kRowTiles][2], const Origins& origins) const {
+    exponentiate_by<Element>(s, p, exact, [&](int m, int half) {
+      const Base from = base(m, half, origins);
+      return
+          [scale = scale, from](float x) { return fmaf(x - from.origin, scale, -from.reference); };
+    });
   }
 
   // Whether some P of this warp may have reached the limit.
@@ -77,9 +94,10 @@ struct Softmax {
 
   // Sets the references of the rows that have outgrown theirs; factor is what O has to be multiplied
   // by. Other rows stay as they are, to the bit, for no row's result may depend on its neighbours.
-  template <class Element, int kKeyTiles>
+  template <class Element, int kKeyTiles, class Origins>
   __device__ void raise(const float (&s)[kRowTiles][kKeyTiles][4],
-                        const float (&exact)[kRowTiles][2], float (&factor)[kRowTiles][2]) {
+                        const float (&exact)[kRowTiles][2], float (&factor)[kRowTiles][2],
+                        Origins&& origins) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -88,13 +106,33 @@ struct Softmax {
 #pragma unroll
         for (int n = 0; n < kKeyTiles; ++n)
           greatest = fmaxf(greatest, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-        const float needed = quad_max(greatest) * scale + Half<Element>::kHeadroom;
-        const float raised = quad_max(exact[m][half]) >= kLimit ? needed : reference[m][half];
-        factor[m][half] = exp2f(reference[m][half] - raised);
+        greatest = quad_max(greatest);
+        const float needed = greatest * scale + Half<Element>::kHeadroom;
+        const bool outgrown = quad_max(exact[m][half]) >= kLimit;
+        float raised = outgrown ? needed : reference[m][half];
+        float step = reference[m][half] - raised;
+        if (outgrown && (fabsf(needed) >= kFarFrom || reference[m][half] == kFar)) {
+          step = raise_far<Element>(m, half, greatest, origins);
+          raised = reference[m][half];
+        }
+        factor[m][half] = exp2f(step);
         reference[m][half] = raised;
         sums[m][2 * half] *= factor[m][half];
         sums[m][2 * half + 1] *= factor[m][half];
       }
+  }
+
+  // The reference of a far row as any other's, in the fp32 precision that it has; log2.
+  template <class Origins>
+  __device__ float level(int m, int half, const Origins& origins) const {
+    return log2_sum_of(m, half, 0, origins);
+  }
+
+  // The LSE of a row, in log2 units, from the logarithm of its sum.
+  template <class Origins>
+  __device__ float log2_sum_of(int m, int half, float log2_sum, const Origins& origins) const {
+    const Base from = base(m, half, origins);
+    return fmaf(from.origin, scale, from.reference + log2_sum);
   }
 
   // Adds up P. A rounded block is summed by the tensor core, as a product with a matrix whose first
@@ -119,6 +157,45 @@ struct Softmax {
   }
 
  private:
+  // exponent(row tile, half) is what makes exponents of that row's scores.
+  template <class Element, int kKeyTiles, class Exponent>
+  __device__ static void exponentiate_by(const float (&s)[kRowTiles][kKeyTiles][4],
+                                         uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
+                                         float (&exact)[kRowTiles][2], const Exponent& exponent) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto of = exponent(m, half);
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; ++n) {
+          const float low = exp2f(of(s[m][n][2 * half])), high = exp2f(of(s[m][n][2 * half + 1]));
+          exact[m][half] = n == 0 ? low : exact[m][half] + low;
+          exact[m][half] += high;
+          p[m][n / 2][n % 2 * 2 + half] = Half<Element>::pack(low, high);
+        }
+      }
+  }
+
+  template <class Origins>
+  __device__ Base base(int m, int half, const Origins& origins) const {
+    const bool far = reference[m][half] == kFar;
+    return {far ? origins(m, half) : 0.f, far ? 0.f : reference[m][half]};
+  }
+
+  // A row that becomes far, is so already, or has been so below an ordinary score. Returns the
+  // logarithm of its factor.
+  template <class Element, class Origins>
+  __device__ float raise_far(int m, int half, float greatest, Origins&& origins) {
+    const Base from = base(m, half, origins);
+    if (reference[m][half] == kFar) greatest = fmaxf(greatest, from.origin);
+    const float needed = greatest * scale + Half<Element>::kHeadroom;
+    const bool far = fabsf(needed) >= kFarFrom;
+    if (far) origins(m, half) = greatest;
+    reference[m][half] = far ? kFar : needed;
+    return fmaf(from.origin - (far ? greatest : 0.f), scale, from.reference - (far ? 0.f : needed));
+  }
+
   template <class Element>
   __device__ static void add_unpacked(float (&sums)[4], const uint32_t (&p)[4]) {
 #pragma unroll

@@ -98,8 +98,8 @@ class KeyStream {
         first_fresh_(fresh_keys ? sequence.cached : sequence.keys),
         ring_(ring),
         slot_bytes_(slot_bytes) {
-    page_ = page_of(block_);
-    next_page_ = page_of(block_ + T::kGroups);
+    place_ = place_of(block_);
+    next_place_ = place_of(block_ + T::kGroups);
   }
 
   // Starts the copies into the next slot: of keys and values in turn. Without a block left, the
@@ -121,14 +121,14 @@ class KeyStream {
   static constexpr int kLater = 32;
 
   // The entry of the table, asked for long before it is needed.
-  __device__ int page_of(int block) const {
-    return block < end_ ? pages_.of(block * kBlockKeys) : -1;
+  __device__ Place place_of(int block) const {
+    return block < end_ ? pages_.of(block * kBlockKeys) : Place{-1, 0};
   }
 
   // Rows of the block that hold visible keys, and of these the first new one.
   __device__ Range visible() const {
     const int key = block_ * kBlockKeys;
-    if (!pages_.exists(page_)) return {0, 0};
+    if (!pages_.exists(place_.page)) return {0, 0};
     return {max(keys_.begin - key, 0), min(keys_.end - key, kBlockKeys)};
   }
 
@@ -139,7 +139,7 @@ class KeyStream {
     const Range valid = visible();
     const Range fresh_rows{max(first, valid.begin), valid.end};
     const Element* old =
-        row_of<const Element>(cache, pages_.offset(cache, page_, key) + head_k_ * cache.head);
+        row_of<const Element>(cache, pages_.offset(cache, place_) + head_k_ * cache.head);
     f.template start<kMostComps>(to, old, cache.row, comps, cache.comp, valid, fresh_rows);
     if (fresh_rows.begin >= fresh_rows.end) return;
     const Element* young = row_of<const Element>(
@@ -154,14 +154,14 @@ class KeyStream {
   __device__ void issue_keys(char* slot) {
     fill<2>(fill_k_, slot, p_.k_cache, p_.k_new, p_.shape.k_components == 1 ? 1 : 2);
     const uint32_t bit = 1u << block_ / T::kGroups % kLater;
-    found_ = pages_.exists(page_) ? found_ | bit : found_ & ~bit;
+    found_ = pages_.exists(place_.page) ? found_ | bit : found_ & ~bit;
   }
 
   __device__ void issue_values(char* slot) {
     fill<1>(fill_v_, slot, p_.v_cache, p_.v_new, 1);
     block_ += T::kGroups;
-    page_ = next_page_;
-    next_page_ = page_of(block_ + T::kGroups);
+    place_ = next_place_;
+    next_place_ = place_of(block_ + T::kGroups);
   }
 
   const DecodeParams& p_;
@@ -175,7 +175,7 @@ class KeyStream {
   const int first_fresh_;
   char* const ring_;
   const int slot_bytes_;
-  int page_, next_page_;
+  Place place_, next_place_;
   unsigned issued_ = 0, taken_ = 0;  // slots
   uint32_t found_ = 0;
 };
