@@ -69,7 +69,7 @@ def tracked() -> list[Path]:
 
 @pytest.mark.parametrize(
     "number",
-    [r"nvidia-cutlass==\d", r"^\s*(version|project\(\w+ VERSION)[ =]+\"?\d"],
+    [r"nvidia-cutlass==\d", r"^\s*(__version__|version|project\(\w+ VERSION)[ =]+\"?\d+\.\d"],
     ids=["CUTLASS", "the version"],
 )
 def test_a_number_stands_in_one_place(number: str) -> None:
