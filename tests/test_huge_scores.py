@@ -191,7 +191,7 @@ def test_rows_turn_far_between_neighbours(
 
     Values are the larger the less they weigh, so that each third of the keys has its share.
     """
-    p = problem(impl, dtype, sq=4, heads=1, scale=math.log(2))
+    p = problem(impl, dtype, sq=8 if decoding else 40, heads=1, scale=math.log(2))
     sk = p.k.shape[1]
     q, k = torch.zeros_like(p.q), torch.zeros_like(p.k)
     q[..., 0], k[..., 0] = 4096, sign * 4096

@@ -61,12 +61,11 @@ struct MergedSplits {
     cute::SM80_CP_ASYNC_CACHEALWAYS<float2>::copy(from, to);
   }
 
-  // The weight of this lane's split, after the greatest LSE has become the reference. A coarse LSE
-  // far below the greatest has the weight 0 with its rest or without.
+  // The weight of this lane's split, after the greatest LSE has become the reference.
   __device__ float weigh(int comp, float lse, const float* rest) {
     const float highest = fmaxf(reference[comp], max_over<kAtOnce>(lse));
     float exponent = lse - highest;
-    if (fabsf(highest) >= kCoarseFrom && is_coarse(lse)) exponent += *rest;
+    if (is_coarse(lse)) exponent += *rest;
     const float factor = exp2f(reference[comp] - highest), weight = exp2f(exponent);
     reference[comp] = highest;
     total[comp] = fmaf(total[comp], factor, sum_over<kAtOnce>(weight));
