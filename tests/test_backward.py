@@ -182,7 +182,7 @@ def test_finite_differences_in_16_bits(impl: Impl, dtype: torch.dtype, only: str
         return float((out.double() * p.dout).sum() + (lse.double() * p.dlse).sum())
 
     x = getattr(p, only)
-    length = 15 * torch.finfo(dtype).eps if only == "lam" else 0.015
+    length = max(0.015, 15 * torch.finfo(dtype).eps) if only == "lam" else 0.015
     step = length * x.norm() / gradient.norm() * gradient
     up, down = (x + step).to(x.dtype), (x - step).to(x.dtype)
     slope = float((gradient.double() * (up.double() - down.double())).sum())

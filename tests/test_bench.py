@@ -222,5 +222,5 @@ def test_what_is_saved_and_what_decoding_reads(impl: Impl, sim: Simulator) -> No
     step, combine = decode(Step(Shape(32, 64), seqlen=1024, splits=2))
     assert misses(step) == [] and combine.kernel == "combine"
     assert step.figures["copied_ratio"] == pytest.approx(1, abs=1e-3)
-    row = 2 * 2 * (64 + 1) + 1  # of each split and component O and its LSE; and how many splits
+    row = 2 * 2 * (64 + 2) + 1  # of each split and component O, its LSE and sum; how many splits
     assert step.figures["workspace_ratio"] == 4 * row * 4 / (1024 * 128 * 2)
