@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import test_kvcache_device as device
 import torch
 from mutants import finish, options, run, spread
@@ -144,6 +145,10 @@ def check_everything(impl: Impl, group: int) -> None:
                 impl, BF16, interleaved, 48, new, True
             )
         device.test_positions_beyond_the_tables_use_their_last(impl, BF16, interleaved, 70)
+        with pytest.MonkeyPatch.context() as patch:
+            device.test_queries_alone_beyond_the_tables_use_their_last(
+                impl, BF16, interleaved, patch
+            )
     device.test_pages_that_do_not_exist_are_masked(impl, BF16, 10**6, 3)
     device.test_pages_that_do_not_exist_are_masked(impl, BF16, -1, 1)
     device.test_tokens_without_a_slot_are_dropped(impl, BF16, "paged16", 10)
