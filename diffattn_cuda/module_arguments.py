@@ -14,13 +14,19 @@ def head_dim(embed_dim: int, parts: int, name: str) -> int:
     return embed_dim // parts
 
 
-def check_rel_pos(rel_pos: tuple[Tensor, Tensor], head_dim: int, seqlen: int) -> None:
+def check_rel_pos(
+    rel_pos: tuple[Tensor, Tensor], head_dim: int, seqlen: int, device: torch.device
+) -> None:
     pair = isinstance(rel_pos, tuple | list) and len(rel_pos) == 2
     if not pair or not all(isinstance(table, Tensor) for table in rel_pos):
         raise TypeError(f"rel_pos is {type(rel_pos).__name__}, expected two tensors, (cos, sin)")
     cos, sin = rel_pos
-    arguments.require_dense("rel_pos[0]", cos)
-    arguments.require_dense("rel_pos[1]", sin)
+    for name, table in (("rel_pos[0]", cos), ("rel_pos[1]", sin)):
+        arguments.require_dense(name, table)
+        if not table.is_floating_point():
+            raise TypeError(f"{name} has dtype {table.dtype}, accepted: floating point")
+        if table.device != device:
+            raise ValueError(f"{name} is on device {table.device}, x is on {device}")
     if cos.dim() != 2 or cos.shape != sin.shape or not 0 < cos.shape[1] <= head_dim // 2:
         raise ValueError(
             f"rel_pos has shapes {tuple(cos.shape)} and {tuple(sin.shape)}; both must be "
@@ -30,11 +36,13 @@ def check_rel_pos(rel_pos: tuple[Tensor, Tensor], head_dim: int, seqlen: int) ->
         raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
 
 
-def check_cache(k: Tensor, v: Tensor, head_dim: int, value_dim: int) -> None:
-    for name, t, width in (("cache.k", k, head_dim), ("cache.v", v, value_dim)):
+def check_cache(k: Tensor, v: Tensor, heads: tuple[int, int], widths: tuple[int, int]) -> None:
+    for name, t, count, width in zip(("cache.k", "cache.v"), (k, v), heads, widths, strict=True):
         arguments.require_dense(name, t)
-        if not t.dim() or t.shape[-1] != width:
-            raise ValueError(f"{name} has shape {tuple(t.shape)}, expected (.., {width})")
+        if t.dim() < 4 or t.shape[-1] != width or t.shape[2:].numel() != count * width:
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, expected (batch, capacity, {count}, {width})"
+            )
     # These forbid to advance the cache's seqlens, and would say so once the keys are written.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise NotImplementedError(

@@ -182,11 +182,14 @@ class _DiffAttnBase(nn.Module):
             )
         self._check_dtype(x)
         if rel_pos is not None:
-            module_arguments.check_rel_pos(rel_pos, self.head_dim, 0 if cache else x.shape[1])
+            seqlen = 0 if cache else x.shape[1]
+            module_arguments.check_rel_pos(rel_pos, self.head_dim, seqlen, x.device)
         if cache is not None and not self.causal:
             raise ValueError("cache was given to a module with causal=False; decoding is causal")
         if cache is not None:
-            module_arguments.check_cache(cache.k, cache.v, self.head_dim, self.value_dim)
+            heads = self.num_kv_heads * self.key_components, self.num_kv_heads
+            widths = self.head_dim, self.value_dim
+            module_arguments.check_cache(cache.k, cache.v, heads, widths)
 
     def _check_dtype(self, x: Tensor) -> None:
         linear = self.q_proj

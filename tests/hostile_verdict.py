@@ -23,10 +23,13 @@ NAMELESS = [
     r"[Ii]nference tensor",  # and so is autograd of these, by torch
 ]
 MEMORY = r"bad_alloc|can't allocate memory|bytes of working memory|Storage size calculation"
-# Torch's, of a kind of tensor that raw ops do not have; of nested ones the second.
-DISPATCHER = r"Could not run 'diffattn::|^diffattn\.\w+\.default$"
+# Torch's, of a kind of tensor that raw ops do not have; of nested ones the rest.
+DISPATCHER = r"Could not run 'diffattn::|^diffattn\.\w+\.default$|NestedTensorImpl doesn't support"
 # Modules leave the types of their constructors' numbers to Python, as torch.nn does.
-PYTHON = r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
+PYTHON = (
+    r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
+    r"|iteration over a 0-d"
+)
 
 
 @dataclass
@@ -260,7 +263,7 @@ def _of_rounded_pairs(call: Call, a: Arguments, dtype: torch.dtype) -> Tensor:
         return torch.zeros(())
     size = {n: a[n].abs() for n in ("v", "v_cache") if a.get(n) is not None}
     lam = a["lam"]
-    size["lam"] = -lam.abs() if isinstance(lam, Tensor) else -abs(lam)
+    size["lam"] = -lam.abs() if isinstance(lam, Tensor) else -abs(float(lam))
     return torch.finfo(dtype).eps * _plain_out(call, a | size)
 
 

@@ -314,6 +314,8 @@ WRONG_TABLES: dict[str, tuple[Any, str]] = {
     "of rank 3": ((torch.ones(1, 8, 8), torch.ones(1, 8, 8)), r"rel_pos has shapes \(1, 8, 8\)"),
     "of no columns": ((torch.ones(8, 0), torch.ones(8, 0)), r"rel_pos has shapes \(8, 0\)"),
     "sparse": ((torch.ones(8, 8).to_sparse(), torch.ones(8, 8)), r"rel_pos\[0\] is a .*sparse"),
+    "complex": ((torch.ones(8, 8).cfloat(), torch.ones(8, 8)), "rel_pos.0. has dtype .*complex64"),
+    "elsewhere": ((torch.ones(8, 8), torch.ones(8, 8).to("meta")), "rel_pos.1. is on device meta"),
     "cos alone": ((torch.ones(8, 8),), "rel_pos is tuple"),
     "one tensor": (torch.ones(2, 8, 8), "rel_pos is Tensor"),
     "no tensors": ((1.0, 0.0), "rel_pos is tuple"),
@@ -355,6 +357,10 @@ def test_wrong_caches(version: int) -> None:
         cache = module.make_cache(2, 8)
         setattr(cache, name, getattr(cache, name)[..., :4])
         with torch.no_grad(), pytest.raises(ValueError, match=rf"cache\.{name} has shape .* 4\)"):
+            module(x, cache=cache)
+        whole = getattr(module.make_cache(2, 8), name)
+        setattr(cache, name, torch.cat([whole, whole], 2))
+        with torch.no_grad(), pytest.raises(ValueError, match=rf"cache\.{name} has shape"):
             module(x, cache=cache)
         setattr(cache, name, torch.zeros(2, 8).to_sparse())
         with torch.no_grad(), pytest.raises(TypeError, match=rf"cache\.{name} is a .*sparse"):
