@@ -24,19 +24,17 @@ _NUMBERS = (float, *_INTEGERS, torch.SymFloat)
 
 
 def check_tensors(q: Tensor, **others: Any) -> None:
-    """Kinds and devices; None passes, and so do numbers for the arguments that may be one.
+    """Kinds, devices, memory; None passes, and so do numbers for the arguments that may be one.
 
     Asked first: meta tensors would take the call to the fake kernels, which check nothing, and the
     dispatcher's own message for sparse or quantized tensors names no argument.
     """
-    require_tensor("q", q)
-    _check_kind("q", q)
+    require_dense("q", q)
     device = q.device
     for name, t in others.items():
         if t is None or (name in ("lam", "cache_seqlens") and not isinstance(t, Tensor)):
             continue
-        require_tensor(name, t)
-        _check_kind(name, t)
+        require_dense(name, t)
         if t.device != device:
             raise ValueError(
                 f"{name} is on device {t.device}, q is on {device}: all must be on one device"
@@ -48,10 +46,14 @@ def require_tensor(name: str, t: object) -> None:
         raise TypeError(f"{name} is {type(t).__name__}, expected a tensor")
 
 
-def _check_kind(name: str, t: Tensor) -> None:
+def require_dense(name: str, t: Tensor) -> None:
+    """A tensor of numbers in memory, one behind another."""
+    require_tensor(name, t)
     if t.layout != torch.strided or t.is_nested or t.is_quantized:
         kind = "nested" if t.is_nested else "quantized" if t.is_quantized else str(t.layout)
         raise TypeError(f"{name} is a {kind} tensor, accepted: dense (strided) tensors")
+    if not torch.compiler.is_compiling():
+        ops.check_storage(name, t)
 
 
 def query_heads(q: Tensor, name: str, dims: int) -> Tensor:
@@ -212,8 +214,8 @@ def seqlens_of(cache_seqlens: object, q: Tensor) -> Tensor | None:
     if isinstance(cache_seqlens, Tensor):
         raise ValueError(f"cache_seqlens has shape (), accepted: {accepted}")
     number = integer("cache_seqlens", cache_seqlens, accepted)
-    if number >= 2**31:
-        raise ValueError(f"cache_seqlens is {number}, more than any cache holds")
+    if not -(2**31) <= number < 2**31:
+        raise ValueError(f"cache_seqlens is {number}, accepted: 0 to what the cache holds")
     return torch.full((q.shape[0],), number, dtype=torch.int32, device=q.device)
 
 

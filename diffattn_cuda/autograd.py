@@ -20,6 +20,7 @@ from torch.autograd.function import _SingleLevelFunction
 from . import ops
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+_OF_DECODE = ("q", "k_cache", "v_cache", "lam", "k", "v", "rotary_cos", "rotary_sin", "norm_weight")
 _OPS = {op: getattr(torch.ops.diffattn, op).default for op in ("fwd", "bwd", "decode")}
 
 
@@ -95,10 +96,13 @@ def _decode(keyset: Any, *args: Any) -> Any:
 
 def _check_decode(args: tuple[Any, ...]) -> None:
     _, k_cache, v_cache, _, k, *_ = args
-    if _has_gradient((*args[:8], args[12])):
+    tensors = (*args[:8], args[12])
+    if _has_gradient(tensors):
+        named = zip(_OF_DECODE, tensors, strict=True)
+        which = ", ".join(name for name, t in named if t is not None and t.requires_grad)
         raise RuntimeError(
-            "diff_flash_attn_with_kvcache has no gradient, but an argument requires one: call it "
-            "under torch.no_grad(), or use diff_flash_attn_func for training"
+            f"diff_flash_attn_with_kvcache has no gradient, but one is required of {which}: call "
+            "it under torch.no_grad(), or use diff_flash_attn_func for training"
         )
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache.is_neg() or cache.is_conj():

@@ -86,11 +86,12 @@ def diff_flash_attn_func(
     """
     arguments.check_tensors(q, k=k, v=v, lam=lam, norm_weight=norm_weight)
     q, k = arguments.query_heads(q, "q", 5), arguments.key_heads(k, v, "k", "v", 4)
+    return_lse = arguments.flag("return_lse", return_lse)
     out, lse = _attend(
         q, k, v, lam, None, None, 0, 0, softmax_scale, causal, window_size, norm_weight, norm_eps,
         out_scale, deterministic,
     )  # fmt: skip
-    return (out, lse) if arguments.flag("return_lse", return_lse) else out
+    return (out, lse) if return_lse else out
 
 
 def diff_flash_attn_varlen_func(
@@ -152,11 +153,12 @@ def diff_flash_attn_varlen_func(
     q, k = arguments.query_heads(q, "q", 4), arguments.key_heads(k, v, "k", "v", 3)
     max_seqlen_q = arguments.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = arguments.integer("max_seqlen_k", max_seqlen_k)
+    return_lse = arguments.flag("return_lse", return_lse)
     out, lse = _attend(
         q, k, v, lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
         causal, window_size, norm_weight, norm_eps, out_scale, deterministic,
     )  # fmt: skip
-    return (out, lse) if arguments.flag("return_lse", return_lse) else out
+    return (out, lse) if return_lse else out
 
 
 def diff_flash_attn_with_kvcache(
@@ -246,6 +248,7 @@ def diff_flash_attn_with_kvcache(
         norm_weight, norm_eps, out_scale, q, v_cache
     )
     left, right = arguments.window_of(window_size, causal)
+    return_lse = arguments.flag("return_lse", return_lse)  # before the caches are written
     out, lse = autograd.decode(
         q, k_cache, v_cache, arguments.expand_lambda(lam, q), k, v, rotary_cos, rotary_sin,
         arguments.seqlens_of(cache_seqlens, q), cache_batch_idx, cache_leftpad, block_table,
@@ -253,7 +256,7 @@ def diff_flash_attn_with_kvcache(
         arguments.flag("rotary_interleaved", rotary_interleaved), norm_eps, out_scale,
         arguments.integer("num_splits", num_splits),
     )  # fmt: skip
-    return (out, lse) if arguments.flag("return_lse", return_lse) else out
+    return (out, lse) if return_lse else out
 
 
 def _attend(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments, functional, reference
+from . import arguments, functional, module_arguments, reference
 
 _IMPLEMENTATIONS = {"fused": functional, "eager": reference}
 
@@ -25,7 +25,10 @@ def lambda_init_fn(depth: int) -> float:
         >>> [round(lambda_init_fn(depth), 3) for depth in (0, 6, 27)]
         [0.2, 0.701, 0.8]
     """
-    return 0.8 - 0.6 * math.exp(-0.3 * depth)
+    try:
+        return 0.8 - 0.6 * math.exp(-0.3 * depth)
+    except OverflowError:
+        raise ValueError(f"depth is {depth}, accepted: the index of a layer, from 0") from None
 
 
 def rotary_tables(
@@ -172,20 +175,27 @@ class _DiffAttnBase(nn.Module):
     def _check_forward(
         self, x: Tensor, rel_pos: tuple[Tensor, Tensor] | None, cache: KVCache | None
     ) -> None:
-        arguments.require_tensor("x", x)
+        arguments.require_dense("x", x)
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {self.embed_dim})"
             )
         self._check_dtype(x)
         if rel_pos is not None:
-            _check_rel_pos(rel_pos, self.head_dim, 0 if cache else x.shape[1])
+            seqlen = 0 if cache else x.shape[1]
+            module_arguments.check_rel_pos(rel_pos, self.head_dim, seqlen, x.device)
         if cache is not None and not self.causal:
             raise ValueError("cache was given to a module with causal=False; decoding is causal")
+        if cache is not None:
+            heads = self.num_kv_heads * self.key_components, self.num_kv_heads
+            widths = self.head_dim, self.value_dim
+            module_arguments.check_cache(cache.k, cache.v, heads, widths)
 
     def _check_dtype(self, x: Tensor) -> None:
         linear = self.q_proj
         own = type(linear) is nn.Linear  # what replaced it, to quantize say, may cast
+        if own and x.is_meta and not linear.weight.is_meta:
+            raise ValueError(f"x is on device meta, the parameters are on {linear.weight.device}")
         if x.is_floating_point() and (not own or x.dtype == linear.weight.dtype):
             return
         if not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
@@ -261,7 +271,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        head_dim = _head_dim(embed_dim, 2 * num_heads, "2·num_heads")
+        head_dim = module_arguments.head_dim(embed_dim, 2 * num_heads, "2·num_heads")
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 2,
             causal, window_size, implementation, device, dtype,
@@ -360,7 +370,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         if head_dim is None:
-            head_dim = _head_dim(embed_dim, num_heads, "num_heads")
+            head_dim = module_arguments.head_dim(embed_dim, num_heads, "num_heads")
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 1,
             causal, window_size, implementation, device, dtype,
@@ -378,23 +388,3 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         logit = self.lambda_proj(x)
         lam = torch.sigmoid(logit.to(torch.promote_types(logit.dtype, torch.float32)))
         return self._attend(x, lam, rel_pos, cache)
-
-
-def _head_dim(embed_dim: int, parts: int, name: str) -> int:
-    if parts < 1 or embed_dim % parts:
-        raise ValueError(f"embed_dim is {embed_dim}; it must be a multiple of {name} = {parts}")
-    return embed_dim // parts
-
-
-def _check_rel_pos(rel_pos: tuple[Tensor, Tensor], head_dim: int, seqlen: int) -> None:
-    pair = isinstance(rel_pos, tuple | list) and len(rel_pos) == 2
-    if not pair or not all(isinstance(table, Tensor) for table in rel_pos):
-        raise TypeError(f"rel_pos is {type(rel_pos).__name__}, expected two tensors, (cos, sin)")
-    cos, sin = rel_pos
-    if cos.dim() != 2 or cos.shape != sin.shape or cos.shape[1] > head_dim // 2:
-        raise ValueError(
-            f"rel_pos has shapes {tuple(cos.shape)} and {tuple(sin.shape)}; both must be "
-            f"(positions, rotary_dim/2), rotary_dim at most the head dim, {head_dim}"
-        )
-    if cos.shape[0] < seqlen:
-        raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")

@@ -38,6 +38,24 @@ def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
     return (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
 
 
+def check_storage(name: str, t: Tensor) -> None:
+    """That memory is there: FSDP frees it between uses, and torch crashes where it reads it then.
+
+    The bindings ask the same of what reaches them; this is for what is cast or viewed before.
+    """
+    if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return  # of a compiler, say: it has no memory
+    try:
+        if t.data_ptr() or not t.numel() or t.untyped_storage().nbytes():
+            return
+    except RuntimeError:
+        return  # torch.func's wrappers have no storage
+    raise RuntimeError(
+        f"{name} has a storage of 0 bytes, its shape {tuple(t.shape)} needs more: the storage was "
+        "freed"
+    )
+
+
 def _on_one_device(q: Tensor, *others: Any) -> None:
     """A single meta tensor takes a call of real ones here, where nothing would be computed."""
     for t in others:
@@ -126,7 +144,7 @@ torch.library.register_vmap("diffattn::bwd", _each_gradient)
 torch.library.register_vmap("diffattn::decode", _refuse_vmap)
 
 
-def _register_autocast(op: str, device: str, cast_arguments: tuple[int, ...]) -> None:
+def _register_autocast(op: str, device: str, cast_arguments: dict[int, str]) -> None:
     """Casts q, k, v as autocast casts a matmul's inputs; λ and the norm weight keep their digits.
 
     torch.library.register_autocast would cast λ too.
@@ -136,16 +154,21 @@ def _register_autocast(op: str, device: str, cast_arguments: tuple[int, ...]) ->
 
     def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device.lower())
-        cast = [_cast(arg, dtype) if i in cast_arguments else arg for i, arg in enumerate(args)]
+        cast = [*args]
+        for i, name in cast_arguments.items():
+            cast[i] = _cast(name, args[i], dtype)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return overload(*cast)
 
     library.impl(op, autocast, f"Autocast{device}")
 
 
-def _cast(arg: Any, dtype: torch.dtype) -> Any:
+def _cast(name: str, arg: Any, dtype: torch.dtype) -> Any:
     eligible = isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
-    return arg.to(dtype) if eligible else arg
+    if not eligible or arg.dtype == dtype:
+        return arg
+    check_storage(name, arg)
+    return arg.to(dtype)
 
 
 def _load_cuda() -> str:
@@ -177,5 +200,7 @@ if _missing:
     _refuse_cuda("decode", _missing)
 
 for _device in ("CPU", "CUDA"):
-    _register_autocast("fwd", _device, (0, 1, 2))
-    _register_autocast("decode", _device, (0, 4, 5, 6, 7))
+    _register_autocast("fwd", _device, {0: "q", 1: "k", 2: "v"})
+    _register_autocast(
+        "decode", _device, {0: "q", 4: "k", 5: "v", 6: "rotary_cos", 7: "rotary_sin"}
+    )

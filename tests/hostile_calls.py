@@ -116,7 +116,7 @@ def _options(call: Call, s: Sizes) -> Arguments:
     """What all three functions take by the same names."""
     rng = call.rng
     options: Arguments = {
-        "softmax_scale": rng.choice([None, None, 0.3, -0.1, 0.0]),
+        "softmax_scale": rng.choice([None, None, 0.3, -0.1]),
         "causal": rng.random() < 0.4,
         "window_size": rng.choice([(-1, -1), (-1, -1), (3, 0), (0, 5), (-1, 2)]),
         "norm_weight": None,

@@ -189,7 +189,7 @@ def _module(call: Call, implementation: str) -> Function:
         torch.manual_seed(0)
         attention = MODULES[call.target](**args, implementation=implementation, device="cpu")
         if implementation == "eager":
-            attention = attention.double()
+            _to_double(attention)
         rel_pos = None if inputs["cos"] is None else (inputs["cos"], inputs["sin"])
         cache = None
         if inputs["k_cache"] is not None:
@@ -201,6 +201,13 @@ def _module(call: Call, implementation: str) -> Function:
             return attention(x, rel_pos, cache)
 
     return run
+
+
+def _to_double(module: torch.nn.Module) -> None:
+    """As module.double(), whose writes to .data a transform of torch.func forbids."""
+    for part in module.modules():
+        for name, own in part.named_parameters(recurse=False):
+            setattr(part, name, torch.nn.Parameter(own.detach().double()))
 
 
 def _raw_fwd(**a: Any) -> Any:

@@ -22,10 +22,14 @@ NAMELESS = [
     r"vmap|double backward|forward-mode|functorch|torch\.func",  # a transform is refused
     r"[Ii]nference tensor",  # and so is autograd of these, by torch
 ]
-MEMORY = r"bad_alloc|can't allocate memory|bytes of working memory"
-DISPATCHER = r"Could not run 'diffattn::"  # torch's, of a kind of tensor that raw ops do not have
+MEMORY = r"bad_alloc|can't allocate memory|bytes of working memory|Storage size calculation"
+# Torch's, of a kind of tensor that raw ops do not have; of nested ones the rest.
+DISPATCHER = r"Could not run 'diffattn::|^diffattn\.\w+\.default$|NestedTensorImpl doesn't support"
 # Modules leave the types of their constructors' numbers to Python, as torch.nn does.
-PYTHON = r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
+PYTHON = (
+    r"unsupported operand|not supported between|must be tuple of ints|can't multiply sequence"
+    r"|iteration over a 0-d"
+)
 
 
 @dataclass
@@ -95,7 +99,7 @@ def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
         return Verdict("error of no use", detail)
     names = [*call.args, "page_size", "rotary_dim"]
     if call.target in MODULES:
-        names += ["rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin", *CACHES]
+        names += ["x", "rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin", *CACHES]
     named = any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
     return Verdict("refused" if named else "named no argument", detail)
 
@@ -232,24 +236,43 @@ def _bound(call: Call, name: str, want: Tensor, given: Arguments) -> Tensor:
         relative += 4 * torch.finfo(given["q"].dtype).eps * score
     most = torch.finfo(torch.float64 if double else torch.float32).max / 16
     total = _largest(values)
-    if score > most or (a.get("norm_eps") is not None and total * total > most):
-        return torch.full_like(want, math.inf)  # nor do sums and squares fit
+    factor = abs(a.get("out_scale", 1.0))
+    if a.get("norm_weight") is not None:
+        factor *= _largest([a["norm_weight"]])
+    normed = a.get("norm_eps") is not None
+    if score > most or (normed and max(total * total, factor) > most):
+        return torch.full_like(want, math.inf)  # nor do sums, squares and products fit
     if name == "lse":
         return relative + 1e-7 + want.abs().nan_to_num(posinf=0.0) * 8 * unit
     lam = a["lam"] if isinstance(a["lam"], Tensor) else torch.tensor(float(a["lam"]))
     total *= 1 + _largest([lam])
     rounding = want.abs() * 4 * torch.finfo(given["q"].dtype).eps + 1e-7
-    out_scale = abs(a.get("out_scale", 1.0))
-    if a.get("norm_eps") is None:
-        return rounding + min(2.0, relative) * total * out_scale
-    plain = hostile_run.expected(
-        call, a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
-    )["out"]
-    assert plain is not None
+    pairs = _of_rounded_pairs(call, a, given["q"].dtype)
+    if not normed:
+        return rounding + (min(2.0, relative) * total + pairs) * factor
+    plain = _plain_out(call, a)
     rms = (plain.square().mean(-1, keepdim=True) + a["norm_eps"]).sqrt()
-    weight = 1.0 if a.get("norm_weight") is None else _largest([a["norm_weight"]])
     amplified = (relative * total / rms).nan_to_num(2.0).clamp(max=2.0)
-    return rounding + amplified * math.sqrt(want.shape[-1]) * weight * out_scale
+    turned = (pairs + plain.abs() * pairs.square().mean(-1, keepdim=True).sqrt() / rms) / rms
+    return rounding + (amplified * math.sqrt(want.shape[-1]) + turned) * factor
+
+
+def _of_rounded_pairs(call: Call, a: Arguments, dtype: torch.dtype) -> Tensor:
+    """Where bf16 is multiplied as such, P1 − λ·P2 of each key is rounded to it once."""
+    if dtype != torch.bfloat16:
+        return torch.zeros(())
+    size = {n: a[n].abs() for n in ("v", "v_cache") if a.get(n) is not None}
+    lam = a["lam"]
+    size["lam"] = -lam.abs() if isinstance(lam, Tensor) else -abs(float(lam))
+    return torch.finfo(dtype).eps * _plain_out(call, a | size)
+
+
+def _plain_out(call: Call, a: Arguments) -> Tensor:
+    """Neither normalized nor scaled."""
+    plain = {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
+    out = hostile_run.expected(call, a | plain)["out"]
+    assert out is not None
+    return out
 
 
 def _lengths(x: Tensor) -> Tensor:

@@ -180,6 +180,13 @@ SHAPES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
     "heads of the cache overlap": (
         "plain", lambda a: {"k_cache": a["k_cache"].as_strided((2, 64, 2, 32), (4096, 64, 16, 1))},
         ["k_cache", "strides", "share"]),
+    "cache of another head dim": (
+        "plain", lambda a: {"k_cache": a["k_cache"][..., :24].clone()}, ["k_cache has headdim 24"]),
+    "v cache of another head dim": (
+        "plain", lambda a: {"v_cache": a["v_cache"][..., :24].clone()}, ["v_cache has headdim 24"]),
+    "more new keys than slots": (
+        "plain", lambda a: {n: a[n].repeat_interleave(40, 1) for n in ("k", "v")},
+        ["k has 80 rows, the cache holds 64"]),
     "cache of another batch": (
         "plain", lambda a: {"k_cache": a["k_cache"][:1], "v_cache": a["v_cache"][:1]},
         ["1", "2", "cache_batch_idx"]),
@@ -269,7 +276,7 @@ def _refused(
 def test_requires_grad(impl: Impl, name: str) -> None:
     _, arguments = legal_call(impl, "plain")
     arguments[name] = arguments[name].clone().requires_grad_()
-    with refuses("no_grad"):
+    with refuses("no_grad", f"of {name}:"):
         impl.kvcache(**arguments)
     with torch.no_grad():
         out = impl.kvcache(**arguments)
@@ -278,5 +285,5 @@ def test_requires_grad(impl: Impl, name: str) -> None:
 
 def test_lambda_that_requires_grad(impl: Impl) -> None:
     _, arguments = legal_call(impl, "plain")
-    with refuses("no_grad"):
+    with refuses("no_grad", "of lam:"):
         impl.kvcache(**arguments | {"lam": torch.tensor(0.5, requires_grad=True)})

@@ -47,7 +47,9 @@ WRONG: list[tuple[str, str, object, str]] = [
     ("kv", "cache_seqlens", 3.0, "an int"),
     ("kv", "cache_seqlens", [9, 9], r"int32 tensor \(batch,\) = \(2,\)"),
     ("kv", "cache_seqlens", torch.tensor(9, dtype=torch.int32), r"int32 tensor \(batch,\)"),
-    ("kv", "cache_seqlens", 2**31, "more than any cache"),
+    ("kv", "cache_seqlens", 2**31, "accepted: 0 to what the cache holds"),
+    ("kv", "cache_seqlens", -(2**40), "accepted: 0 to what the cache holds"),
+    ("kv", "cache_seqlens", 2**64, "64 bits"),
     ("kv", "num_splits", 1.0, "an integer"),
     ("kv", "num_splits", False, "an integer"),
     ("kv", "num_splits", 2**63, "64 bits"),
@@ -144,6 +146,38 @@ def test_kind_of_tensor(impl: Impl, function: str, name: str, kind: str) -> None
     value = UNUSUAL[kind](torch.ones(2, 9, 2, 32))
     with pytest.raises(TypeError, match=rf"{name} is a .* tensor, accepted: dense"):
         call(**arguments | {name: value})
+
+
+FREED = [*TENSORS, ("kv", "lam"), ("kv", "norm_weight"), ("kv", "rotary_sin")]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("function, name", FREED)
+def test_freed_storage(impl: Impl, function: str, name: str, autocast: bool) -> None:
+    """Before it is viewed, which torch words in its own way, or cast, which is a crash."""
+    call, arguments = legal(impl, function)
+    value = arguments.get(name)
+    value = value.clone() if isinstance(value, Tensor) else torch.ones(4, dtype=torch.float16)
+    value.untyped_storage().resize_(0)
+    with (
+        torch.autocast(impl.device.type, torch.bfloat16, enabled=autocast),
+        pytest.raises(RuntimeError, match=rf"^{name} has a storage of 0 bytes.*freed"),
+    ):
+        call(**arguments | {name: value.to(impl.device)})
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_freed_storage_that_autocast_would_read(impl: Impl, name: str) -> None:
+    q, k = (torch.ones(1, 3, 1, 2, 16, device=impl.device) for _ in range(2))
+    given = {"q": q, "k": k, "v": q[..., 0, :].clone()}
+    given[name].untyped_storage().resize_(0)
+    lam = torch.ones(1, 3, 1, device=impl.device)
+    options = (None, None, None, 0, 0, 0.2, -1, -1, None, 1.0, False, False)
+    with (
+        torch.autocast(impl.device.type, torch.bfloat16),
+        pytest.raises(RuntimeError, match=rf"^{name} has a storage of 0 bytes.*freed"),
+    ):
+        torch.ops.diffattn.fwd(*given.values(), lam, *options)
 
 
 @pytest.mark.parametrize("name", ["k_cache", "v_cache"])

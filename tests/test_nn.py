@@ -312,6 +312,10 @@ WRONG_TABLES: dict[str, tuple[Any, str]] = {
         r"rel_pos has shapes \(8, 8\) and \(8, 4\)",
     ),
     "of rank 3": ((torch.ones(1, 8, 8), torch.ones(1, 8, 8)), r"rel_pos has shapes \(1, 8, 8\)"),
+    "of no columns": ((torch.ones(8, 0), torch.ones(8, 0)), r"rel_pos has shapes \(8, 0\)"),
+    "sparse": ((torch.ones(8, 8).to_sparse(), torch.ones(8, 8)), r"rel_pos\[0\] is a .*sparse"),
+    "complex": ((torch.ones(8, 8).cfloat(), torch.ones(8, 8)), "rel_pos.0. has dtype .*complex64"),
+    "elsewhere": ((torch.ones(8, 8), torch.ones(8, 8).to("meta")), "rel_pos.1. is on device meta"),
     "cos alone": ((torch.ones(8, 8),), "rel_pos is tuple"),
     "one tensor": (torch.ones(2, 8, 8), "rel_pos is Tensor"),
     "no tensors": ((1.0, 0.0), "rel_pos is tuple"),
@@ -327,6 +331,56 @@ def test_wrong_tables(name: str, cached: bool) -> None:
     with torch.no_grad(), pytest.raises((ValueError, TypeError), match=message):
         module(torch.zeros(2, 5, EMBED, dtype=F64), rel_pos, cache)
     assert cache is None or cache.seqlens.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_tensors_that_hold_nothing(version: int) -> None:
+    """Freed, sparse, without memory: refused by name, where torch crashes or names none of ours."""
+    module, x = make(version), torch.zeros(2, 5, EMBED, dtype=F64)
+    freed = torch.zeros(8, 8)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"rel_pos\[1\] has a storage of 0 bytes"):
+        module(x, (torch.ones(8, 8), freed))
+    with pytest.raises(TypeError, match="x is a torch.sparse_coo tensor"):
+        module(x.to_sparse())
+    with pytest.raises(ValueError, match="x is on device meta, the parameters are on cpu"):
+        module(x.to("meta"))
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="x has a storage of 0 bytes"):
+        module(x)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_wrong_caches(version: int) -> None:
+    module, x = make(version), torch.zeros(2, 5, EMBED, dtype=F64)
+    for name in ("k", "v"):
+        cache = module.make_cache(2, 8)
+        setattr(cache, name, getattr(cache, name)[..., :4])
+        with torch.no_grad(), pytest.raises(ValueError, match=rf"cache\.{name} has shape .* 4\)"):
+            module(x, cache=cache)
+        setattr(cache, name, getattr(module.make_cache(2, 8), name).repeat(1, 1, 2, 1))
+        with torch.no_grad(), pytest.raises(ValueError, match=rf"cache\.{name} has shape"):
+            module(x, cache=cache)
+        setattr(cache, name, torch.zeros(2, 8).to_sparse())
+        with torch.no_grad(), pytest.raises(TypeError, match=rf"cache\.{name} is a .*sparse"):
+            module(x, cache=cache)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_append_under_a_transform(version: int) -> None:
+    """It was made, and then the cache's seqlens could not be advanced."""
+    module, x = make(version), torch.zeros(2, 5, EMBED, dtype=F64)
+    cache = module.make_cache(2, 8)
+    with torch.no_grad(), pytest.raises(NotImplementedError, match="cache .* torch.func"):
+        torch.func.vjp(lambda x: module(x, cache=cache), x)
+    assert not cache.k.any()
+
+
+def test_numbers_of_a_module() -> None:
+    with pytest.raises(ValueError, match="depth is -2147483648"):
+        MultiheadDiffAttn(EMBED, -(2**31), HEADS)
+    with pytest.raises(TypeError, match="embed_dim is 'x'"):
+        MultiheadDiffAttnV2("x", HEADS)  # type: ignore[arg-type]
 
 
 def test_head_dim_of_v2_may_differ_from_embed_dim_over_heads() -> None:

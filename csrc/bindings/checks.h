@@ -133,24 +133,25 @@ inline View statistics_view(const Tensor& t, bool packed, bool components) {
 }
 
 // Head counts and dims of q (.., nheads, 2, d), k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv);
-// seqlens and batch are the caller's.
-inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v) {
+// seqlens and batch are the caller's. k_name and v_name: what the caller knows k and v by.
+inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const char* k_name = "k",
+                      const char* v_name = "v") {
   const int64_t at = q.dim() - 3, d = q.size(at + 2), nheads = q.size(at);
   const int64_t nheads_k = k.size(k.dim() - 3), comps = k.size(k.dim() - 2);
   const int64_t dv = v.size(v.dim() - 1);
   check(q.size(at + 1) == 2, "q has shape ", shape_of(q), ", expected (.., nheads, 2, headdim)");
-  check(comps == 1 || comps == 2, "k has shape ", shape_of(k),
+  check(comps == 1 || comps == 2, k_name, " has shape ", shape_of(k),
         ", expected (.., nheads_k, 1 or 2, headdim)");
   check(d >= 8 && d <= 128 && d % 8 == 0, "q has headdim ", d,
         ", accepted: every multiple of 8 from 8 to 128");
-  check(k.size(k.dim() - 1) == d, "k has headdim ", k.size(k.dim() - 1), ", q has ", d,
+  check(k.size(k.dim() - 1) == d, k_name, " has headdim ", k.size(k.dim() - 1), ", q has ", d,
         ": they must be equal");
-  check(dv == d || dv == 2 * d, "v has headdim ", dv, ", accepted for q's headdim ", d, ": ", d,
-        " or ", 2 * d);
-  check(v.size(v.dim() - 2) == nheads_k, "v has ", v.size(v.dim() - 2), " heads, k has ", nheads_k,
-        " (pairs): they must be equal");
-  check(nheads > 0 && nheads_k > 0 && nheads % nheads_k == 0, "q has ", nheads,
-        " heads (pairs), k has ", nheads_k, ": nheads must be a positive multiple of nheads_k");
+  check(dv == d || dv == 2 * d, v_name, " has headdim ", dv, ", accepted for q's headdim ", d, ": ",
+        d, " or ", 2 * d);
+  check(v.size(v.dim() - 2) == nheads_k, v_name, " has ", v.size(v.dim() - 2), " heads, ", k_name,
+        " has ", nheads_k, " (pairs): they must be equal");
+  check(nheads > 0 && nheads_k > 0 && nheads % nheads_k == 0, "q has ", nheads, " heads (pairs), ",
+        k_name, " has ", nheads_k, ": nheads must be a positive multiple of nheads_k");
   Shape s{};
   s.nheads = nheads;
   s.nheads_k = nheads_k;

@@ -30,7 +30,7 @@ struct KvCache {
           "headdim)");
     check(v_cache.dim() == 4, "v_cache has shape ", shape_of(v_cache),
           ", expected (batch_cache or num_blocks, seqlen_cache or page_size, nheads_k, headdim_v)");
-    shape = heads_of(q, k_cache, v_cache);
+    shape = heads_of(q, k_cache, v_cache, "k_cache", "v_cache");
     shape.batch = q.size(0);
     shape.seqlen_q = q.size(1);
     check_caches(pages);
@@ -129,6 +129,8 @@ struct KvCache {
                 {shape.batch, k->size(1), shape.nheads_k, shape.k_components, shape.headdim});
     check_shape("v", *v, "(batch, seqlen_new, nheads_k, headdim_v)",
                 {shape.batch, k->size(1), shape.nheads_k, shape.headdim_v});
+    check(k->size(1) <= shape.seqlen_k, "k has ", k->size(1), " rows, the cache holds ",
+          shape.seqlen_k);
     if (k->numel() == 0) return;
     check_apart("k_cache", k_cache);
     check_apart("v_cache", v_cache);

@@ -1,0 +1,50 @@
+"""What the modules of `nn` demand of their arguments, besides what the functions demand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import arguments
+
+
+def head_dim(embed_dim: int, parts: int, name: str) -> int:
+    if parts < 1 or arguments.integer("embed_dim", embed_dim) % parts:
+        raise ValueError(f"embed_dim is {embed_dim}; it must be a multiple of {name} = {parts}")
+    return embed_dim // parts
+
+
+def check_rel_pos(
+    rel_pos: tuple[Tensor, Tensor], head_dim: int, seqlen: int, device: torch.device
+) -> None:
+    pair = isinstance(rel_pos, tuple | list) and len(rel_pos) == 2
+    if not pair or not all(isinstance(table, Tensor) for table in rel_pos):
+        raise TypeError(f"rel_pos is {type(rel_pos).__name__}, expected two tensors, (cos, sin)")
+    cos, sin = rel_pos
+    for name, table in (("rel_pos[0]", cos), ("rel_pos[1]", sin)):
+        arguments.require_dense(name, table)
+        if not table.is_floating_point():
+            raise TypeError(f"{name} has dtype {table.dtype}, accepted: floating point")
+        if table.device != device:
+            raise ValueError(f"{name} is on device {table.device}, x is on {device}")
+    if cos.dim() != 2 or cos.shape != sin.shape or not 0 < cos.shape[1] <= head_dim // 2:
+        raise ValueError(
+            f"rel_pos has shapes {tuple(cos.shape)} and {tuple(sin.shape)}; both must be "
+            f"(positions, rotary_dim/2), rotary_dim at most the head dim, {head_dim}"
+        )
+    if cos.shape[0] < seqlen:
+        raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
+
+
+def check_cache(k: Tensor, v: Tensor, heads: tuple[int, int], widths: tuple[int, int]) -> None:
+    for name, t, count, width in zip(("cache.k", "cache.v"), (k, v), heads, widths, strict=True):
+        arguments.require_dense(name, t)
+        if t.dim() < 4 or t.shape[-1] != width or t.shape[2:].numel() != count * width:
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, expected (batch, capacity, {count}, {width})"
+            )
+    # These forbid to advance the cache's seqlens, and would say so once the keys are written.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "cache cannot be appended to under a transform of torch.func (grad, jvp, vmap ..)"
+        )
