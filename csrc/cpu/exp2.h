@@ -3,6 +3,8 @@
 // smallest normal number become 0; NaN stays NaN. For x up to 127; a score never exceeds its maximum,
 // so callers have x <= 0.
 #pragma once
+#include <type_traits>
+
 #include "simd.h"
 
 namespace diffattn::cpu {
@@ -52,7 +54,8 @@ inline typename Simd<C>::V exp2(typename Simd<C>::V x) {
   using S = Simd<C>;
   using V = typename S::V;
   using E = Exp2<C>;
-  typedef typename E::Int I __attribute__((vector_size(kVectorBytes)));
+  // Unsigned, because the difference below wraps where x is far under kLowest.
+  typedef std::make_unsigned_t<typename E::Int> I __attribute__((vector_size(kVectorBytes)));
   const V rounded = x + E::kRound;
   const V f = x - (rounded - E::kRound);
   constexpr int degree = sizeof(E::c) / sizeof(C) - 1;
