@@ -183,7 +183,7 @@ def window_of(window_size: Window, causal: bool) -> tuple[int, int]:
             f"window_size is {window_size!r}, accepted on each side: a number of keys, or -1 for "
             "unbounded"
         )
-    return -1 if left > UNBOUNDED else left, 0 if causal else -1 if right > UNBOUNDED else right
+    return -1 if left >= UNBOUNDED else left, 0 if causal else -1 if right >= UNBOUNDED else right
 
 
 def flag(name: str, value: object) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import UNBOUNDED
+
 Lambda = float | Tensor
 Window = tuple[int, int]
 
@@ -162,7 +164,7 @@ def diff_flash_attn_with_kvcache(
         if k is not None and v is not None:
             k_new, appended = k[i : i + 1], range(seqlen, seqlen + k.shape[1])
             if rotary_cos is not None and rotary_sin is not None:
-                ordered = causal or tuple(window_size) != (-1, -1)
+                ordered = causal or any(0 <= side < UNBOUNDED for side in window_size)
                 places = [seqlen + t if ordered else seqlen for t in range(seqlen_q)]
                 q_i = apply_rotary(q_i, rotary_cos[places], rotary_sin[places], rotary_interleaved)
                 k_new = apply_rotary(

@@ -197,6 +197,21 @@ def test_negative_view_of_an_input(impl: Impl, name: str) -> None:
     assert torch.equal(call(**arguments | {name: lazy}), call(**arguments))
 
 
+@pytest.mark.parametrize("far", [2**62, sys.maxsize, 2**64])
+def test_rows_share_a_position_in_a_window_without_bounds(impl: Impl, far: int) -> None:
+    """Rotary tells rows apart only where a mask does, here and in the reference."""
+    dtype = impl.dtypes[-1]
+    q, k, v = (torch.randn(1, 5, 2, 16, dtype=dtype, device=impl.device) for _ in range(3))
+    angles = torch.rand(9, 8, device=impl.device)
+    arguments = (0.5, k[:, :1], v[:, :1, :1], angles.cos().to(dtype), angles.sin().to(dtype), 4)
+    for function in (impl.kvcache, reference.diff_flash_attn_with_kvcache):
+        near, wide = (
+            function(q, k.clone(), v[:, :, :1].clone(), *arguments, window_size=window)
+            for window in ((-1, -1), (-1, far))
+        )
+        assert torch.equal(near, wide)
+
+
 FAR = [sys.maxsize, sys.maxsize - 1, 2**62, 2**62 + 1, 2**63, 2**64 + 1, 10**30]
 
 
