@@ -108,7 +108,12 @@ def expand_lambda(lam: Lambda, q: Tensor) -> Tensor:
         # A sum with a tensor keeps a number dynamic; torch.full would make it a constant of the
         # graph, and see `static_number`.
         return (torch.zeros((), dtype=dtype, device=q.device) + number).expand(per_token)
-    return torch.full((), number, dtype=dtype, device=q.device).expand(per_token)
+    try:
+        return torch.full((), number, dtype=dtype, device=q.device).expand(per_token)
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ValueError(f"lam is {lam!r}, accepted: what {dtype} can hold") from None
 
 
 def epilogue(

@@ -197,6 +197,12 @@ def test_negative_view_of_an_input(impl: Impl, name: str) -> None:
     assert torch.equal(call(**arguments | {name: lazy}), call(**arguments))
 
 
+def test_a_lambda_beyond_fp32(impl: Impl) -> None:
+    p = make_problem(Case(sq=3, sk=4, dtype=impl.dtypes[0]), impl.device)
+    with pytest.raises(ValueError, match=r"lam is 1e\+308, accepted: what torch.float32 can hold"):
+        impl.func(flat(p.q), flat(p.k), p.v, 1e308)
+
+
 @pytest.mark.parametrize("far", [2**62, sys.maxsize, 2**64])
 def test_rows_share_a_position_in_a_window_without_bounds(impl: Impl, far: int) -> None:
     """Rotary tells rows apart only where a mask does, here and in the reference."""
