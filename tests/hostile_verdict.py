@@ -193,7 +193,7 @@ def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arg
     if not call.tame or not want.isfinite().all():
         return ""
     if name == "dlam" and coarse and given.get("norm_eps") is not None:
-        return ""  # the norm makes dO orthogonal to O: λ's gradient is what is left of that, rounded
+        return ""  # dO is orthogonal to O: λ's gradient is what rounding leaves of that
     error = (got.double() - want).norm().item()
     bound = (0.1 if coarse else 1e-3) * want.norm().item() + (1e-2 if coarse else 1e-4)
     return "" if error <= bound else f"{name} is off by {error:.3g}, accepted {bound:.3g}"
