@@ -142,8 +142,8 @@ inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const c
   check(q.size(at + 1) == 2, "q has shape ", shape_of(q), ", expected (.., nheads, 2, headdim)");
   check(comps == 1 || comps == 2, k_name, " has shape ", shape_of(k),
         ", expected (.., nheads_k, 1 or 2, headdim)");
-  check(d >= 8 && d <= 128 && d % 8 == 0, "q has headdim ", d,
-        ", accepted: every multiple of 8 from 8 to 128");
+  check(d >= 8 && d <= kMostHeaddim && d % 8 == 0, "q has headdim ", d,
+        ", accepted: every multiple of 8 from 8 to ", kMostHeaddim);
   check(k.size(k.dim() - 1) == d, k_name, " has headdim ", k.size(k.dim() - 1), ", q has ", d,
         ": they must be equal");
   check(dv == d || dv == 2 * d, v_name, " has headdim ", dv, ", accepted for q's headdim ", d, ": ",

@@ -1,0 +1,71 @@
+// Chooses an architecture's kernels for each call, by the device and the shape. DIFFATTN_CUDA_KERNELS asks
+// for one by name.
+#include "../environment.h"
+#include "common/limits.h"
+#include "kernels.h"
+
+namespace diffattn::cuda {
+namespace {
+
+const Kernels* const kBestFirst[] = {&kSm80};
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "device");
+  return value;
+}
+
+// Of the current device: 10·major + minor.
+int capability() {
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  return 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+         attribute(cudaDevAttrComputeCapabilityMinor, device);
+}
+
+std::string in_words(int capability) {
+  return std::to_string(capability / 10) + "." + std::to_string(capability % 10);
+}
+
+[[noreturn]] void refuse(const std::string& asked, int found, const std::string& accepted) {
+  if (accepted.empty())
+    throw std::runtime_error("diffattn: this GPU has compute capability " + in_words(found) +
+                             ", the kernels need 8.0 or later");
+  throw std::runtime_error("DIFFATTN_CUDA_KERNELS is " + asked +
+                           ", accepted for this call on this GPU: " + accepted);
+}
+
+// The first architecture that runs on the device, has the entry point and takes the shape.
+template <class Entry, class Params>
+Entry choose(Entry Kernels::* entry, const Params& p) {
+  check_shape(p.dtype, p.shape);
+  const std::string asked = environment("DIFFATTN_CUDA_KERNELS");
+  const int found = capability();
+  std::string accepted;
+  for (const Kernels* k : kBestFirst) {
+    if (!k->runs_on(found) || !(k->*entry) || !k->takes(p.shape)) continue;
+    if (asked.empty() || asked == k->name) return k->*entry;
+    accepted += accepted.empty() ? k->name : std::string(", ") + k->name;
+  }
+  refuse(asked, found, accepted);
+}
+
+}  // namespace
+
+void fwd(const FwdParams& p, void* stream) {
+  choose(&Kernels::fwd, p)(p, static_cast<cudaStream_t>(stream));
+}
+
+int64_t bwd_workspace(const BwdParams& p) { return choose(&Kernels::bwd_workspace, p)(p); }
+
+void bwd(const BwdParams& p, void* workspace, void* stream) {
+  choose(&Kernels::bwd, p)(p, workspace, static_cast<cudaStream_t>(stream));
+}
+
+int64_t decode_workspace(const DecodeParams& p) { return choose(&Kernels::decode_workspace, p)(p); }
+
+void decode(const DecodeParams& p, void* workspace, void* stream) {
+  choose(&Kernels::decode, p)(p, workspace, static_cast<cudaStream_t>(stream));
+}
+
+}  // namespace diffattn::cuda

@@ -1,0 +1,40 @@
+// How a step of decoding is spread over CTAs, and what they leave for one another.
+#pragma once
+#include <cutlass/fast_math.h>
+
+#include "../../../diffattn.h"
+
+namespace diffattn::cuda::sm80 {
+
+// A number that the device divides by: a division takes an eighth of the instructions if the host has
+// prepared it, and those before the first load are time that nothing hides.
+using Divisor = cutlass::FastDivmod;
+
+// How a step of decoding is spread over CTAs, from shapes alone. Query rows are those of a KV head:
+// row m is row m / group of query head m % group of the group.
+struct DecodePlan {
+  Divisor group;       // query heads of a KV head
+  int rows;            // query rows of a CTA: kFewRows or kManyRows
+  Divisor row_blocks;  // CTAs that have query rows of one KV head
+  Divisor splits;      // most parts that the keys of a sequence are cut into
+  int least_blocks;    // of kBlockKeys keys in a part
+  bool append_first;   // by a kernel of its own, else by the CTAs that read the cache
+  Divisor seqlen_q, nheads, nheads_k;  // of the shape
+  Divisor page;                        // keys; without pages as many as a cache may hold
+  // What splits leave to the combine kernel; absent with one split.
+  float* out = nullptr;   // [batch, head, row, split, comp, dv]   normalised
+  float* lse = nullptr;   // [batch, head, row, split, comp]       log2
+  float* rest = nullptr;  // [batch, head, row, split, comp]       what a coarse lse lost
+  int* counts = nullptr;  // [batch, head, row]                    splits that have keys
+};
+
+constexpr int kFewRows = 8, kManyRows = 32;
+
+// From here on the LSE of a split is *coarse*: as an fp32 number it has lost more of the logarithm of
+// the sum (2^-14) than its weight among the splits can spare. What it has lost is stored beside it.
+constexpr float kCoarseFrom = 1 << 10;
+__device__ inline bool is_coarse(float lse) {
+  return fabsf(lse) >= kCoarseFrom && fabsf(lse) < INFINITY;
+}
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,57 @@
+// Which keys the query rows of a CTA see, and how these are cut into splits.
+#pragma once
+#include "cache.cuh"
+#include "plan.h"
+
+namespace diffattn::cuda::sm80 {
+
+// The query rows of a KV head that a CTA has, packed: rows of a sequence, each with all its heads.
+struct PackedRows {
+  const Divisor& group;  // query heads of the KV head
+  int count;             // all rows there are
+  int begin, end;        // of this CTA
+
+  __device__ PackedRows(const DecodePlan& plan, int block)
+      : group(plan.group),
+        count(group.divisor * plan.seqlen_q.divisor),
+        begin(block * plan.rows),
+        end(min(begin + plan.rows, count)) {}
+
+  // Of the sequence.
+  __device__ int row_of(int m) const { return group.div(m); }
+  __device__ int head_of(int m, int head_k) const { return head_k * group.divisor + group.rem(m); }
+};
+
+struct Range {
+  int begin, end;
+};
+
+// Blocks of keys that some row of a CTA sees, in parts as equal as whole blocks allow. They depend on
+// the sequence and the plan only, so that the batch around it changes no bit of a result.
+class Splits {
+ public:
+  __device__ Splits(const DecodePlan& plan, const Sight& sight, const PackedRows& rows)
+      : keys_{sight.begin(rows.row_of(rows.begin)), sight.end(rows.row_of(rows.end - 1))} {
+    begin_ = keys_.begin / kBlockKeys;
+    end_ = (keys_.end + kBlockKeys - 1) / kBlockKeys;
+    if (keys_.end <= keys_.begin) end_ = begin_;
+    const Divisor& most = plan.splits;
+    each_ = max(most.div(end_ - begin_ + most.divisor - 1), plan.least_blocks);
+  }
+
+  // The splits from here on have no keys.
+  __device__ int count() const {
+    return int(unsigned(end_ - begin_ + each_ - 1) / unsigned(each_));
+  }
+  __device__ Range blocks(int split) const {
+    const int begin = begin_ + split * each_;
+    return {min(begin, end_), min(begin + each_, end_)};
+  }
+  __device__ const Range& keys() const { return keys_; }
+
+ private:
+  Range keys_;
+  int begin_, end_, each_;
+};
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,118 @@
+// The forward kernel's tiles: how large they are, where they lie, how they are filled.
+#pragma once
+#include "../shared/mma.cuh"
+#include "../shared/problem.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+template <class Element_, int kHeadDim_, int kHeadDimV_>
+struct FwdTraits {
+  using Element = Element_;
+  static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
+  static constexpr int kPairs = 4, kThreads = 64 * kPairs;
+  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows a pair
+  static constexpr int kRows = kPairs * kRowTiles * 16;
+  static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // a step: copied together
+  static constexpr int kPartKeys = 32;                    // whose softmax is computed together
+  // Whether a pair leaves out parts that none of its rows sees; at 128 no register is left to know it.
+  static constexpr bool kSkips = kHeadDim < 128;
+  static constexpr int kHalfV = kHeadDimV / 2;  // columns a warp
+
+  // Both components of a row lie side by side.
+  using QTile = Tile<kRows, 2 * kHeadDim>;
+  using KTile = Tile<kKeys, 2 * kHeadDim>;
+  using VTile = Tile<kKeys, kHeadDimV>;
+  using OTile = Tile<kRowTiles * 16, kHalfV>;  // one warp's
+
+  // Shared memory: two stages of keys and values, then what pairs hand over: P, and behind it row
+  // statistics, and what each lane keeps of its far rows. Q arrives in the place of the second stage,
+  // and of what follows, and leaves it for registers. Outputs take the place of all that lies before
+  // the statistics.
+  static constexpr int kStageBytes = KTile::kBytes + VTile::kBytes;
+  static constexpr int kPBytes = kRowTiles * (kPartKeys / 16) * 32 * 16;  // one warp's
+  static constexpr int kStatistics = 2 * kStageBytes + 2 * kPairs * kPBytes;
+  static constexpr int kStatisticsBytes = kRowTiles * 16 * 4;  // one warp's
+  static constexpr int kOrigins = kStatistics + 2 * kPairs * kStatisticsBytes;
+  static constexpr int kSmemBytes = kOrigins + kThreads * kRowTiles * 2 * 4;
+  static_assert(kStageBytes + QTile::kBytes <= kSmemBytes);
+  static_assert(2 * kPairs * OTile::kBytes <= kStatistics);
+  static_assert(kSmemBytes <= 99 * 1024, "what every device from sm_80 on has");
+
+  // The tensor core sums some of the blocks of 16 x 16 of P (Softmax::add), evenly spread: as many as
+  // a fiftieth of its other work pays for.
+  static constexpr int kBlocks = kRowTiles * kKeys / 16;  // a step
+  static constexpr int kProducts = kBlocks * (kHeadDim + kHeadDimV) / 8, kSummed = kProducts / 50;
+  __device__ static constexpr bool tensor_core_sums(int row_tile, int key_block) {
+    return (row_tile * kKeys / 16 + key_block) * kSummed % kBlocks < kSummed;
+  }
+
+  // DIFF V2, where V is as wide as Q, has one K for both components.
+  __device__ static bool shares_k(int64_t comp_stride) {
+    return kHeadDimV == kHeadDim && comp_stride == 0;
+  }
+};
+
+template <class T>
+__device__ const typename T::Element* at(const View& v, int64_t offset) {
+  return static_cast<const typename T::Element*>(v.data) + offset;
+}
+
+// Starts the copies of both components of a CTA's queries.
+template <class T>
+__device__ void fill_queries(const FwdParams& p, const Sequence& sequence, int head, int cta_row,
+                             char* tile) {
+  const int64_t offset = sequence.q_offset(p.q) + head * p.q.head + cta_row * p.q.row;
+  const TileFill<typename T::QTile, T::kHeadDim, T::kThreads> fill(
+      at<T>(p.q, offset), p.q.row, sequence.seqlen_q, int(p.shape.headdim), threadIdx.x);
+  fill.start(tile, cta_row);
+  fill.start(tile + T::QTile::offset(0, T::kHeadDim), cta_row, p.q.comp * 2);
+  cute::cp_async_fence();
+}
+
+// The keys and values of a head, step after step.
+template <class T>
+class KeyValueFill {
+ public:
+  __device__ KeyValueFill(const FwdParams& p, const Sequence& sequence, int head, int first_key)
+      : comp_bytes_(p.k.comp * 2),
+        k_(at<T>(p.k, offset(p, p.k, sequence, head, first_key)), p.k.row, sequence.seqlen_k,
+           int(p.shape.headdim), threadIdx.x),
+        v_(at<T>(p.v, offset(p, p.v, sequence, head, first_key)), p.v.row, sequence.seqlen_k,
+           int(p.shape.headdim_v), threadIdx.x) {}
+
+  // Starts the copies of the next step, whose first key is first_key.
+  __device__ void start(char* stage, int first_key) {
+    k_.start(stage, first_key);
+    if (!T::shares_k(comp_bytes_))
+      k_.start(stage + T::KTile::offset(0, T::kHeadDim), first_key, comp_bytes_);
+    v_.start(stage + T::KTile::kBytes, first_key);
+    k_.advance();
+    v_.advance();
+    cute::cp_async_fence();
+  }
+
+ private:
+  __device__ static int64_t offset(const FwdParams& p, const View& v, const Sequence& sequence,
+                                   int head, int first_key) {
+    const int head_k = head / int(p.shape.nheads / p.shape.nheads_k);
+    return sequence.k_offset(v) + head_k * v.head + first_key * v.row;
+  }
+
+  int64_t comp_bytes_;
+  TileFill<typename T::KTile, T::kHeadDim, T::kThreads> k_;
+  TileFill<typename T::VTile, T::kHeadDimV, T::kThreads> v_;
+};
+
+// Q of one component, for the whole pass.
+template <class T>
+__device__ void load_queries(uint32_t (&q)[T::kRowTiles][T::kHeadDim / 16][4], const char* tile,
+                             int lane) {
+#pragma unroll
+  for (int m = 0; m < T::kRowTiles; ++m)
+#pragma unroll
+    for (int depth = 0; depth < T::kHeadDim / 16; ++depth)
+      load_matrices(q[m][depth], tile + rows_first<typename T::QTile>(lane) +
+                                     T::QTile::offset(16 * m, 16 * depth));
+}
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,23 @@
+// Head dims over 96, up to 128.
+#include "../decode/kernel.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+template void launch_decode<__half, 128, 128, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                        cudaStream_t);
+template void launch_decode<__half, 128, 128, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                         cudaStream_t);
+template void launch_decode<__half, 128, 256, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                        cudaStream_t);
+template void launch_decode<__half, 128, 256, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                         cudaStream_t);
+template void launch_decode<__nv_bfloat16, 128, 128, kFewRows>(const DecodeParams&,
+                                                               const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 128, 128, kManyRows>(const DecodeParams&,
+                                                                const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 128, 256, kFewRows>(const DecodeParams&,
+                                                               const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 128, 256, kManyRows>(const DecodeParams&,
+                                                                const DecodePlan&, cudaStream_t);
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,23 @@
+// Head dims up to 32.
+#include "../decode/kernel.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+template void launch_decode<__half, 32, 32, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                      cudaStream_t);
+template void launch_decode<__half, 32, 32, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                       cudaStream_t);
+template void launch_decode<__half, 32, 64, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                      cudaStream_t);
+template void launch_decode<__half, 32, 64, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                       cudaStream_t);
+template void launch_decode<__nv_bfloat16, 32, 32, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                             cudaStream_t);
+template void launch_decode<__nv_bfloat16, 32, 32, kManyRows>(const DecodeParams&,
+                                                              const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 32, 64, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                             cudaStream_t);
+template void launch_decode<__nv_bfloat16, 32, 64, kManyRows>(const DecodeParams&,
+                                                              const DecodePlan&, cudaStream_t);
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,23 @@
+// Head dims over 32, up to 64.
+#include "../decode/kernel.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+template void launch_decode<__half, 64, 64, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                      cudaStream_t);
+template void launch_decode<__half, 64, 64, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                       cudaStream_t);
+template void launch_decode<__half, 64, 128, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                       cudaStream_t);
+template void launch_decode<__half, 64, 128, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                        cudaStream_t);
+template void launch_decode<__nv_bfloat16, 64, 64, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                             cudaStream_t);
+template void launch_decode<__nv_bfloat16, 64, 64, kManyRows>(const DecodeParams&,
+                                                              const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 64, 128, kFewRows>(const DecodeParams&,
+                                                              const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 64, 128, kManyRows>(const DecodeParams&,
+                                                               const DecodePlan&, cudaStream_t);
+
+}  // namespace diffattn::cuda::sm80

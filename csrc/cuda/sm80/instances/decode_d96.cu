@@ -1,0 +1,23 @@
+// Head dims over 64, up to 96.
+#include "../decode/kernel.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+template void launch_decode<__half, 96, 96, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                      cudaStream_t);
+template void launch_decode<__half, 96, 96, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                       cudaStream_t);
+template void launch_decode<__half, 96, 192, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                       cudaStream_t);
+template void launch_decode<__half, 96, 192, kManyRows>(const DecodeParams&, const DecodePlan&,
+                                                        cudaStream_t);
+template void launch_decode<__nv_bfloat16, 96, 96, kFewRows>(const DecodeParams&, const DecodePlan&,
+                                                             cudaStream_t);
+template void launch_decode<__nv_bfloat16, 96, 96, kManyRows>(const DecodeParams&,
+                                                              const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 96, 192, kFewRows>(const DecodeParams&,
+                                                              const DecodePlan&, cudaStream_t);
+template void launch_decode<__nv_bfloat16, 96, 192, kManyRows>(const DecodeParams&,
+                                                               const DecodePlan&, cudaStream_t);
+
+}  // namespace diffattn::cuda::sm80

@@ -1,0 +1,22 @@
+// What the kernels for sm_80 offer: every shape, on every later device too, by PTX where no machine code
+// of its own is there.
+#include "../kernels.h"
+
+#include "bwd/bwd.h"
+#include "decode/decode.h"
+#include "fwd/fwd.h"
+
+namespace diffattn::cuda {
+
+const Kernels kSm80 = {
+    "sm80",
+    [](int capability) { return capability >= 80; },
+    [](const Shape&) { return true; },
+    sm80::fwd,
+    sm80::bwd_workspace,
+    sm80::bwd,
+    sm80::decode_workspace,
+    sm80::decode,
+};
+
+}  // namespace diffattn::cuda
