@@ -14,7 +14,28 @@ enum class DType { f16, bf16, f32, f64 };
 // broadcast, or that the tensor does not have, has stride 0. data == nullptr: the tensor is absent.
 struct View {
   void* data = nullptr;
-  int64_t batch = 0, row = 0, head = 0, comp = 0;
+  int64_t batch = 0, row = 0, head = 0;
+};
+
+// A head has two softmax maps, the signal's and the noise's, which is subtracted. What each map has of its
+// own are two views with the same strides; they are equal where both maps share a tensor (K of DIFF V2).
+constexpr int kSignal = 0, kNoise = 1;
+
+struct Map {
+  View q;    // [batch, row, head, d]
+  View k;    // [batch, row, head_k, d]
+  View lse;  // [batch, head, row]
+};
+
+struct MapGradients {
+  View dq, dk;  // as q, k
+  View dlse;    // [batch, head, row]   absent: zero
+};
+
+struct CachedMap {
+  View q, lse;   // as in Map
+  View k_cache;  // [batch or block, row, head_k, d]
+  View k_new;    // [batch, row, head_k, d]   absent: nothing to append
 };
 
 struct Shape {
@@ -22,12 +43,12 @@ struct Shape {
   int64_t seqlen_q, seqlen_k;  // with cu_seqlens: the longest sequence; at most 2^40
   int64_t nheads, nheads_k;
   int64_t headdim, headdim_v;
-  int64_t k_components;  // 2, or 1 where both components share K (DIFF V2)
+  int64_t k_components;  // 2, or 1 where both maps share K (DIFF V2)
 };
 
-// Key j is visible to row i iff i + sk - sq - left <= j <= i + sk - sq + right; negative: unbounded. At
+// Which keys a row sees: key j is visible to row i iff i + sk - sq - left <= j <= i + sk - sq + right; negative: unbounded. At
 // most 2^41, as sizes are added to them.
-struct Window {
+struct Mask {
   int64_t left, right;
 };
 
@@ -50,17 +71,16 @@ struct Varlen {
 struct FwdParams {
   DType dtype;
   Shape shape;
-  View q;     // [batch, row, head, comp, d]
-  View k;     // [batch, row, head_k, comp, d]   comp stride 0 where they share K
-  View v;     // [batch, row, head_k, dv]
-  View lam;   // [batch, row, head]
-  View out;   // [batch, row, head, dv]
-  View lse;   // [comp, batch, head, row]
-  View o;     // [batch, row, head, dv]   the output before the norm, for backward; absent otherwise
-  View o2;    // [batch, row, head, dv]   O2 + lam·O1, for backward; absent where not needed
-  View rstd;  // [batch, head, row]       absent without a norm
+  Map maps[2];
+  View v;    // [batch, row, head_k, dv]
+  View lam;  // [batch, row, head]
+  View out;  // [batch, row, head, dv]
+  // For backward; absent where it needs them not.
+  View o;             // [batch, row, head, dv]   O1 - lam·O2, where a norm changes the output
+  View o_complement;  // [batch, row, head, dv]   O2 + lam·O1
+  View rstd;          // [batch, head, row]       absent without a norm
   double softmax_scale;
-  Window window;
+  Mask mask;
   Norm norm;
   Varlen varlen;
 };
@@ -68,15 +88,16 @@ struct FwdParams {
 struct BwdParams {
   DType dtype;
   Shape shape;
-  View q, k, v, lam;
-  View o, o2, lse, rstd;  // as forward left them
-  View dout;              // [batch, row, head, dv]
-  View dlse;              // [comp, batch, head, row]   absent: zero
-  View dq, dk, dv;        // as q, k, v
-  View dlam;              // [batch, row, head]
-  void* dnorm_weight;     // [dv] in the compute type
+  Map maps[2];
+  View v, lam;
+  View o, o_complement, rstd;  // as forward left them
+  View dout;                   // [batch, row, head, dv]
+  MapGradients map_grads[2];
+  View dv;             // as v
+  View dlam;           // [batch, row, head]
+  void* dnorm_weight;  // [dv] in the compute type
   double softmax_scale;
-  Window window;
+  Mask mask;
   Norm norm;
   Varlen varlen;
   bool deterministic;  // bitwise the same from run to run; the CPU backend always is
@@ -109,13 +130,14 @@ struct Cache {
 
 struct DecodeParams {
   DType dtype;
-  Shape shape;            // seqlen_k is the cache's capacity
-  View q, lam, out, lse;  // as in FwdParams
-  View k_cache, v_cache;  // [batch or block, row, head_k, (comp,) d or dv]
-  View k_new, v_new;      // [batch, row, head_k, (comp,) d or dv]   absent: nothing to append
+  Shape shape;  // seqlen_k is the cache's capacity
+  CachedMap maps[2];
+  View v_cache;   // [batch or block, row, head_k, dv]
+  View v_new;     // [batch, row, head_k, dv]   absent: nothing to append
+  View lam, out;  // as in FwdParams
   Cache cache;
   double softmax_scale;
-  Window window;
+  Mask mask;
   Norm norm;
   int64_t num_splits;  // 0: the backend chooses; above the number of keys, that number
 };
@@ -152,7 +174,7 @@ namespace cuda {
 void fwd(const FwdParams&, void* stream);
 
 // The bytes of device memory that bwd needs besides its tensors, not initialised; from shapes and
-// totals alone. Bases and strides of dout, o and o2 too are multiples of 16 bytes.
+// totals alone. Bases and strides of dout, o and o_complement too are multiples of 16 bytes.
 int64_t bwd_workspace(const BwdParams&);
 void bwd(const BwdParams&, void* workspace, void* stream);
 

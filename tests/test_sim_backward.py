@@ -115,9 +115,7 @@ def test_huge_strides(
 def launch_into(sim: Simulator, params: Any, outputs: dict[str, Tensor]) -> None:
     """The binding allocates gradients densely, so these are put in behind it."""
     for name, to in outputs.items():
-        view = sim.binding.View()
-        view.data, (view.batch, view.row, view.head) = to.data_ptr(), to.stride()[:3]
-        if to.dim() == 5:
-            view.comp = to.stride(3)
-        setattr(params, name, view)
+        for comp, view in enumerate(params.views(name)):
+            apart = comp * to.stride(3) * to.element_size()  # of the two maps
+            view.data, (view.batch, view.row, view.head) = to.data_ptr() + apart, to.stride()[:3]
     sim.launch_described(params)

@@ -11,7 +11,8 @@ from support.case import Case
 from support.data import Problem, flat, make_problem
 from support.impls import Impl
 from support.sim_build import ptxsim
-from support.sim_memory import described, registered
+from support.sim_memory import described
+from support.sim_regions import registered
 from support.simulator import Simulator
 from torch import Tensor
 
@@ -59,9 +60,8 @@ def test_huge_output(
     huge = sparse_like(expected, dim, HUGE[reach], sim)
 
     def elsewhere(params: Any) -> None:
-        view = sim.binding.View()
+        (view,) = params.views("out")
         view.data, (view.batch, view.row, view.head, _) = huge.data_ptr(), huge.stride()
-        params.out = view
         sim.launch_described(params)
 
     monkeypatch.setattr(sim, "serve", elsewhere)
@@ -106,13 +106,13 @@ def a_head_too_many(params: Any) -> None:
 
 
 def a_wrong_stride(params: Any) -> None:
-    view = params.k
-    view.row += 8
+    for view in params.views("k"):
+        view.row += 8
 
 
 def lse_beside_its_place(params: Any) -> None:
-    view = params.lse
-    view.data += 4
+    for view in params.views("lse"):
+        view.data += 4
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def test_inputs_are_read_only(impl: Impl, sim: Simulator, monkeypatch: pytest.Mo
 
     def into_v(params: Any) -> None:
         with registered(sim.device, described(params)):
-            view = params.out
-            view.data = params.v.data
+            (out,), (v,) = params.views("out"), params.views("v")
+            out.data = v.data
             sim.launch(params)
 
     monkeypatch.setattr(sim, "serve", into_v)
@@ -190,8 +190,8 @@ def test_flat_heads_are_seen_as_they_lie(sim: Simulator) -> None:
     """A description is exact: the bytes of a strided view, no more."""
     p = sim.binding.FwdParams()
     p.shape.batch, p.shape.seqlen_q, p.shape.nheads, p.shape.headdim = 2, 3, 4, 8
-    view = p.q
-    view.data, view.batch, view.row, view.head, view.comp = 4096, 1000, 100, 16, 8
+    for view, data in zip(p.views("q"), (4096, 4096 + 16), strict=True):
+        view.data, view.batch, view.row, view.head = data, 1000, 100, 16
     (q,) = described(p)
     assert q.blocks() == ([3, 2], [200, 2000], 128)
     assert q.end - q.address == 2000 + 2 * 200 + 128

@@ -81,7 +81,7 @@ def test_a_wrong_backward_is_seen(
     """dQ and dK that are a fiftieth too long, of maps that are a little too sharp."""
 
     def scaled(params: Any) -> None:
-        if hasattr(params, "dout"):
+        if isinstance(params, sim.binding.BwdParams):
             params.softmax_scale *= 1.02
         sim.launch_described(params)
 

@@ -68,14 +68,18 @@ class Draw:
         chosen: dict[str, object] = {"causal": self.some(), "window_size": window}
         if self.some():
             chosen["norm_eps"] = 1e-5
-            chosen["norm_weight"] = self.normal(self.dv, dtype=self.compute) if self.some() else None
+            chosen["norm_weight"] = (
+                self.normal(self.dv, dtype=self.compute) if self.some() else None
+            )
         chosen["out_scale"] = self.random.choice([1.0, 0.8])
         chosen["softmax_scale"] = self.random.choice([None, 0.3, -0.2])
         chosen["return_lse"] = True
         return chosen
 
 
-def differentiated(call: Draw, results: tuple[Tensor, Tensor], leaves: list[Tensor]) -> list[Tensor]:
+def differentiated(
+    call: Draw, results: tuple[Tensor, Tensor], leaves: list[Tensor]
+) -> list[Tensor]:
     out, lse = results
     grads = [call.normal(*out.shape), call.normal(*lse.shape, dtype=lse.dtype)]
     with_lse = call.some(0.3)
@@ -86,7 +90,9 @@ def differentiated(call: Draw, results: tuple[Tensor, Tensor], leaves: list[Tens
 def training(call: Draw, *, packed: bool) -> list[Tensor]:
     longest = call.random.choice([1, 17, 64, 130, 200])
     batch = call.random.choice([1, 2])
-    sizes_q = [call.random.randint(0, longest) for _ in range(batch)] if packed else [longest] * batch
+    sizes_q = (
+        [call.random.randint(0, longest) for _ in range(batch)] if packed else [longest] * batch
+    )
     more = call.random.choice([0, 0, 33])
     sizes_k = [n + more for n in sizes_q]
     rows_q = (sum(sizes_q),) if packed else (batch, longest)
@@ -137,7 +143,10 @@ def decoding(call: Draw) -> list[Tensor]:
         options["v"] = call.normal(batch, new, call.nheads_k, call.dv)
         if call.d >= 16 and call.some():
             angles = (capacity, call.random.choice([8, call.d // 16 * 8]))
-            options["rotary_cos"], options["rotary_sin"] = call.normal(*angles), call.normal(*angles)
+            options["rotary_cos"], options["rotary_sin"] = (
+                call.normal(*angles),
+                call.normal(*angles),
+            )
             options["rotary_interleaved"] = call.some()
     q = call.normal(batch, rows, call.nheads, 2, call.d)
     results = diff_flash_attn_with_kvcache(q, *caches, call.lam(batch, rows), **options)

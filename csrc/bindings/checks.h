@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -35,15 +34,6 @@ inline std::string joined(const int64_t* sizes, int64_t n) {
 }
 
 inline std::string shape_of(const Tensor& t) { return joined(t.sizes().data(), t.dim()); }
-
-// meaning: the shape in words, "(batch, seqlen_q, nheads)".
-inline void check_shape(const char* name, const Tensor& t, const char* meaning,
-                        std::initializer_list<int64_t> want) {
-  bool same = t.dim() == int64_t(want.size());
-  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == want.begin()[i];
-  check(same, name, " has shape ", shape_of(t), ", expected ", meaning, " = ",
-        joined(want.begin(), want.size()));
-}
 
 inline void check_dtype(const char* name, const Tensor& t, ScalarType want, const char* why) {
   check(t.scalar_type() == want, name, " has dtype ", t.scalar_type(), ", expected ", want, why);
@@ -108,30 +98,6 @@ inline Tensor with_rows(const Tensor& t) {
   return last_is_contiguous(t) ? t : torch::stable::contiguous(t);
 }
 
-// View of a tensor laid out (batch, row, head, ..., n) or, packed, (row, head, ..., n).
-inline View view_of(const Tensor& t, bool packed) {
-  const int64_t at = packed ? 0 : 1;
-  View v;
-  v.data = t.data_ptr();
-  v.batch = packed ? 0 : stride_of(t, 0);
-  v.row = stride_of(t, at);
-  v.head = stride_of(t, at + 1);
-  v.comp = t.dim() == at + 4 ? stride_of(t, at + 2) : 0;
-  return v;
-}
-
-// View of statistics laid out ([comp,] batch, head, row) or, packed, ([comp,] head, row).
-inline View statistics_view(const Tensor& t, bool packed, bool components) {
-  int64_t at = 0;
-  View v;
-  v.data = t.data_ptr();
-  if (components) v.comp = stride_of(t, at++);
-  if (!packed) v.batch = stride_of(t, at++);
-  v.head = stride_of(t, at);
-  v.row = stride_of(t, at + 1);
-  return v;
-}
-
 // Head counts and dims of q (.., nheads, 2, d), k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv);
 // seqlens and batch are the caller's. k_name and v_name: what the caller knows k and v by.
 inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const char* k_name = "k",
@@ -161,16 +127,6 @@ inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const c
   return s;
 }
 
-inline void check_norm(const OptionalTensor& weight, const std::optional<double>& eps,
-                       const Tensor& q, int64_t dv) {
-  check(!eps || *eps >= 0, "norm_eps is ", eps.value_or(0), ", accepted: None or a number >= 0");
-  if (!weight) return;
-  check(eps.has_value(), "norm_weight was given without norm_eps; give both, or norm_eps alone");
-  check_shape("norm_weight", *weight, "(headdim_v,)", {dv});
-  check_dtype("norm_weight", *weight, compute_type(q), "");
-  check_place("norm_weight", *weight, q);
-}
-
 inline Norm norm_of(const OptionalTensor& weight, const std::optional<double>& eps, double scale) {
   return {weight ? weight->data_ptr() : nullptr, eps.value_or(-1), scale};
 }
@@ -182,19 +138,9 @@ inline const int32_t* int32_data(const OptionalTensor& t) {
 // A window so wide that it hides nothing may be given as any large number. Positions are added to it, so
 // it is made as small as hides nothing: the left side reaches back over all keys, the right side over all
 // rows.
-inline Window window_of(int64_t left, int64_t right, const Shape& s) {
+inline Mask mask_of(int64_t left, int64_t right, const Shape& s) {
   const int64_t all = s.seqlen_q + s.seqlen_k;
   return {left < all ? left : all, right < all ? right : all};
-}
-
-// An int32 vector on q's device.
-inline void check_int32(const char* name, const OptionalTensor& t, const char* meaning, int64_t n,
-                        const Tensor& q) {
-  if (!t) return;
-  check_dtype(name, *t, ScalarType::Int, "");
-  check_place(name, *t, q);
-  check_shape(name, *t, meaning, {n});
-  check(last_is_contiguous(*t), name, " must be contiguous");
 }
 
 }  // namespace diffattn::bindings

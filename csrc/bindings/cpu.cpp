@@ -9,7 +9,8 @@ namespace {
 
 // The arguments with their values checked, and only then what costs a copy. cu_seqlens are copied first: what
 // is checked is what is read, whoever writes to them meanwhile.
-Attention for_kernel(Attention a) {
+Attention for_kernel(const FwdArguments& given) {
+  Attention a(given);
   for (OptionalTensor* t : {&a.cu_seqlens_q, &a.cu_seqlens_k})
     if (*t) *t = torch::stable::clone(**t);
   check_values(a);
@@ -21,60 +22,41 @@ void copy_to_rows(Attention& a) {
   if (a.norm_weight) a.norm_weight = with_rows(*a.norm_weight);
 }
 
-Outputs fwd(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
-            OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
-            int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
-            std::optional<double> norm_eps, double out_scale, bool /*deterministic*/,
-            bool training) {
-  Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                            max_seqlen_k, norm_eps});
+Outputs fwd(const FwdArguments& given, bool training) {
+  Attention a = for_kernel(given);
   copy_to_rows(a);
-  const bool saves = training && norm_eps;  // without a norm this backward needs only the LSE
-  Tensor out = a.new_output(), lse = a.new_statistics(true);
-  Tensor o = saves ? a.new_output() : a.new_absent();
-  Tensor rstd = saves ? a.new_statistics(false) : a.new_absent();
-  FwdParams p{};
-  fill_inputs(p, a, softmax_scale, window_left, window_right, out_scale);
-  p.out = view_of(out, a.packed);
-  p.lse = statistics_view(lse, a.packed, true);
-  if (saves) {
-    p.o = view_of(o, a.packed);
-    p.rstd = statistics_view(rstd, a.packed, false);
-  }
+  const bool saves = training && a.norm_eps;  // without a norm this backward needs only the LSE
+  Tensor out = a.new_of(kOut), lse = a.new_of(kLse);
+  Tensor o = saves ? a.new_of(kO) : a.new_absent();
+  Tensor rstd = saves ? a.new_of(kRstd) : a.new_absent();
+  auto p = params_of<FwdParams>(a);
+  set_views(p, a.packed, {{kOut, out}, {kLse, lse}});
+  if (saves) set_views(p, a.packed, {{kO, o}, {kRstd, rstd}});
   if (!a.empty()) cpu::fwd(p, parallel());
   return {out, lse, o, a.new_absent(), rstd};
 }
 
-Outputs bwd(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tensor lam,
-            OptionalTensor norm_weight, Tensor o, Tensor /*o2*/, Tensor lse, Tensor rstd,
-            OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
-            int64_t max_seqlen_k, double softmax_scale, int64_t window_left, int64_t window_right,
-            std::optional<double> norm_eps, double out_scale, bool /*deterministic*/) {
-  Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-                            max_seqlen_k, norm_eps});
-  check_saved(a, dout, dlse, o, lse, rstd);
+Outputs bwd(const FwdArguments& given, Saved saved) {
+  Attention a = for_kernel(given);
+  check_saved(a, saved);
   copy_to_rows(a);
-  dout = with_rows(dout);
-  Tensor dq = torch::stable::new_empty(q, a.q.sizes());
-  Tensor dk = torch::stable::new_zeros(k, a.k.sizes());
-  Tensor dv = torch::stable::new_zeros(v, a.v.sizes());
-  Tensor dlam = torch::stable::new_empty(lam, lam.sizes());
-  Tensor dweight =
-      norm_weight ? torch::stable::new_zeros(*norm_weight, norm_weight->sizes()) : a.new_absent();
-  BwdParams p{};
-  fill_inputs(p, a, softmax_scale, window_left, window_right, out_scale);
-  p.lse = statistics_view(lse, a.packed, true);
-  p.dout = view_of(dout, a.packed);
-  if (dlse) p.dlse = statistics_view(*dlse, a.packed, true);
-  if (norm_eps) {
-    p.o = view_of(o, a.packed);
-    p.rstd = statistics_view(rstd, a.packed, false);
-  }
-  p.dq = view_of(dq, a.packed);
-  p.dk = view_of(dk, a.packed);
-  p.dv = view_of(dv, a.packed);
-  p.dlam = view_of(dlam, a.packed);
-  p.dnorm_weight = norm_weight ? dweight.data_ptr() : nullptr;
+  saved.dout = with_rows(saved.dout);
+  Tensor dq = a.new_of(kDq), dlam = a.new_of(kDlam);
+  Tensor dk = torch::stable::new_zeros(a.k, a.k.sizes());
+  Tensor dv = torch::stable::new_zeros(a.v, a.v.sizes());
+  Tensor dweight = a.norm_weight ? torch::stable::new_zeros(*a.norm_weight, a.norm_weight->sizes())
+                                 : a.new_absent();
+  auto p = params_of<BwdParams>(a);
+  set_views(p, a.packed,
+            {{kSavedLse, saved.lse},
+             {kDout, saved.dout},
+             {kDq, dq},
+             {kDk, dk},
+             {kDv, dv},
+             {kDlam, dlam}});
+  if (saved.dlse) set_views(p, a.packed, {{kDlse, *saved.dlse}});
+  if (a.norm_eps) set_views(p, a.packed, {{kSavedO, saved.o}, {kSavedRstd, saved.rstd}});
+  p.dnorm_weight = a.norm_weight ? dweight.data_ptr() : nullptr;
   if (!a.empty()) cpu::bwd(p, parallel());
   return {dq, dk, dv, dlam, dweight};
 }
@@ -82,8 +64,8 @@ Outputs bwd(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Tensor v, Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
-  m.impl("fwd", TORCH_BOX(&fwd));
-  m.impl("bwd", TORCH_BOX(&bwd));
+  m.impl("fwd", TORCH_BOX(&fwd_from_schema<fwd>));
+  m.impl("bwd", TORCH_BOX(&bwd_from_schema<bwd>));
 }
 
 }  // namespace diffattn::bindings

@@ -18,7 +18,9 @@ void launch(const FwdParams& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) { m.impl("fwd", TORCH_BOX(&cuda_fwd<launch>)); }
+STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+  m.impl("fwd", TORCH_BOX(&fwd_from_schema<cuda_fwd<launch>>));
+}
 
 }  // namespace diffattn::bindings
 

@@ -34,7 +34,8 @@ inline void check_kernel_dtype(const Tensor& q) {
 }
 
 // The arguments as the kernels need them.
-inline Attention for_kernel(Attention a) {
+inline Attention for_kernel(const FwdArguments& given) {
+  Attention a(given);
   check_kernel_dtype(a.q);
   if (values_are_wanted()) check_values(a);
   if (a.packed) {  // max_seqlen may be generous, the grid follows it
@@ -54,27 +55,18 @@ inline Tensor written(Tensor t, const Attention& a) {
 }
 
 template <Launch launch>
-Outputs cuda_fwd(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
-                 OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
-                 int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
-                 int64_t window_right, std::optional<double> norm_eps, double out_scale,
-                 bool /*deterministic*/, bool training) {
-  const Attention a = for_kernel({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k,
-                                  max_seqlen_q, max_seqlen_k, norm_eps});
-  const bool normed = training && norm_eps;  // without a norm the output is O itself
-  Tensor out = written(a.new_output(), a), lse = written(a.new_statistics(true), a);
-  Tensor o = normed ? written(a.new_output(), a) : a.new_absent();
-  Tensor o2 = training ? written(a.new_output(), a) : a.new_absent();
-  Tensor rstd = normed ? written(a.new_statistics(false), a) : a.new_absent();
-  FwdParams p{};
-  fill_inputs(p, a, softmax_scale, window_left, window_right, out_scale);
-  p.out = view_of(out, a.packed);
-  p.lse = statistics_view(lse, a.packed, true);
-  if (training) p.o2 = view_of(o2, a.packed);
-  if (normed) {
-    p.o = view_of(o, a.packed);
-    p.rstd = statistics_view(rstd, a.packed, false);
-  }
+Outputs cuda_fwd(const FwdArguments& given, bool training) {
+  const Attention a = for_kernel(given);
+  const auto make = [&](const Operand& o, bool wanted) {
+    return wanted ? written(a.new_of(o), a) : a.new_absent();
+  };
+  const bool normed = training && a.norm_eps;  // without a norm the output is O itself
+  Tensor out = make(kOut, true), lse = make(kLse, true);
+  Tensor o = make(kO, normed), o2 = make(kOComplement, training), rstd = make(kRstd, normed);
+  auto p = params_of<FwdParams>(a);
+  set_views(p, a.packed, {{kOut, out}, {kLse, lse}});
+  if (training) set_views(p, a.packed, {{kOComplement, o2}});
+  if (normed) set_views(p, a.packed, {{kO, o}, {kRstd, rstd}});
   if (!a.empty()) launch(p, a.q);
   return {out, lse, o, o2, rstd};
 }

@@ -18,6 +18,8 @@ void launch(const BwdParams& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) { m.impl("bwd", TORCH_BOX(&cuda_bwd<launch>)); }
+STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+  m.impl("bwd", TORCH_BOX(&bwd_from_schema<cuda_bwd<launch>>));
+}
 
 }  // namespace diffattn::bindings

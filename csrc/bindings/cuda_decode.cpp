@@ -18,6 +18,8 @@ void launch(const DecodeParams& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) { m.impl("decode", TORCH_BOX(&cuda_decode<launch>)); }
+STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+  m.impl("decode", TORCH_BOX(&decode_from_schema<cuda_decode<launch>>));
+}
 
 }  // namespace diffattn::bindings

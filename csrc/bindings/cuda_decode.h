@@ -22,12 +22,12 @@ inline void check_aligned(const char* name, const Tensor& t) {
         "written in place, never copied");
 }
 
-inline KvCache for_kernel(KvCache c) {
+inline KvCache for_kernel(const DecodeArguments& given) {
   const auto aligned = [](const OptionalTensor& t) {
     return t ? OptionalTensor(with_aligned_rows(*t)) : t;
   };
-  check_kernel_dtype(c.q);
-  c.check_all(kPageSizes);
+  check_kernel_dtype(given.q);
+  KvCache c(given, kPageSizes);
   if (values_are_wanted()) CacheValues checked(c);
   check_aligned("k_cache", c.k_cache);
   check_aligned("v_cache", c.v_cache);
@@ -39,32 +39,10 @@ inline KvCache for_kernel(KvCache c) {
 }
 
 template <DecodeLaunch launch>
-std::tuple<Tensor, Tensor> cuda_decode(
-    Tensor q, Tensor k_cache, Tensor v_cache, Tensor lam, OptionalTensor k, OptionalTensor v,
-    OptionalTensor rotary_cos, OptionalTensor rotary_sin, OptionalTensor cache_seqlens,
-    OptionalTensor cache_batch_idx, OptionalTensor cache_leftpad, OptionalTensor block_table,
-    OptionalTensor norm_weight, double softmax_scale, int64_t window_left, int64_t window_right,
-    bool rotary_interleaved, std::optional<double> norm_eps, double out_scale, int64_t num_splits) {
-  const KvCache c = for_kernel(KvCache{q,
-                                       k_cache,
-                                       v_cache,
-                                       lam,
-                                       k,
-                                       v,
-                                       rotary_cos,
-                                       rotary_sin,
-                                       cache_seqlens,
-                                       cache_batch_idx,
-                                       cache_leftpad,
-                                       block_table,
-                                       norm_weight,
-                                       norm_eps,
-                                       window_left,
-                                       window_right,
-                                       {}});
-  Tensor out = c.new_output(), lse = c.new_statistics();
-  const DecodeParams p =
-      params_of(c, out, lse, softmax_scale, rotary_interleaved, out_scale, num_splits);
+std::tuple<Tensor, Tensor> cuda_decode(const DecodeArguments& given) {
+  const KvCache c = for_kernel(given);
+  Tensor out = c.new_of(kOut), lse = c.new_of(kLse);
+  const DecodeParams p = params_of(c, out, lse);
   if (c.shape.batch > 0) launch(p, c.q);
   return {out, lse};
 }

@@ -4,7 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include "checks.h"
+#include "arguments.h"
+#include "views.h"
 
 namespace diffattn::bindings {
 
@@ -15,37 +16,29 @@ struct PageSizes {
 };
 
 // The arguments of decode, checked. Caches are written in place, so they are never copied.
-struct KvCache {
-  Tensor q, k_cache, v_cache, lam;
-  OptionalTensor k, v, cos, sin, seqlens, batch_idx, leftpad, block_table, norm_weight;
-  std::optional<double> norm_eps;
-  int64_t window_left, window_right;
+struct KvCache : DecodeArguments {
   Shape shape;
 
-  void check_all(const PageSizes& pages) {
-    check(q.dim() == 5, "q has shape ", shape_of(q),
-          ", expected (batch, seqlen_q, nheads, 2, headdim)");
-    check(k_cache.dim() == 5, "k_cache has shape ", shape_of(k_cache),
-          ", expected (batch_cache or num_blocks, seqlen_cache or page_size, nheads_k, 1 or 2, "
-          "headdim)");
-    check(v_cache.dim() == 4, "v_cache has shape ", shape_of(v_cache),
-          ", expected (batch_cache or num_blocks, seqlen_cache or page_size, nheads_k, headdim_v)");
+  KvCache(const DecodeArguments& given, const PageSizes& pages) : DecodeArguments(given) {
+    check_rank(kQ, q);
+    check_rank(kKCache, k_cache);
+    check_rank(kVCache, v_cache);
     shape = heads_of(q, k_cache, v_cache, "k_cache", "v_cache");
     shape.batch = q.size(0);
     shape.seqlen_q = q.size(1);
     check_caches(pages);
     check_new();
     check_rotary();
-    check_int32("cache_seqlens", seqlens, "(batch,)", shape.batch, q);
-    check_int32("cache_batch_idx", batch_idx, "(batch,)", shape.batch, q);
-    check_int32("cache_leftpad", leftpad, "(batch,)", shape.batch, q);
-    check_shape("lam", lam, "(batch, seqlen_q, nheads)",
-                {shape.batch, shape.seqlen_q, shape.nheads});
+    const Extents e = extents();
+    check_indices(kCacheSeqlens, seqlens, q, e);
+    check_indices(kCacheBatchIdx, batch_idx, q, e);
+    check_indices(kCacheLeftpad, leftpad, q, e);
+    check_shape(kLam, lam, e);
     dtype_of(q);
     check_storage("q", q);
-    check_dtype("lam", lam, compute_type(q), "");
-    check_place("lam", lam, q);
-    check_norm(norm_weight, norm_eps, q, shape.headdim_v);
+    check_type(kLam, lam, q);
+    check_norm(norm_weight, norm_eps, q, e);
+    check(num_splits >= 0, "num_splits is ", num_splits, ", expected 0 (chosen here) or more");
   }
 
   int64_t seqlen_new() const { return k ? k->size(1) : 0; }
@@ -56,7 +49,7 @@ struct KvCache {
   // rows to cache_seqlens.
   bool rows_are_ordered() const { return window_left >= 0 || window_right >= 0; }
 
-  Cache cache(bool interleaved) const {
+  Cache cache() const {
     Cache c;
     c.seqlens = int32_data(seqlens);
     c.batch_idx = int32_data(batch_idx);
@@ -64,46 +57,37 @@ struct KvCache {
     c.seqlen_new = seqlen_new();
     c.blocks = k_cache.size(0);
     if (block_table) c.paging = {int32_data(block_table), block_table->stride(0), page_size()};
-    if (cos) c.rotary = {cos->data_ptr(), sin->data_ptr(), cos->size(0), rotary_dim(), interleaved};
+    if (cos)
+      c.rotary = {cos->data_ptr(), sin->data_ptr(), cos->size(0), rotary_dim(), rotary_interleaved};
     return c;
   }
 
-  Tensor new_output() const {
-    return torch::stable::new_empty(q,
-                                    {shape.batch, shape.seqlen_q, shape.nheads, shape.headdim_v});
-  }
-  Tensor new_statistics() const {
-    return torch::stable::new_empty(q, {2, shape.batch, shape.nheads, shape.seqlen_q},
-                                    compute_type(q));
-  }
+  Extents extents() const { return extents_of(shape, cache()); }
+  Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
 
  private:
-  void check_like_q(const char* name, const Tensor& t) const {
-    check_dtype(name, t, q.scalar_type(), ", as q");
-    check_place(name, t, q);
-  }
-
   void check_caches(const PageSizes& pages) {
-    check_like_q("k_cache", k_cache);
-    check_like_q("v_cache", v_cache);
+    check_type(kKCache, k_cache, q);
+    check_type(kVCache, v_cache, q);
     check(last_is_contiguous(k_cache), "k_cache has stride ", k_cache.stride(4),
           " in its last dimension, expected 1: it is written in place, never copied");
     check(last_is_contiguous(v_cache), "v_cache has stride ", v_cache.stride(3),
           " in its last dimension, expected 1: it is written in place, never copied");
-    const int64_t blocks = k_cache.size(0);
-    check_shape("v_cache", v_cache, "as k_cache: (.., .., nheads_k, headdim_v)",
-                {blocks, page_size(), shape.nheads_k, shape.headdim_v});
-    if (block_table) return check_pages(pages);
+    if (block_table) {
+      check_pages(pages);
+      return check_shape(kVCache, v_cache, extents());
+    }
     shape.seqlen_k = page_size();
+    check_shape(kVCache, v_cache, extents());
     check_length("k_cache", shape.seqlen_k);
+    const int64_t blocks = k_cache.size(0);
     check(batch_idx || blocks == shape.batch, "k_cache has batch ", blocks, ", q has ", shape.batch,
           ": they must be equal unless cache_batch_idx is given");
   }
 
   void check_pages(const PageSizes& pages) {
     const Tensor& t = *block_table;
-    check_dtype("block_table", t, ScalarType::Int, "");
-    check_place("block_table", t, q);
+    check_type(kBlockTable, t, q);
     check(t.dim() == 2 && t.size(0) == shape.batch, "block_table has shape ", shape_of(t),
           ", expected (batch, max_blocks) with batch = ", shape.batch);
     check(last_is_contiguous(t), "block_table must be contiguous in its last dimension");
@@ -121,14 +105,12 @@ struct KvCache {
     check(k.has_value() == v.has_value(), "k and v must be given together");
     if (!k) return;
     check(seqlens.has_value(), "cache_seqlens is None, but k is given: it says where to append");
-    check_like_q("k", *k);
-    check_like_q("v", *v);
-    check(k->dim() == 5, "k has shape ", shape_of(*k),
-          ", expected (batch, seqlen_new, nheads_k, 1 or 2, headdim)");
-    check_shape("k", *k, "(batch, seqlen_new, nheads_k, components, headdim)",
-                {shape.batch, k->size(1), shape.nheads_k, shape.k_components, shape.headdim});
-    check_shape("v", *v, "(batch, seqlen_new, nheads_k, headdim_v)",
-                {shape.batch, k->size(1), shape.nheads_k, shape.headdim_v});
+    check_type(kKNew, *k, q);
+    check_type(kVNew, *v, q);
+    check_rank(kKNew, *k);
+    const Extents e = extents();
+    check_shape(kKNew, *k, e);
+    check_shape(kVNew, *v, e);
     check(k->size(1) <= shape.seqlen_k, "k has ", k->size(1), " rows, the cache holds ",
           shape.seqlen_k);
     if (k->numel() == 0) return;
@@ -156,11 +138,10 @@ struct KvCache {
     check(cos.has_value() == sin.has_value(), "rotary_cos and rotary_sin must be given together");
     if (!cos) return;
     check(k.has_value(), "rotary_cos is given without k: positions are those of appended keys");
-    check_like_q("rotary_cos", *cos);
-    check_like_q("rotary_sin", *sin);
-    check(cos->dim() == 2, "rotary_cos has shape ", shape_of(*cos),
-          ", expected (seqlen_ro, rotary_dim / 2)");
-    check_shape("rotary_sin", *sin, "as rotary_cos", {cos->size(0), cos->size(1)});
+    check_type(kRotaryCos, *cos, q);
+    check_type(kRotarySin, *sin, q);
+    check_rank(kRotaryCos, *cos);
+    check_shape(kRotarySin, *sin, extents());
     check(rotary_dim() % 16 == 0 && rotary_dim() <= shape.headdim, "rotary_dim is ", rotary_dim(),
           ", accepted: multiples of 16 up to headdim ", shape.headdim);
     check(cos->is_contiguous() && sin->is_contiguous(),
@@ -168,28 +149,23 @@ struct KvCache {
   }
 };
 
-inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor& lse,
-                              double softmax_scale, bool rotary_interleaved, double out_scale,
-                              int64_t num_splits) {
-  check(num_splits >= 0, "num_splits is ", num_splits, ", expected 0 (chosen here) or more");
+inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor& lse) {
   DecodeParams p{};
   p.dtype = dtype_of(c.q);
   p.shape = c.shape;
-  p.q = view_of(c.q, false);
-  p.lam = view_of(c.lam, false);
-  p.out = view_of(out, false);
-  p.lse = statistics_view(lse, false, true);
-  p.k_cache = view_of(c.k_cache, false);
-  p.v_cache = view_of(c.v_cache, false);
-  if (c.k) {
-    p.k_new = view_of(*c.k, false);
-    p.v_new = view_of(*c.v, false);
-  }
-  p.cache = c.cache(rotary_interleaved);
-  p.softmax_scale = softmax_scale;
-  p.window = window_of(c.window_left, c.window_right, c.shape);
-  p.norm = norm_of(c.norm_weight, c.norm_eps, out_scale);
-  p.num_splits = num_splits;
+  set_views(p, false,
+            {{kQ, c.q},
+             {kKCache, c.k_cache},
+             {kVCache, c.v_cache},
+             {kLam, c.lam},
+             {kOut, out},
+             {kLse, lse}});
+  if (c.k) set_views(p, false, {{kKNew, *c.k}, {kVNew, *c.v}});
+  p.cache = c.cache();
+  p.softmax_scale = c.softmax_scale;
+  p.mask = mask_of(c.window_left, c.window_right, c.shape);
+  p.norm = norm_of(c.norm_weight, c.norm_eps, c.out_scale);
+  p.num_splits = c.num_splits;
   return p;
 }
 

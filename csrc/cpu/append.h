@@ -7,11 +7,11 @@ namespace {
 
 template <class C>
 void append_row(const DecodeParams& p, const View& from, const View& to, const Sequence& s,
-                int64_t t, int64_t head, int64_t comp, int64_t n, bool rotated, C* row) {
+                int64_t t, int64_t head, int64_t n, bool rotated, C* row) {
   const Cache& cache = p.cache;
   const int64_t j = s.sk - cache.seqlen_new + t;
-  const int64_t at = from.batch * s.b + from.row * t + from.head * head + from.comp * comp;
-  void* slot = element(p.dtype, to.data, KeyRows{to, cache.paging, s, head, comp}.offset(j));
+  const int64_t at = from.batch * s.b + from.row * t + from.head * head;
+  void* slot = element(p.dtype, to.data, KeyRows{to, cache.paging, s, head}.offset(j));
   if (rotated) {
     load_row(p.dtype, from.data, at, n, row);
     rotate(p.dtype, cache.rotary, j, n, row);
@@ -33,8 +33,9 @@ void append(const DecodeParams& p, const Parallel& parallel) {
     C row[kMostHeaddim];
     for (int64_t head = 0; head < s.nheads_k; ++head) {
       for (int64_t c = 0; c < s.k_components; ++c)
-        append_row(p, p.k_new, p.k_cache, seq, t, head, c, s.headdim, p.cache.rotary.cos, row);
-      append_row(p, p.v_new, p.v_cache, seq, t, head, 0, s.headdim_v, false, row);
+        append_row(p, p.maps[c].k_new, p.maps[c].k_cache, seq, t, head, s.headdim,
+                   p.cache.rotary.cos, row);
+      append_row(p, p.v_new, p.v_cache, seq, t, head, s.headdim_v, false, row);
     }
   });
 }

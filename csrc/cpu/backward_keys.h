@@ -58,7 +58,7 @@ void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<P>& 
   const int64_t j = keys.begin;
   Range seen[kKeys];
   for (int64_t m = 0; m < keys.size(); ++m)
-    seen[m] = meet(visible_rows(s, p.window, j + m), block.rows);
+    seen[m] = meet(visible_rows(s, p.mask, j + m), block.rows);
   for (int c = 0; c < 2; ++c)
     product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c], block.lanes, 1},
                            {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
@@ -82,10 +82,10 @@ void store_keys(const BwdParams& p, const Sequence& s, int64_t head, Range keys,
   const Paging none;
   for (int64_t j = keys.begin; j < keys.end; ++j) {
     for (int c = 0; c < p.shape.k_components; ++c)
-      store_row(p.dtype, grads.k_rows[c] + j * leading<C>(d), d, p.dk.data,
-                KeyRows{p.dk, none, s, head, c}.offset(j));
+      store_row(p.dtype, grads.k_rows[c] + j * leading<C>(d), d, p.map_grads[c].dk.data,
+                KeyRows{p.map_grads[c].dk, none, s, head}.offset(j));
     store_row(p.dtype, grads.v_rows + j * leading<C>(dv), dv, p.dv.data,
-              KeyRows{p.dv, none, s, head, 0}.offset(j));
+              KeyRows{p.dv, none, s, head}.offset(j));
   }
 }
 

@@ -51,7 +51,7 @@ class GradRows {
         kv_(kv),
         block_(block),
         x_(scratch),
-        sight_(s, p.window, rows, block.lanes) {
+        sight_(s, p.mask, rows, block.lanes) {
     block.rows = rows;
     block.keys = sight_.keys;
     load_queries();
@@ -87,14 +87,14 @@ class GradRows {
 
   void load_queries() {
     for (int c = 0; c < 2; ++c) {
-      cpu::load_queries(p_.dtype, p_.q, s_, head_, c, block_.rows, d(), x_.natural.get());
+      cpu::load_queries(p_.dtype, p_.maps[c].q, s_, head_, block_.rows, d(), x_.natural.get());
       transpose<P>(x_.natural, count(), lanes(), d(), x_.query + c * lanes() * d() / P::kPer);
       steps_of_rows<P>(x_.natural, count(), d(), block_.q + c * lanes() / P::kPer * ldq());
     }
   }
 
   void load_gradients(C* dweight) {
-    cpu::load_queries(p_.dtype, p_.dout, s_, head_, 0, block_.rows, dv(), x_.natural.get());
+    cpu::load_queries(p_.dtype, p_.dout, s_, head_, block_.rows, dv(), x_.natural.get());
     for (int64_t r = 0; r < count(); ++r) {
       C rstd = 1;
       if (p_.norm.eps >= 0) {
@@ -117,8 +117,9 @@ class GradRows {
       const bool seen = sight_.visible[r].size() > 0;
       x_.lam[r] = r < count() ? number<C>(p_.lam, offset(p_.lam, s_, row(r), head_)) : 0;
       for (int c = 0; c < 2; ++c) {
-        const int64_t at = seen ? offset(p_.lse, s_, row(r), head_, c) : 0;
-        x_.lse[c][r] = seen ? number<C>(p_.lse, at) * kLog2e<C> : 0;
+        const View& lse = p_.maps[c].lse;
+        const int64_t at = seen ? offset(lse, s_, row(r), head_) : 0;
+        x_.lse[c][r] = seen ? number<C>(lse, at) * kLog2e<C> : 0;
         x_.dsum[c][r] = 0;
       }
     }
@@ -181,8 +182,9 @@ class GradRows {
   void finish_sums() {
     for (int64_t r = 0; r < count(); ++r) {
       C dlse[2] = {0, 0};
-      for (int c = 0; c < 2 && p_.dlse.data; ++c)
-        dlse[c] = number<C>(p_.dlse, offset(p_.dlse, s_, row(r), head_, c));
+      for (int c = 0; c < 2; ++c)
+        if (const View& from = p_.map_grads[c].dlse; from.data)
+          dlse[c] = number<C>(from, offset(from, s_, row(r), head_));
       put<C>(p_.dlam, offset(p_.dlam, s_, row(r), head_), -x_.dsum[1][r]);
       x_.dsum[0][r] = dlse[0] - x_.dsum[0][r];
       x_.dsum[1][r] = dlse[1] + x_.lam[r] * x_.dsum[1][r];
@@ -246,8 +248,8 @@ class GradRows {
   void store_dq() {
     for (int c = 0; c < 2; ++c)
       for (int64_t r = 0; r < count(); ++r)
-        store_row(p_.dtype, x_.dq + (c * lanes() + r) * ldq(), d(), p_.dq.data,
-                  offset(p_.dq, s_, row(r), head_, c));
+        store_row(p_.dtype, x_.dq + (c * lanes() + r) * ldq(), d(), p_.map_grads[c].dq.data,
+                  offset(p_.map_grads[c].dq, s_, row(r), head_));
   }
 
   const BwdParams& p_;

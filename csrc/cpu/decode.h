@@ -44,9 +44,10 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
       total += weight * part.sum[r];
       for (int64_t x = 0; x < dv; ++x) out[x] += weight * part.out[r * ld + x];
     }
-    const bool seen = visible_keys(s, p.window, i).size() > 0;
+    const bool seen = visible_keys(s, p.mask, i).size() > 0;
     for (int64_t x = 0; x < dv; ++x) out[x] = seen ? out[x] / total : 0;
-    put<C>(p.lse, offset(p.lse, s, i, head, c), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
+    const View& lse = p.maps[c].lse;
+    put<C>(lse, offset(lse, s, i, head), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
   }
   const C lam = number<C>(p.lam, offset(p.lam, s, i, head));
   for (int64_t x = 0; x < dv; ++x) sums[x] -= lam * sums[ld + x];
@@ -112,7 +113,7 @@ class Decode {
     for (int64_t h = 0; h < together_; ++h)
       heads.emplace_back(p_, s, first_head + h, h, partial(b, first_head + h, n), scratch);
     const Range seen =
-        meet({visible_keys(s, p_.window, 0).begin, visible_keys(s, p_.window, s.sq - 1).end},
+        meet({visible_keys(s, p_.mask, 0).begin, visible_keys(s, p_.mask, s.sq - 1).end},
              {s.leftpad, s.sk});
     const Range keys = meet({n * split_, n * split_ + split_}, seen);
     // Lines to ask for after each piece, so that all have been asked for when they are needed.
@@ -122,9 +123,10 @@ class Decode {
     // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
     for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
       const Range tile = meet({j, j + kTile}, keys), next = meet({j + kTile, j + 2 * kTile}, keys);
-      Prefetch v = stretch(p_.v_cache, s, first_head, tile, 1, shape.headdim_v);
+      Prefetch v = stretch(p_.v_cache, s, first_head, tile, shape.headdim_v, shape.headdim_v);
       for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
-      Prefetch k = stretch(p_.k_cache, s, first_head, next, shape.k_components, shape.headdim);
+      Prefetch k = stretch(p_.maps[kSignal].k_cache, s, first_head, next,
+                           shape.k_components * shape.headdim, key_span());
       for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
     }
     for (auto& head : heads) head.finish();
@@ -136,11 +138,18 @@ class Decode {
   }
 
   // Rows `keys` of the heads. Pages smaller than a tile are left to the hardware.
-  Prefetch stretch(const View& view, const Sequence& s, int64_t head, Range keys, int64_t comps,
-                   int64_t n) const {
+  Prefetch stretch(const View& view, const Sequence& s, int64_t head, Range keys, int64_t n,
+                   int64_t span) const {
     const Paging& paging = p_.cache.paging;
     if (keys.size() == 0 || (paging.block_table && paging.page_size % kTile)) return {};
-    return {p_.dtype, {view, paging, s, head, 0}, keys, together_, comps, n};
+    return {p_.dtype, {view, paging, s, head}, keys, together_, n, span};
+  }
+
+  // From the first number of a key's signal map to the last of its noise map.
+  int64_t key_span() const {
+    const auto* signal = static_cast<const char*>(p_.maps[kSignal].k_cache.data);
+    const auto* noise = static_cast<const char*>(p_.maps[kNoise].k_cache.data);
+    return (noise - signal) / size_of(p_.dtype) + p_.shape.headdim;
   }
 
   const DecodeParams& p_;
@@ -154,14 +163,12 @@ inline FwdParams as_forward(const DecodeParams& p) {
   FwdParams f{};
   f.dtype = p.dtype;
   f.shape = p.shape;
-  f.q = p.q;
-  f.k = p.k_cache;
+  for (int c = 0; c < 2; ++c) f.maps[c] = {p.maps[c].q, p.maps[c].k_cache, p.maps[c].lse};
   f.v = p.v_cache;
   f.lam = p.lam;
   f.out = p.out;
-  f.lse = p.lse;
   f.softmax_scale = p.softmax_scale;
-  f.window = p.window;
+  f.mask = p.mask;
   f.norm = p.norm;
   return f;
 }

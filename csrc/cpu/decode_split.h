@@ -78,7 +78,7 @@ class DecodeSplit {
   void score(Range keys, const F& between) {
     const int64_t each = 2 * rows_ / p_.shape.k_components;  // rows that share a row of K
     for (int64_t c = 0; c < p_.shape.k_components; ++c)
-      read(p_.k_cache, c, keys, d(), x_.k, [&](auto reader, const auto* k, int64_t stride) {
+      read(p_.maps[c].k_cache, keys, d(), x_.k, [&](auto reader, const auto* k, int64_t stride) {
         for (int64_t r = c * each; r < (c + 1) * each; ++r)
           for (int64_t j = 0; j < keys.size(); j += S::W) {
             const C* q = q_ + r * ldq();
@@ -97,7 +97,7 @@ class DecodeSplit {
   void add_values(Range keys, const F& between) {
     Range seen[2 * kDecodeRows];
     for (int64_t r = 0; r < 2 * rows_; ++r) seen[r] = visible(r, keys);
-    read(p_.v_cache, 0, keys, dv(), x_.v, [&](auto reader, const auto* v, int64_t stride) {
+    read(p_.v_cache, keys, dv(), x_.v, [&](auto reader, const auto* v, int64_t stride) {
       if (rows_ == 1) {  // of both maps, which see the same
         const int64_t skip = seen[0].begin - keys.begin;
         product_of_two_rows<C>(reader, padded<C>(dv()), seen[0].size(), probs_ + skip, kTile,
@@ -141,7 +141,7 @@ class DecodeSplit {
       for (int64_t m = 0; m < rows_; ++m) {
         const Range row{m / group_, m / group_ + 1};
         C* q = q_ + (c * rows_ + m) * ldq();
-        cpu::load_queries(p_.dtype, p_.q, s_, kv_head_ * group_ + m % group_, c, row, d(), q);
+        cpu::load_queries(p_.dtype, p_.maps[c].q, s_, kv_head_ * group_ + m % group_, row, d(), q);
         if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, s_, row, q);
         for (int64_t i = 0; i < d(); ++i) q[i] *= factor;
         if (in_pairs(d())) to_pairs(d(), q);
@@ -150,8 +150,8 @@ class DecodeSplit {
 
   // Calls f(reader, first row, stride) for the tile's rows of keys or values, n numbers each.
   template <class F>
-  void read(const View& view, int64_t comp, Range keys, int64_t n, C* scratch, const F& f) const {
-    const KeyRows rows{view, p_.cache.paging, s_, kv_head_, comp};
+  void read(const View& view, Range keys, int64_t n, C* scratch, const F& f) const {
+    const KeyRows rows{view, p_.cache.paging, s_, kv_head_};
     if (!in_place(n)) {
       load_keys(p_.dtype, rows, keys, n, scratch);
       return f(Whole<C>{}, static_cast<const C*>(scratch), leading<C>(n));
@@ -164,7 +164,7 @@ class DecodeSplit {
   }
 
   Range visible(int64_t r, Range keys) const {
-    return meet(visible_keys(s_, p_.window, r % rows_ / group_), keys);
+    return meet(visible_keys(s_, p_.mask, r % rows_ / group_), keys);
   }
 
   // The scores of row r (of either component) become 2^(score - max); what was summed before is

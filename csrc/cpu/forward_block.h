@@ -51,7 +51,7 @@ class RowBlock {
         rows_(rows),
         kv_(kv),
         x_(scratch),
-        sight_(s, p.window, rows, scratch.lanes),
+        sight_(s, p.mask, rows, scratch.lanes),
         keys_(sight_.keys) {
     load(cache);
   }
@@ -77,7 +77,7 @@ class RowBlock {
 
   void load(const Cache& cache) {
     for (int c = 0; c < 2; ++c) {
-      load_queries(p_.dtype, p_.q, s_, head_, c, rows_, d(), x_.natural.get());
+      load_queries(p_.dtype, p_.maps[c].q, s_, head_, rows_, d(), x_.natural.get());
       if (cache.rotary.cos) rotate_rows(p_, cache, s_, rows_, x_.natural.get());
       transpose<P>(x_.natural.get(), rows_.size(), x_.lanes, d(), query(c));
       for (int64_t r = 0; r < x_.lanes; ++r) {
@@ -159,7 +159,7 @@ class RowBlock {
     const int64_t i = rows_.begin + r;
     C* row = x_.out + r * ldo();
     for (int c = 0; c < 2; ++c)
-      put<C>(p_.lse, offset(p_.lse, s_, i, head_, c),
+      put<C>(p_.maps[c].lse, offset(p_.maps[c].lse, s_, i, head_),
              sight_.visible[r].size() ? x_.max[c][r] * kLn2<C> + std::log(x_.sum[c][r]) : -kInf<C>);
     if (p_.o.data) store_row(p_.dtype, row, dv(), p_.o.data, offset(p_.o, s_, i, head_));
     const C rstd = apply_norm(p_.norm, dv(), row);

@@ -45,9 +45,9 @@ struct PackedHead {
   void load(const Params& p, const Cache& cache, const Sequence& s, int64_t head,
             Range keys) const {
     for (int c = 0; c < p.shape.k_components; ++c)
-      load_one(p.dtype, {p.k, cache.paging, s, head, c}, keys, p.shape.headdim, k_rows[c],
+      load_one(p.dtype, {p.maps[c].k, cache.paging, s, head}, keys, p.shape.headdim, k_rows[c],
                k_steps[c]);
-    load_one(p.dtype, {p.v, cache.paging, s, head, 0}, keys, p.shape.headdim_v, v_rows, v_steps);
+    load_one(p.dtype, {p.v, cache.paging, s, head}, keys, p.shape.headdim_v, v_rows, v_steps);
   }
 
  private:

@@ -12,11 +12,12 @@ class Prefetch {
  public:
   Prefetch() = default;
 
-  // Rows `keys` of `heads` heads from rows.head on; numbers of a row: comps·n of each head.
-  Prefetch(DType t, const KeyRows& rows, Range keys, int64_t heads, int64_t comps, int64_t n) {
+  // Rows `keys` of `heads` heads from rows.head on. A head has n numbers of a row, among `head_span` that
+  // follow one another.
+  Prefetch(DType t, const KeyRows& rows, Range keys, int64_t heads, int64_t n, int64_t head_span) {
     const View& v = rows.view;
-    const int64_t span = (heads - 1) * v.head + (comps - 1) * v.comp + n;
-    if (span > 2 * heads * comps * n) return;  // heads are not side by side
+    const int64_t span = (heads - 1) * v.head + head_span;
+    if (span > 2 * heads * n) return;  // heads are not side by side
     line_ = static_cast<const char*>(v.data) + rows.offset(keys.begin) * size_of(t);
     bytes_ = span * size_of(t);
     stride_ = v.row * size_of(t);

@@ -29,7 +29,7 @@ inline Sequence sequence(const Shape& shape, const Varlen& varlen, const Cache& 
 }
 
 // Keys that row i sees: a range, causal and windowed masks alike, aligned bottom-right.
-inline Range visible_keys(const Sequence& s, const Window& w, int64_t i) {
+inline Range visible_keys(const Sequence& s, const Mask& w, int64_t i) {
   const int64_t diagonal = i + s.sk - s.sq;
   Range r{s.leftpad, s.sk};
   if (w.left >= 0) r = meet(r, {diagonal - w.left, s.sk});
@@ -38,7 +38,7 @@ inline Range visible_keys(const Sequence& s, const Window& w, int64_t i) {
 }
 
 // Rows that see key j.
-inline Range visible_rows(const Sequence& s, const Window& w, int64_t j) {
+inline Range visible_rows(const Sequence& s, const Mask& w, int64_t j) {
   const int64_t diagonal = j - s.sk + s.sq;
   Range r{0, j < s.leftpad ? 0 : s.sq};
   if (w.left >= 0) r = meet(r, {0, diagonal + w.left + 1});
@@ -47,8 +47,8 @@ inline Range visible_rows(const Sequence& s, const Window& w, int64_t j) {
 }
 
 // Element offset of row i of head h in a tensor laid out by query rows.
-inline int64_t offset(const View& v, const Sequence& s, int64_t i, int64_t h, int64_t comp = 0) {
-  return v.batch * s.b + v.row * (s.q0 + i) + v.head * h + v.comp * comp;
+inline int64_t offset(const View& v, const Sequence& s, int64_t i, int64_t h) {
+  return v.batch * s.b + v.row * (s.q0 + i) + v.head * h;
 }
 
 // The keys or values of one sequence and one KV head, contiguous or in pages.
@@ -56,10 +56,10 @@ struct KeyRows {
   const View& view;
   const Paging& paging;
   const Sequence& seq;
-  int64_t head, comp;
+  int64_t head;
 
   int64_t offset(int64_t j) const {
-    const int64_t base = view.head * head + view.comp * comp;
+    const int64_t base = view.head * head;
     if (!paging.block_table) return base + view.batch * seq.kb + view.row * (seq.k0 + j);
     const int64_t page = paging.block_table[paging.stride * seq.b + j / paging.page_size];
     return base + view.batch * page + view.row * (j % paging.page_size);

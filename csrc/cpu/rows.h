@@ -22,7 +22,7 @@ struct Sight {
   Range visible[kMostRows];  // of each row; empty for lanes beyond the rows
   Range keys;  // from the start of the first block of keys in sight to the last such key
 
-  Sight(const Sequence& s, const Window& window, Range rows, int64_t lanes) : keys{s.sk, 0} {
+  Sight(const Sequence& s, const Mask& window, Range rows, int64_t lanes) : keys{s.sk, 0} {
     for (int64_t r = 0; r < lanes; ++r) {
       visible[r] = r < rows.size() ? visible_keys(s, window, rows.begin + r) : Range{0, 0};
       if (visible[r].size() == 0) continue;
@@ -105,13 +105,13 @@ inline void load_pairs_of_keys(const KeyRows& rows, Range keys, int64_t n, uint3
   }
 }
 
-// dst [rows.size()][leading(n)] = those rows of head h, component comp.
+// dst [rows.size()][leading(n)] = those rows of head h.
 template <class C>
-void load_queries(DType t, const View& v, const Sequence& s, int64_t h, int64_t comp, Range rows,
-                  int64_t n, C* dst) {
+void load_queries(DType t, const View& v, const Sequence& s, int64_t h, Range rows, int64_t n,
+                  C* dst) {
   for (int64_t i = rows.begin; i < rows.end; ++i, dst += leading<C>(n)) {
-    if (i + kAhead < rows.end) fetch_row(t, v.data, offset(v, s, i + kAhead, h, comp), n);
-    load_row<C>(t, v.data, offset(v, s, i, h, comp), n, dst);
+    if (i + kAhead < rows.end) fetch_row(t, v.data, offset(v, s, i + kAhead, h), n);
+    load_row<C>(t, v.data, offset(v, s, i, h), n, dst);
     clear_padding(dst, n);
   }
 }
@@ -120,7 +120,7 @@ void load_queries(DType t, const View& v, const Sequence& s, int64_t h, int64_t 
 // these if no mask tells rows apart. Params: FwdParams or DecodeParams.
 template <class C, class Params>
 void rotate_rows(const Params& p, const Cache& cache, const Sequence& s, Range rows, C* natural) {
-  const bool ordered = p.window.left >= 0 || p.window.right >= 0;
+  const bool ordered = p.mask.left >= 0 || p.mask.right >= 0;
   const int64_t first = s.sk - cache.seqlen_new, d = p.shape.headdim;
   for (int64_t i = rows.begin; i < rows.end; ++i, natural += leading<C>(d))
     rotate(p.dtype, cache.rotary, first + (ordered ? i : 0), d, natural);

@@ -1,7 +1,8 @@
 // The twin of csrc/bindings/cuda*.cpp for CPU tensors: the same functions and the kernels that ship,
-// linked with the simulator's CUDA runtime. Params are handed to Python, which tells the simulator
-// what memory they describe and then launches.
+// linked with the simulator's CUDA runtime. Params are handed to Python, which tells the simulator what
+// memory their operands describe and then launches.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
 
 #include "../../csrc/bindings/cuda_bwd.h"
@@ -24,161 +25,131 @@ void launch(const Params& p, const Tensor& /*q*/) {
   }
 }
 
-void fwd(const FwdParams& p) {
-  const py::gil_scoped_release unlock;  // the simulator asks Python for the kernels' registers
-  cuda::fwd(p, nullptr);
+// The rows of a packed tensor that belong to a sequence, in runs: all of them if cu_seqlens are right.
+using Runs = std::vector<std::pair<int64_t, int64_t>>;
+Runs owned_rows(const int32_t* cu, int64_t batch, int64_t total, int64_t longest) {
+  Runs runs;
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t first = std::clamp<int64_t>(cu[b], 0, total);
+    const int64_t last = std::min(std::clamp<int64_t>(cu[b + 1], 0, total), first + longest);
+    if (first >= last) continue;
+    if (!runs.empty() && runs.back().second == first)
+      runs.back().second = last;
+    else
+      runs.push_back({first, last});
+  }
+  return runs;
 }
 
-void bwd(const BwdParams& p, uintptr_t workspace) {
-  const py::gil_scoped_release unlock;
-  cuda::bwd(p, reinterpret_cast<void*>(workspace), nullptr);
+template <class Params>
+Runs runs_of(const Params& p, Dim rows) {
+  if constexpr (!std::is_same_v<Params, DecodeParams>) {
+    const Varlen& v = p.varlen;
+    if (v.cu_seqlens_q && rows == Dim::seqlen_q)
+      return owned_rows(v.cu_seqlens_q, p.shape.batch, v.total_q, p.shape.seqlen_q);
+    if (v.cu_seqlens_k && rows == Dim::seqlen_k)
+      return owned_rows(v.cu_seqlens_k, p.shape.batch, v.total_k, p.shape.seqlen_k);
+  }
+  return {};
 }
 
-void decode(const DecodeParams& p, uintptr_t workspace) {
-  const py::gil_scoped_release unlock;
-  cuda::decode(p, reinterpret_cast<void*>(workspace), nullptr);
+// Name, role, address, bytes of an element, sizes, strides; and where rows are packed, their dimension and
+// the runs that belong to a sequence.
+template <class Params>
+py::list operands_of(const Params& p) {
+  py::list found;
+  const Extents e = extents(p);
+  const auto add = [&](const Operand& o, const void* data, const auto& stride_of) {
+    std::vector<int64_t> sizes, strides;
+    int64_t row_dim = 0;
+    Runs runs;
+    for_each_dim(o, e.packed, [&](int64_t at, Dim dim) {
+      sizes.push_back(e[dim]);
+      strides.push_back(stride_of(dim));
+      if (dim != Dim::seqlen_q && dim != Dim::seqlen_k) return;
+      row_dim = at;
+      if (e.packed) runs = runs_of(p, dim);
+    });
+    const int itemsize = o.holds == Holds::elements ? 2 : 4;
+    found.append(py::make_tuple(o.name, int(o.role), reinterpret_cast<uintptr_t>(data), itemsize,
+                                sizes, strides, row_dim, runs));
+  };
+  for_each_view(p, [&](const Operand& o, const View& signal, const auto&... noise) {
+    int64_t map = 0;
+    ((map = (static_cast<char*>(noise.data) - static_cast<char*>(signal.data)) /
+            (o.holds == Holds::elements ? 2 : 4)),
+     ...);
+    add(o, signal.data, [&](Dim dim) {
+      const auto along = stride_along(dim);
+      return along ? signal.*along : is_of_maps(dim) ? map : 1;
+    });
+  });
+  for_each_pointer(p, [&](const Operand& o, const void* data, int64_t row) {
+    add(o, data, [&](Dim dim) { return dim == o.dims[o.rank - 1] ? int64_t(1) : row; });
+  });
+  return found;
 }
 
-template <class Struct, class Pointer>
-auto address(Pointer Struct::* member) {
-  return std::pair(
-      [member](const Struct& s) { return reinterpret_cast<uintptr_t>(s.*member); },
-      [member](Struct& s, uintptr_t at) { s.*member = reinterpret_cast<Pointer>(at); });
+template <class Params>
+std::vector<View*> views_of(Params& p, const std::string& name) {
+  std::vector<View*> views;
+  for_each_view(p, [&](const Operand& o, View& signal, auto&... noise) {
+    if (name == o.name) views = {&signal, &noise...};
+  });
+  return views;
 }
 
-template <class Class, class Pointer>
-void def_address(Class& c, const char* name, Pointer Class::type::* member) {
-  const auto [get, set] = address(member);
-  c.def_property(name, get, set);
-}
-
-void bind_parts(py::module_& m) {
-  py::enum_<DType>(m, "DType").value("f16", DType::f16).value("bf16", DType::bf16);
-  py::class_<View> view(m, "View");
-  view.def(py::init<>())
-      .def_readwrite("batch", &View::batch)
-      .def_readwrite("row", &View::row)
-      .def_readwrite("head", &View::head)
-      .def_readwrite("comp", &View::comp);
-  def_address(view, "data", &View::data);
-  py::class_<Shape>(m, "Shape")
-      .def_readwrite("batch", &Shape::batch)
-      .def_readwrite("seqlen_q", &Shape::seqlen_q)
-      .def_readwrite("seqlen_k", &Shape::seqlen_k)
-      .def_readwrite("nheads", &Shape::nheads)
-      .def_readwrite("nheads_k", &Shape::nheads_k)
-      .def_readwrite("headdim", &Shape::headdim)
-      .def_readwrite("headdim_v", &Shape::headdim_v)
-      .def_readwrite("k_components", &Shape::k_components);
-  py::class_<Window>(m, "Window")
-      .def_readwrite("left", &Window::left)
-      .def_readwrite("right", &Window::right);
-  py::class_<Norm> norm(m, "Norm");
-  norm.def_readwrite("eps", &Norm::eps).def_readwrite("scale", &Norm::scale);
-  def_address(norm, "weight", &Norm::weight);
-  py::class_<Varlen> varlen(m, "Varlen");
-  varlen.def_readwrite("total_q", &Varlen::total_q).def_readwrite("total_k", &Varlen::total_k);
-  def_address(varlen, "cu_seqlens_q", &Varlen::cu_seqlens_q);
-  def_address(varlen, "cu_seqlens_k", &Varlen::cu_seqlens_k);
-}
-
-void bind_params(py::module_& m) {
-  py::class_<FwdParams>(m, "FwdParams")
+template <class Params>
+void bind_params(py::module_& m, const char* name) {
+  py::class_<Params>(m, name)
       .def(py::init<>())
-      .def_readwrite("dtype", &FwdParams::dtype)
-      .def_readwrite("shape", &FwdParams::shape)
-      .def_readwrite("q", &FwdParams::q)
-      .def_readwrite("k", &FwdParams::k)
-      .def_readwrite("v", &FwdParams::v)
-      .def_readwrite("lam", &FwdParams::lam)
-      .def_readwrite("out", &FwdParams::out)
-      .def_readwrite("lse", &FwdParams::lse)
-      .def_readwrite("o", &FwdParams::o)
-      .def_readwrite("o2", &FwdParams::o2)
-      .def_readwrite("rstd", &FwdParams::rstd)
-      .def_readwrite("softmax_scale", &FwdParams::softmax_scale)
-      .def_readwrite("window", &FwdParams::window)
-      .def_readwrite("norm", &FwdParams::norm)
-      .def_readwrite("varlen", &FwdParams::varlen);
-  py::class_<BwdParams> bwd(m, "BwdParams");
-  bwd.def(py::init<>())
-      .def_readwrite("dtype", &BwdParams::dtype)
-      .def_readwrite("shape", &BwdParams::shape)
-      .def_readwrite("q", &BwdParams::q)
-      .def_readwrite("k", &BwdParams::k)
-      .def_readwrite("v", &BwdParams::v)
-      .def_readwrite("lam", &BwdParams::lam)
-      .def_readwrite("o", &BwdParams::o)
-      .def_readwrite("o2", &BwdParams::o2)
-      .def_readwrite("lse", &BwdParams::lse)
-      .def_readwrite("rstd", &BwdParams::rstd)
-      .def_readwrite("dout", &BwdParams::dout)
-      .def_readwrite("dlse", &BwdParams::dlse)
-      .def_readwrite("dq", &BwdParams::dq)
-      .def_readwrite("dk", &BwdParams::dk)
-      .def_readwrite("dv", &BwdParams::dv)
-      .def_readwrite("dlam", &BwdParams::dlam)
-      .def_readwrite("softmax_scale", &BwdParams::softmax_scale)
-      .def_readwrite("window", &BwdParams::window)
-      .def_readwrite("norm", &BwdParams::norm)
-      .def_readwrite("varlen", &BwdParams::varlen)
-      .def_readwrite("deterministic", &BwdParams::deterministic);
-  def_address(bwd, "dnorm_weight", &BwdParams::dnorm_weight);
-}
-
-void bind_cache(py::module_& m) {
-  py::class_<Rotary> rotary(m, "Rotary");
-  rotary.def_readwrite("seqlen", &Rotary::seqlen)
-      .def_readwrite("dim", &Rotary::dim)
-      .def_readwrite("interleaved", &Rotary::interleaved);
-  def_address(rotary, "cos", &Rotary::cos);
-  def_address(rotary, "sin", &Rotary::sin);
-  py::class_<Paging> paging(m, "Paging");
-  paging.def_readwrite("stride", &Paging::stride).def_readwrite("page_size", &Paging::page_size);
-  def_address(paging, "block_table", &Paging::block_table);
-  py::class_<Cache> cache(m, "Cache");
-  cache.def_readwrite("seqlen_new", &Cache::seqlen_new)
-      .def_readwrite("blocks", &Cache::blocks)
-      .def_readwrite("paging", &Cache::paging)
-      .def_readwrite("rotary", &Cache::rotary);
-  def_address(cache, "seqlens", &Cache::seqlens);
-  def_address(cache, "batch_idx", &Cache::batch_idx);
-  def_address(cache, "leftpad", &Cache::leftpad);
-  py::class_<DecodeParams>(m, "DecodeParams")
-      .def(py::init<>())
-      .def_readwrite("dtype", &DecodeParams::dtype)
-      .def_readwrite("shape", &DecodeParams::shape)
-      .def_readwrite("q", &DecodeParams::q)
-      .def_readwrite("lam", &DecodeParams::lam)
-      .def_readwrite("out", &DecodeParams::out)
-      .def_readwrite("lse", &DecodeParams::lse)
-      .def_readwrite("k_cache", &DecodeParams::k_cache)
-      .def_readwrite("v_cache", &DecodeParams::v_cache)
-      .def_readwrite("k_new", &DecodeParams::k_new)
-      .def_readwrite("v_new", &DecodeParams::v_new)
-      .def_readwrite("cache", &DecodeParams::cache)
-      .def_readwrite("softmax_scale", &DecodeParams::softmax_scale)
-      .def_readwrite("window", &DecodeParams::window)
-      .def_readwrite("norm", &DecodeParams::norm)
-      .def_readwrite("num_splits", &DecodeParams::num_splits);
+      .def_readwrite("shape", &Params::shape)
+      .def_readwrite("softmax_scale", &Params::softmax_scale)
+      .def("views", &views_of<Params>, py::return_value_policy::reference)
+      .def("operands", &operands_of<Params>);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffattn_sim, CPU, m) {
-  m.impl("fwd", TORCH_BOX(&cuda_fwd<launch<FwdParams>>));
-  m.impl("bwd", TORCH_BOX(&cuda_bwd<launch<BwdParams>>));
-  m.impl("decode", TORCH_BOX(&cuda_decode<launch<DecodeParams>>));
+  m.impl("fwd", TORCH_BOX(&fwd_from_schema<cuda_fwd<launch<FwdParams>>>));
+  m.impl("bwd", TORCH_BOX(&bwd_from_schema<cuda_bwd<launch<BwdParams>>>));
+  m.impl("decode", TORCH_BOX(&decode_from_schema<cuda_decode<launch<DecodeParams>>>));
 }
 
 PYBIND11_MODULE(sim_binding, m) {
-  bind_parts(m);
-  bind_params(m);
-  bind_cache(m);
-  m.def("fwd", &fwd);
-  m.def("bwd", &bwd);
+  py::class_<View>(m, "View")
+      .def_property(
+          "data", [](const View& v) { return reinterpret_cast<uintptr_t>(v.data); },
+          [](View& v, uintptr_t at) { v.data = reinterpret_cast<void*>(at); })
+      .def_readwrite("batch", &View::batch)
+      .def_readwrite("row", &View::row)
+      .def_readwrite("head", &View::head);
+  py::class_<Shape>(m, "Shape")
+      .def_readwrite("batch", &Shape::batch)
+      .def_readwrite("seqlen_q", &Shape::seqlen_q)
+      .def_readwrite("seqlen_k", &Shape::seqlen_k)
+      .def_readwrite("nheads", &Shape::nheads)
+      .def_readwrite("headdim", &Shape::headdim);
+  bind_params<FwdParams>(m, "FwdParams");
+  bind_params<BwdParams>(m, "BwdParams");
+  bind_params<DecodeParams>(m, "DecodeParams");
+  // The simulator asks Python for the kernels' registers.
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  m.def("fwd", [](const FwdParams& p) { cuda::fwd(p, nullptr); }, unlocked);
+  m.def(
+      "bwd",
+      [](const BwdParams& p, uintptr_t workspace) {
+        cuda::bwd(p, reinterpret_cast<void*>(workspace), nullptr);
+      },
+      unlocked);
+  m.def(
+      "decode",
+      [](const DecodeParams& p, uintptr_t workspace) {
+        cuda::decode(p, reinterpret_cast<void*>(workspace), nullptr);
+      },
+      unlocked);
   m.def("bwd_workspace", &cuda::bwd_workspace);
-  m.def("decode", &decode);
   m.def("decode_workspace", &cuda::decode_workspace);
   m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });
 }

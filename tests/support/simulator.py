@@ -2,7 +2,7 @@
 
 The kernels are the objects that ship (build/cuda), the binding is that of CUDA; tensors stay on the
 CPU, whose dispatch key the simulator takes over. Every launch is held to the memory that its params
-describe (sim_memory).
+describe (sim_memory, sim_regions).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 import diffattn_cuda  # noqa: F401  its ops are what is taken over
 
 from . import sim_build
-from .sim_memory import described, registered
+from .sim_memory import described
+from .sim_regions import registered
 
 ptxsim = sim_build.ptxsim
 PROFILES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_120"]

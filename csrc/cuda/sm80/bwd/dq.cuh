@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kRoundThreads)
   const int rows = tile.sequence.seqlen_q - tile.first_row;
   const float* dq = work.dq + tile.block * Layout::kFloats;
 
-  const View& to = params.dq;
+  const View& to = params.map_grads[kSignal].dq;
+  const int64_t noise = bytes_to_noise(to, params.map_grads[kNoise].dq) / sizeof(Element);
   auto* const target = static_cast<Element*>(to.data) + tile.sequence.q_offset(to) +
                        tile.head * to.head + tile.first_row * to.row;
   const float scale = float(params.softmax_scale);
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(kRoundThreads)
                         Half<Element>::pack(even.y * scale, odd.y * scale),
                         Half<Element>::pack(even.z * scale, odd.z * scale),
                         Half<Element>::pack(even.w * scale, odd.w * scale)};
-    *reinterpret_cast<uint4*>(target + row * to.row + comp * to.comp + chunk * kChunk) = rounded;
+    *reinterpret_cast<uint4*>(target + row * to.row + comp * noise + chunk * kChunk) = rounded;
   }
 }
 

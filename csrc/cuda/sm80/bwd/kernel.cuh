@@ -30,9 +30,10 @@ struct RowWalk {
     left = (end_ - begin_) * group;
     step = begin_;
     block = unsigned((first_block + step) * shape.nheads + head);
-    q = (head * params.q.head + step * kRowBlock * params.q.row) * 2;
-    q_step_ = kRowBlock * params.q.row * 2;
-    q_head_ = params.q.head * 2;
+    const View& view = params.maps[kSignal].q;
+    q = (head * view.head + step * kRowBlock * view.row) * 2;
+    q_step_ = kRowBlock * view.row * 2;
+    q_head_ = view.head * 2;
   }
 
   __device__ void advance() {
@@ -63,16 +64,17 @@ class StepLoader {
                         char* smem)
       : smem_(smem),
         seqlen_q_(sequence.seqlen_q),
-        fill_q_(static_cast<const Element*>(params.q.data) + sequence.q_offset(params.q),
-                params.q.row, int(params.shape.headdim), threadIdx.x),
+        fill_q_(static_cast<const Element*>(params.maps[kSignal].q.data) +
+                    sequence.q_offset(params.maps[kSignal].q),
+                params.maps[kSignal].q.row, int(params.shape.headdim), threadIdx.x),
         rows_(work.rows),
-        q_comp_bytes_(params.q.comp * 2) {}
+        noise_bytes_(bytes_to_noise(params.maps[kSignal].q, params.maps[kNoise].q)) {}
 
   __device__ void start_q(int stage, const RowWalk& at) const {
     char* const to = smem_ + T::kQ + stage;
     const int rows_left = seqlen_q_ - at.step * T::kRows;
     fill_q_.start(to, rows_left, at.q);
-    fill_q_.start(to + T::QTile::kBytes, rows_left, at.q + q_comp_bytes_);
+    fill_q_.start(to + T::QTile::kBytes, rows_left, at.q + noise_bytes_);
     copy<0, kConstantsBytes>(smem_ + T::kStages + stage, at);
   }
 
@@ -103,7 +105,7 @@ class StepLoader {
   int seqlen_q_;
   PanelFill<typename T::QTile, T::kThreads> fill_q_;
   const char* rows_;
-  int64_t q_comp_bytes_;
+  int64_t noise_bytes_;
 };
 
 // Brings K to shared memory for good, and V through it into registers.
@@ -111,17 +113,17 @@ template <class T>
 __device__ void load_keys(const BwdParams& params, const Sequence& sequence, int head_k,
                           int first_key, int warp_key, int lane, char* smem, VFragment<T>& v) {
   using Element = typename T::Element;
-  const auto rows = [&](const View& view, int comp) {
+  const auto rows = [&](const View& view) {
     return static_cast<const Element*>(view.data) + sequence.k_offset(view) + head_k * view.head +
-           first_key * view.row + comp * view.comp;
+           first_key * view.row;
   };
   const int keys_left = sequence.seqlen_k - first_key;
 #pragma unroll
   for (int comp = 0; comp < T::kComponentsK; ++comp)
-    PanelFill<typename T::KTile, T::kThreads>(rows(params.k, comp), params.k.row,
+    PanelFill<typename T::KTile, T::kThreads>(rows(params.maps[comp].k), params.maps[comp].k.row,
                                               int(params.shape.headdim), threadIdx.x)
         .start(smem + comp * T::KTile::kBytes, keys_left);
-  PanelFill<typename T::VTile, T::kThreads>(rows(params.v, 0), params.v.row,
+  PanelFill<typename T::VTile, T::kThreads>(rows(params.v), params.v.row,
                                             int(params.shape.headdim_v), threadIdx.x)
       .start(smem + T::kStages, keys_left);
   cute::cp_async_fence();
@@ -177,17 +179,17 @@ class GradWriter {
 
   __device__ void run(GradFragment<T>& grad) const {
     if (T::kJointK) {
-      store(grad[0], p_.dv, 0, int(p_.shape.headdim_v));
+      store(grad[0], p_.dv, int(p_.shape.headdim_v));
       scale(grad[T::kJointK]);
-      store(grad[T::kJointK], p_.dk, 0, int(p_.shape.headdim));
+      store(grad[T::kJointK], p_.map_grads[kSignal].dk, int(p_.shape.headdim));
       return;
     }
     if (p_.shape.k_components == 1) add_components(grad[0]);
     if (part_.which == 0) {
-      store(grad[0], p_.dv, 0, int(p_.shape.headdim_v));
+      store(grad[0], p_.dv, int(p_.shape.headdim_v));
     } else if (part_.which <= p_.shape.k_components) {
       scale(grad[0]);
-      store(grad[0], p_.dk, part_.which - 1, int(p_.shape.headdim));
+      store(grad[0], p_.map_grads[part_.which - 1].dk, int(p_.shape.headdim));
     }
   }
 
@@ -217,8 +219,8 @@ class GradWriter {
     __syncthreads();  // it has been read, and its place can be used again
   }
 
-  __device__ void store(const Acc& grad, const View& to, int comp, int end_col) const {
-    const int64_t offset = sequence_.k_offset(to) + head_k_ * to.head + comp * to.comp;
+  __device__ void store(const Acc& grad, const View& to, int end_col) const {
+    const int64_t offset = sequence_.k_offset(to) + head_k_ * to.head;
     store_rows<Element, typename T::OutTile>(grad, smem_ + warp_ * T::OutTile::kBytes, to, offset,
                                              first_key_, sequence_.seqlen_k, part_.first_col,
                                              end_col, lane_);
@@ -285,9 +287,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       4 * keep(lane + DqLayout<T::kHeadDim>::tile(dq_row_tile, dq_group * T::kDqCols / 8));
   const Turn turn(work.turns, params.deterministic);
 
-  const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
-  const RowSteps steps(sight, first_key, T::kKeys, sequence.seqlen_k, T::kRows);
-  const KeyParts<T> parts(sight, first_key, sequence.seqlen_k, warp);
+  const SequenceMask mask(params.mask, sequence.seqlen_q, sequence.seqlen_k);
+  const RowSteps steps(mask, first_key, T::kKeys, sequence.seqlen_k, T::kRows);
+  const KeyParts<T> parts(mask, first_key, sequence.seqlen_k, warp);
   const StepLoader<T> loader(params, work, sequence, smem);
   RowWalk next(params, steps,
                BwdWorkspace::first_block(shape, params.varlen, tile.batch, sequence.q_begin),
@@ -318,9 +320,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       multiply_scores<T>(s, rows_at + score_rows + T::kQ + stage, chunks_at + score_keys);
       multiply_dp<T>(dp, rows_at + score_rows + T::kU + (T::kTwoStagesU ? stage : 0), v, constants);
       if (parts.mine.is_full(step))
-        maps.template run<false>(s, dp, constants, sight, step * T::kRows, first_key);
+        maps.template run<false>(s, dp, constants, mask, step * T::kRows, first_key);
       else
-        maps.template run<true>(s, dp, constants, sight, step * T::kRows, first_key);
+        maps.template run<true>(s, dp, constants, mask, step * T::kRows, first_key);
     }
     __syncthreads();  // the maps of all parts that the step sees are there
 
@@ -347,7 +349,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                      (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + dq_to);
     accumulate_dq<T>(rows_at + dq_map, rows_at + dq_keys, reinterpret_cast<float*>(dq),
                      parts.first_is_seen(step), parts.last_is_seen(step), turn, block,
-                     int(ceil_div(sight.end(last_row), T::kKeys)) - 1 - tile.index);
+                     int(ceil_div(mask.end(last_row), T::kKeys)) - 1 - tile.index);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
   GradWriter<T>(params, sequence, tile.head_k, first_key, part, warp, lane, smem).run(grad);

@@ -71,8 +71,8 @@ class RowPreparation {
     return sequence_.q_offset(v) + head_ * v.head + row * v.row;
   }
 
-  __device__ float number(const View& v, int row, int comp = 0) const {
-    return static_cast<const float*>(v.data)[offset(v, row) + comp * v.comp];
+  __device__ float number(const View& v, int row) const {
+    return static_cast<const float*>(v.data)[offset(v, row)];
   }
 
   __device__ void load(const View& v, int row, float (&x)[kChunk]) const {
@@ -112,7 +112,7 @@ class RowPreparation {
     float u[kChunk], o[kChunk], o2[kChunk];
     load(p_.dout, row, u);
     load(p_.o, row, o);
-    load(p_.o2, row, o2);
+    load(p_.o_complement, row, o2);
     const float rstd = normed_ && is_there ? number(p_.rstd, row) : 1.f;
     const float lambda = is_there ? number(p_.lam, row) : 0.f;
     if (normed_)
@@ -140,11 +140,11 @@ class RowPreparation {
     }
 
     static_cast<float*>(p_.dlam.data)[offset(p_.dlam, row)] = -rstd * lam_sum;
-    const float lse1 = number(p_.lse, row, 0), lse2 = number(p_.lse, row, 1);
+    const float lse1 = number(p_.maps[kSignal].lse, row), lse2 = number(p_.maps[kNoise].lse, row);
     float dlse1 = 0, dlse2 = 0;
-    if (p_.dlse.data) {
-      dlse1 = number(p_.dlse, row, 0) / rstd;
-      dlse2 = number(p_.dlse, row, 1) / rstd;
+    if (p_.map_grads[kSignal].dlse.data) {
+      dlse1 = number(p_.map_grads[kSignal].dlse, row) / rstd;
+      dlse2 = number(p_.map_grads[kNoise].dlse, row) / rstd;
     }
     if (lse1 == -INFINITY) {  // the row saw no key
       store_constants(r, -INFINITY, -INFINITY, 0, 0, lambda);

@@ -20,11 +20,11 @@ template <class T>
 struct KeyParts {
   RowSteps mine;  // of this warp's part
 
-  __device__ KeyParts(const Sight& sight, int first_key, int seqlen_k, int warp)
-      : mine(of(sight, first_key, seqlen_k, warp / T::kPartWarps)),
-        first_end_(keep_uniform(of(sight, first_key, seqlen_k, 0).end)),
+  __device__ KeyParts(const SequenceMask& mask, int first_key, int seqlen_k, int warp)
+      : mine(of(mask, first_key, seqlen_k, warp / T::kPartWarps)),
+        first_end_(keep_uniform(of(mask, first_key, seqlen_k, 0).end)),
         mine_is_first_(warp < T::kPartWarps) {
-    const RowSteps last = of(sight, first_key, seqlen_k, T::kParts - 1);
+    const RowSteps last = of(mask, first_key, seqlen_k, T::kParts - 1);
     last_begin_ = keep_uniform(last.begin < last.end ? last.begin : INT_MAX);
   }
 
@@ -35,8 +35,8 @@ struct KeyParts {
   }
 
  private:
-  __device__ static RowSteps of(const Sight& sight, int first_key, int seqlen_k, int part) {
-    return RowSteps(sight, first_key + part * T::kPartKeys, T::kPartKeys, seqlen_k, T::kRows);
+  __device__ static RowSteps of(const SequenceMask& mask, int first_key, int seqlen_k, int part) {
+    return RowSteps(mask, first_key + part * T::kPartKeys, T::kPartKeys, seqlen_k, T::kRows);
   }
 
   int first_end_, last_begin_;
@@ -145,7 +145,7 @@ class MapWriter {
   // dp is less D1. Keys are counted from key 0 of the sequence where there is a mask.
   template <bool kMasked>
   __device__ void run(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
-                      const LaneConstants& constants, const Sight& sight, int step_row,
+                      const LaneConstants& constants, const SequenceMask& mask, int step_row,
                       int block_key) const {
 #pragma unroll
     for (int m = 0; m < T::kRowTiles; ++m)
@@ -153,8 +153,8 @@ class MapWriter {
       for (int half = 0; half < 2; ++half) {
         const int r = m * 16 + half * 8, row = first_row_ + r + lane_ / 4;
         const float4 c = constants.of_row(m, half);
-        const int begin = kMasked ? sight.begin(step_row + row) - block_key - first_key_ : 0;
-        const int end = kMasked ? sight.end(step_row + row) - block_key - first_key_ : 0;
+        const int begin = kMasked ? mask.begin(step_row + row) - block_key - first_key_ : 0;
+        const int end = kMasked ? mask.end(step_row + row) - block_key - first_key_ : 0;
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           float a[2], ds1[2], ds2[2];

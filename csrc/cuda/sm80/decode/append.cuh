@@ -23,8 +23,8 @@ __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, co
   const unsigned all_k = unsigned(p.shape.k_components) * k_chunks;
   if (thread >= all_k + unsigned(p.shape.headdim_v) / kChunk) return;
   const bool is_k = thread < all_k;
-  const View &from = is_k ? p.k_new : p.v_new, &to = is_k ? p.k_cache : p.v_cache;
-  const int comp = is_k ? thread / k_chunks : 0;
+  const CachedMap& map = p.maps[is_k ? thread / k_chunks : 0];
+  const View &from = is_k ? map.k_new : p.v_new, &to = is_k ? map.k_cache : p.v_cache;
   const int col = (is_k ? thread % k_chunks : thread - all_k) * kChunk;
   const Rotator<Element> rotator(is_k ? p.cache.rotary : Rotary{});
   const int end = min(int(p.cache.seqlen_new), s.capacity - s.cached);
@@ -32,10 +32,9 @@ __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, co
     const int key = s.cached + t;
     const Place place = pages.of(key);
     if (!pages.exists(place.page)) continue;
-    const auto* row = row_of<const Element>(
-        from, s.batch * from.batch + t * from.row + head_k * from.head + comp * from.comp);
-    auto* slot =
-        row_of<Element>(to, pages.offset(to, place) + head_k * to.head + comp * to.comp + col);
+    const auto* row =
+        row_of<const Element>(from, s.batch * from.batch + t * from.row + head_k * from.head);
+    auto* slot = row_of<Element>(to, pages.offset(to, place) + head_k * to.head + col);
     *reinterpret_cast<uint4*>(slot) = rotator.load(row, col, key);
   }
 }

@@ -117,9 +117,10 @@ __global__ void __launch_bounds__(kMostCombineThreads)
                             reinterpret_cast<const float2*>(plan.rest + first),
                             reinterpret_cast<const float2*>(plan.out + first * dv + col), count,
                             dv / 2);
-  if (threadIdx.x < 2)
-    static_cast<float*>(params.lse.data)[offset(params.lse) + threadIdx.x * params.lse.comp] =
-        threadIdx.x == 0 ? merged.lse(0) : merged.lse(1);
+  if (threadIdx.x < 2) {
+    const View& lse = params.maps[threadIdx.x].lse;
+    static_cast<float*>(lse.data)[offset(lse)] = threadIdx.x == 0 ? merged.lse(0) : merged.lse(1);
+  }
 
   // Y = (O1 - lambda·O2)·rstd·weight·scale
   const float2 o1 = merged.output(0), o2 = merged.output(1);

@@ -53,7 +53,7 @@ __device__ void load_queries(char* tiles, const DecodeParams& p, const CachedSeq
   using Element = typename T::Element;
   constexpr int kChunks = T::kHeadDim / kChunk;
   const Rotator<Element> rotator(p.cache.rotary);
-  const bool ordered = p.window.left >= 0 || p.window.right >= 0;
+  const bool ordered = p.mask.left >= 0 || p.mask.right >= 0;
   const uint32_t sign = p.softmax_scale < 0 ? 0x80008000u : 0;
   for (int i = threadIdx.x; i < T::kRowWarps * 16 * kChunks; i += T::kThreads) {
     const int tile = i / (16 * kChunks), row = i / kChunks % 16, chunk = i % kChunks;
@@ -61,8 +61,9 @@ __device__ void load_queries(char* tiles, const DecodeParams& p, const CachedSeq
     uint4 x{};
     if (m < rows.end && chunk * kChunk < p.shape.headdim) {
       const int q_row = rows.row_of(m), head = rows.head_of(m, head_k);
-      const auto* from = row_of<const Element>(
-          p.q, s.batch * p.q.batch + q_row * p.q.row + head * p.q.head + row / 8 * p.q.comp);
+      const View& view = p.maps[row / 8].q;
+      const auto* from =
+          row_of<const Element>(view, s.batch * view.batch + q_row * view.row + head * view.head);
       x = rotator.load(from, chunk * kChunk, s.cached + (ordered ? q_row : 0));
     }
     char* const to = tiles + tile * T::QTile::kBytes + T::QTile::offset(row, chunk * kChunk);
@@ -142,8 +143,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   // Those that see most come first.
   const PackedRows rows(plan, T::kOneBlock ? 0 : plan.row_blocks.divisor - 1 - row_block);
-  const Sight sight(params.window, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
-  const Splits splits(plan, sight, rows);
+  const SequenceMask mask(params.mask, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
+  const Splits splits(plan, mask, rows);
   const Range blocks = splits.blocks(split);
   const Pages pages(params, sequence, plan.page);
 
@@ -177,8 +178,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   // The keys this lane's row sees, and the blocks that all rows see.
   const int first_row = rows.begin + row_warp * 8;
   const int row = rows.row_of(min(first_row + lane / 4, rows.end - 1));
-  const Range seen{sight.begin(row), sight.end(row)};
-  const Range full{sight.begin(rows.row_of(rows.end - 1)), sight.end(rows.row_of(rows.begin))};
+  const Range seen{mask.begin(row), mask.end(row)};
+  const Range full{mask.begin(rows.row_of(rows.end - 1)), mask.end(rows.row_of(rows.begin))};
   const bool idle = !T::kOneBlock && first_row >= rows.end;  // this warp only copies
 
   Softmax<1> softmax(params.softmax_scale);

@@ -218,7 +218,7 @@ class DecodeEpilogue {
     if (tells_lse_)
 #pragma unroll
       for (int comp = 0; comp < 2; ++comp)
-        static_cast<float*>(p_.lse.data)[at(p_.lse) + comp * p_.lse.comp] =
+        static_cast<float*>(p_.maps[comp].lse.data)[at(p_.maps[comp].lse)] =
             lse[comp] * float(M_LN2);
     const auto* weight = static_cast<const float*>(normed ? p_.norm.weight : nullptr);
     auto* const out = static_cast<Element*>(p_.out.data) + at(p_.out);

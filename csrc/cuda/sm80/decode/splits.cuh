@@ -30,8 +30,8 @@ struct Range {
 // the sequence and the plan only, so that the batch around it changes no bit of a result.
 class Splits {
  public:
-  __device__ Splits(const DecodePlan& plan, const Sight& sight, const PackedRows& rows)
-      : keys_{sight.begin(rows.row_of(rows.begin)), sight.end(rows.row_of(rows.end - 1))} {
+  __device__ Splits(const DecodePlan& plan, const SequenceMask& mask, const PackedRows& rows)
+      : keys_{mask.begin(rows.row_of(rows.begin)), mask.end(rows.row_of(rows.end - 1))} {
     begin_ = keys_.begin / kBlockKeys;
     end_ = (keys_.end + kBlockKeys - 1) / kBlockKeys;
     if (keys_.end <= keys_.begin) end_ = begin_;

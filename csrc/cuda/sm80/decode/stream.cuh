@@ -30,11 +30,11 @@ class BlockFill {
   }
 
   // Starts the copies of the rows in `valid`; the others, and columns that do not exist, become
-  // zeros, and nothing of them is read. The rows in `fresh` are left to copy(). Components lie
-  // comp_stride apart, and side by side in shared memory.
+  // zeros, and nothing of them is read. The rows in `fresh` are left to copy(). The noise's map lies
+  // `noise` elements away, and next to the signal's in shared memory.
   template <int kMostComps, class Element>
-  __device__ void start(char* to, const Element* rows, int64_t stride, int comps,
-                        int64_t comp_stride, Range valid, Range fresh) const {
+  __device__ void start(char* to, const Element* rows, int64_t stride, int comps, int64_t noise,
+                        Range valid, Range fresh) const {
 #pragma unroll
     for (int r = 0; r < kBlockKeys; r += kRowsAtOnce) {
       const int row = row_ + r;
@@ -50,7 +50,7 @@ class BlockFill {
         for (int comp = 0; comp < kMostComps; ++comp) {
           using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
           if (comp < comps)
-            Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + comp * comp_stride + col),
+            Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + comp * noise + col),
                        *reinterpret_cast<cute::uint128_t*>(target + comp * kCols * 2 + col * 2),
                        exists && col_ + col < cols_);
         }
@@ -132,33 +132,37 @@ class KeyStream {
     return {max(keys_.begin - key, 0), min(keys_.end - key, kBlockKeys)};
   }
 
+  // noise: elements from the signal's map to the noise's, in the cache and in the new rows.
   template <int kMostComps, class Fill>
-  __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh,
-                       int comps) const {
+  __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh, int comps,
+                       int64_t noise, int64_t fresh_noise) const {
     const int key = block_ * kBlockKeys, first = first_fresh_ - key;
     const Range valid = visible();
     const Range fresh_rows{max(first, valid.begin), valid.end};
     const Element* old =
         row_of<const Element>(cache, pages_.offset(cache, place_) + head_k_ * cache.head);
-    f.template start<kMostComps>(to, old, cache.row, comps, cache.comp, valid, fresh_rows);
+    f.template start<kMostComps>(to, old, cache.row, comps, noise, valid, fresh_rows);
     if (fresh_rows.begin >= fresh_rows.end) return;
     const Element* young = row_of<const Element>(
         fresh, s_.batch * fresh.batch + head_k_ * fresh.head - first * fresh.row);
     const Rotator<Element> rotator(kMostComps == 2 ? p_.cache.rotary : Rotary{});  // keys only
     for (int comp = 0; comp < comps; ++comp)
       f.copy(to + comp * T::kHeadDim * 2, fresh_rows, thread_, [&](int row, int col) {
-        return rotator.load(young + row * fresh.row + comp * fresh.comp, col, key + row);
+        return rotator.load(young + row * fresh.row + comp * fresh_noise, col, key + row);
       });
   }
 
   __device__ void issue_keys(char* slot) {
-    fill<2>(fill_k_, slot, p_.k_cache, p_.k_new, p_.shape.k_components == 1 ? 1 : 2);
+    const CachedMap &signal = p_.maps[kSignal], &noise = p_.maps[kNoise];
+    fill<2>(fill_k_, slot, signal.k_cache, signal.k_new, p_.shape.k_components == 1 ? 1 : 2,
+            bytes_to_noise(signal.k_cache, noise.k_cache) / int64_t(sizeof(Element)),
+            bytes_to_noise(signal.k_new, noise.k_new) / int64_t(sizeof(Element)));
     const uint32_t bit = 1u << block_ / T::kGroups % kLater;
     found_ = pages_.exists(place_.page) ? found_ | bit : found_ & ~bit;
   }
 
   __device__ void issue_values(char* slot) {
-    fill<1>(fill_v_, slot, p_.v_cache, p_.v_new, 1);
+    fill<1>(fill_v_, slot, p_.v_cache, p_.v_new, 1, 0, 0);
     block_ += T::kGroups;
     place_ = next_place_;
     next_place_ = place_of(block_ + T::kGroups);

@@ -34,7 +34,7 @@ class Epilogue {
     if (comp_ == 1) swap(o_own, o_other);
     O &o = o_own, &o2 = o_other;  // O1 and O2, then O and O2 + lambda·O1
     rotate(o, o2);
-    if (p_.o2.data) store(o2, p_.o2);
+    if (p_.o_complement.data) store(o2, p_.o_complement);
     if (p_.norm.eps >= 0) {
       if (p_.o.data) store(o, p_.o);
       normalise_rms(o, wait);
@@ -70,8 +70,7 @@ class Epilogue {
   template <class Origins, class Wait>
   __device__ void normalise(const Softmax<kRowTiles>& softmax, const Origins& origins, O& o_own,
                             O& o_other, const Wait& wait) const {
-    View lse = p_.lse;
-    lse.data = static_cast<float*>(lse.data) + comp_ * lse.comp;
+    const View& lse = p_.maps[comp_].lse;
     Rows inverse;
     for_rows([&](int m, int half, int row) {
       const float sum = softmax.exact_sum(m, half), rounded = softmax.rounded_sum(m, half);

@@ -31,11 +31,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const int first_row = cta_row + pair * kRowTiles * 16;
 
   const float sign = params.softmax_scale < 0 ? -1.f : 1.f;
-  const Sight sight(params.window, sequence.seqlen_q, sequence.seqlen_k);
-  const KeyRange cta_keys(sight, cta_row, min(cta_row + T::kRows, sequence.seqlen_q));
-  KeyRange keys(sight, first_row,
-                min(first_row + kRowTiles * 16, sequence.seqlen_q));  // the pair's
-  if (sign < 0) keys.full_end = 0;  // mask() is what gives the sign
+  const SequenceMask mask(params.mask, sequence.seqlen_q, sequence.seqlen_k);
+  const KeyRange cta_keys(mask, cta_row, min(cta_row + T::kRows, sequence.seqlen_q));
+  KeyRange keys(mask, first_row, min(first_row + kRowTiles * 16, sequence.seqlen_q));  // the pair's
+  if (sign < 0) keys.full_end = 0;  // hide() is what gives the sign
 
   // Global to shared memory.
   int step_key = cta_keys.begin / T::kKeys * T::kKeys;
@@ -58,7 +57,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Handover<T> handover(smem, warp, lane);
   // Where this lane reads the step's tiles; from one step to the next they change places.
   const char* k_tile = smem + chunks_first<typename T::KTile>(lane) +
-                       (T::shares_k(params.k.comp) ? 0 : T::KTile::offset(0, comp * T::kHeadDim));
+                       (T::shares_k(bytes_to_noise(params.maps[kSignal].k, params.maps[kNoise].k))
+                            ? 0
+                            : T::KTile::offset(0, comp * T::kHeadDim));
   const char* v_tile = smem + T::KTile::kBytes + rows_first<typename T::VTile>(lane) +
                        T::VTile::offset(0, comp * T::kHalfV);
   int flip = T::kStageBytes;
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       if (T::kSkips && !full && !keys.meets(first_key, T::kPartKeys)) continue;
       float s[kRowTiles][kKeyTiles][4];
       multiply_qk<T>(s, q, k_tile + T::KTile::offset(part * T::kPartKeys, 0));
-      if (!full) mask(s, sight, first_row, first_key, sign, lane);
+      if (!full) hide(s, mask, first_row, first_key, sign, lane);
 
       uint32_t p_own[kRowTiles][kKeyTiles / 2][4], p_other[kRowTiles][kKeyTiles / 2][4];
       float exact[kRowTiles][2];

@@ -46,9 +46,9 @@ struct FwdTraits {
     return (row_tile * kKeys / 16 + key_block) * kSummed % kBlocks < kSummed;
   }
 
-  // DIFF V2, where V is as wide as Q, has one K for both components.
-  __device__ static bool shares_k(int64_t comp_stride) {
-    return kHeadDimV == kHeadDim && comp_stride == 0;
+  // DIFF V2, where V is as wide as Q, has one K for both maps.
+  __device__ static bool shares_k(int64_t noise_bytes) {
+    return kHeadDimV == kHeadDim && noise_bytes == 0;
   }
 };
 
@@ -61,11 +61,12 @@ __device__ const typename T::Element* at(const View& v, int64_t offset) {
 template <class T>
 __device__ void fill_queries(const FwdParams& p, const Sequence& sequence, int head, int cta_row,
                              char* tile) {
-  const int64_t offset = sequence.q_offset(p.q) + head * p.q.head + cta_row * p.q.row;
+  const View& q = p.maps[kSignal].q;
+  const int64_t offset = sequence.q_offset(q) + head * q.head + cta_row * q.row;
   const TileFill<typename T::QTile, T::kHeadDim, T::kThreads> fill(
-      at<T>(p.q, offset), p.q.row, sequence.seqlen_q, int(p.shape.headdim), threadIdx.x);
+      at<T>(q, offset), q.row, sequence.seqlen_q, int(p.shape.headdim), threadIdx.x);
   fill.start(tile, cta_row);
-  fill.start(tile + T::QTile::offset(0, T::kHeadDim), cta_row, p.q.comp * 2);
+  fill.start(tile + T::QTile::offset(0, T::kHeadDim), cta_row, bytes_to_noise(q, p.maps[kNoise].q));
   cute::cp_async_fence();
 }
 
@@ -74,17 +75,17 @@ template <class T>
 class KeyValueFill {
  public:
   __device__ KeyValueFill(const FwdParams& p, const Sequence& sequence, int head, int first_key)
-      : comp_bytes_(p.k.comp * 2),
-        k_(at<T>(p.k, offset(p, p.k, sequence, head, first_key)), p.k.row, sequence.seqlen_k,
-           int(p.shape.headdim), threadIdx.x),
+      : noise_bytes_(bytes_to_noise(p.maps[kSignal].k, p.maps[kNoise].k)),
+        k_(at<T>(p.maps[kSignal].k, offset(p, p.maps[kSignal].k, sequence, head, first_key)),
+           p.maps[kSignal].k.row, sequence.seqlen_k, int(p.shape.headdim), threadIdx.x),
         v_(at<T>(p.v, offset(p, p.v, sequence, head, first_key)), p.v.row, sequence.seqlen_k,
            int(p.shape.headdim_v), threadIdx.x) {}
 
   // Starts the copies of the next step, whose first key is first_key.
   __device__ void start(char* stage, int first_key) {
     k_.start(stage, first_key);
-    if (!T::shares_k(comp_bytes_))
-      k_.start(stage + T::KTile::offset(0, T::kHeadDim), first_key, comp_bytes_);
+    if (!T::shares_k(noise_bytes_))
+      k_.start(stage + T::KTile::offset(0, T::kHeadDim), first_key, noise_bytes_);
     v_.start(stage + T::KTile::kBytes, first_key);
     k_.advance();
     v_.advance();
@@ -98,7 +99,7 @@ class KeyValueFill {
     return sequence.k_offset(v) + head_k * v.head + first_key * v.row;
   }
 
-  int64_t comp_bytes_;
+  int64_t noise_bytes_;  // from the signal's keys
   TileFill<typename T::KTile, T::kHeadDim, T::kThreads> k_;
   TileFill<typename T::VTile, T::kHeadDimV, T::kThreads> v_;
 };

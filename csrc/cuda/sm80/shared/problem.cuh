@@ -6,6 +6,11 @@
 
 namespace diffattn::cuda::sm80 {
 
+// Bytes from a number of the signal's map to that of the noise's: both views have the same strides.
+__device__ inline int64_t bytes_to_noise(const View& signal, const View& noise) {
+  return static_cast<const char*>(noise.data) - static_cast<const char*>(signal.data);
+}
+
 // One sequence of the batch: where its rows begin in the tensors, and how many they are.
 struct Sequence {
   int64_t batch;  // index of the batch dimension, 0 where sequences are packed
@@ -38,14 +43,14 @@ struct Sequence {
 };
 
 // Row i sees the keys begin(i) <= j < end(i). Causal and windowed masks are both of this form.
-class Sight {
+class SequenceMask {
  public:
-  __device__ Sight(const Window& window, int seqlen_q, int seqlen_k, int first_key = 0)
+  __device__ SequenceMask(const Mask& mask, int seqlen_q, int seqlen_k, int first_key = 0)
       : first_key_(first_key),
         seqlen_q_(seqlen_q),
         seqlen_k_(seqlen_k),
-        first_(window.left < 0 ? -kUnbounded : seqlen_k - seqlen_q - bounded(window.left)),
-        end_(window.right < 0 ? kUnbounded : seqlen_k - seqlen_q + bounded(window.right) + 1) {}
+        first_(mask.left < 0 ? -kUnbounded : seqlen_k - seqlen_q - bounded(mask.left)),
+        end_(mask.right < 0 ? kUnbounded : seqlen_k - seqlen_q + bounded(mask.right) + 1) {}
 
   __device__ int begin(int row) const { return max(row + first_, first_key_); }
   __device__ int end(int row) const { return min(row + end_, seqlen_k_); }
@@ -69,11 +74,11 @@ struct KeyRange {
   int begin, end;            // of some row, and perhaps hidden ones between them
   int full_begin, full_end;  // of every row
 
-  __device__ KeyRange(const Sight& sight, int first_row, int end_row)
-      : begin(sight.begin(first_row)),
-        end(first_row < end_row ? sight.end(end_row - 1) : 0),
-        full_begin(sight.begin(end_row - 1)),
-        full_end(first_row < end_row ? sight.end(first_row) : 0) {}
+  __device__ KeyRange(const SequenceMask& mask, int first_row, int end_row)
+      : begin(mask.begin(first_row)),
+        end(first_row < end_row ? mask.end(end_row - 1) : 0),
+        full_begin(mask.begin(end_row - 1)),
+        full_end(first_row < end_row ? mask.end(first_row) : 0) {}
 
   __device__ bool meets(int first_key, int keys) const {
     return first_key < end && begin < first_key + keys;
@@ -88,14 +93,14 @@ struct KeyRange {
 struct RowSteps {
   int begin, end, full_begin, full_end;
 
-  __device__ RowSteps(const Sight& sight, int first_key, int keys, int seqlen_k, int rows) {
+  __device__ RowSteps(const SequenceMask& mask, int first_key, int keys, int seqlen_k, int rows) {
     const int end_key = first_key + keys;
-    const int first_row = sight.row_begin(first_key);
-    const int end_row = sight.row_end(min(end_key, seqlen_k) - 1);
+    const int first_row = mask.row_begin(first_key);
+    const int end_row = mask.row_end(min(end_key, seqlen_k) - 1);
     begin = first_row / rows;
     end = first_key < seqlen_k && first_row < end_row ? (end_row + rows - 1) / rows : begin;
-    full_begin = (sight.row_begin(end_key - 1) + rows - 1) / rows;
-    full_end = end_key <= seqlen_k ? max(sight.last_row(first_key) + 1, 0) / rows : 0;
+    full_begin = (mask.row_begin(end_key - 1) + rows - 1) / rows;
+    full_end = end_key <= seqlen_k ? max(mask.last_row(first_key) + 1, 0) / rows : 0;
   }
 
   __device__ bool is_full(int step) const { return step >= full_begin && step < full_end; }

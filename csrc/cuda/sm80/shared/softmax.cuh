@@ -209,14 +209,14 @@ struct Softmax {
 
 // Hides the pairs that no mask lets through, and gives the logits the sign of a negative scale.
 template <int kRowTiles, int kKeyTiles>
-__device__ void mask(float (&s)[kRowTiles][kKeyTiles][4], const Sight& sight, int first_row,
+__device__ void hide(float (&s)[kRowTiles][kKeyTiles][4], const SequenceMask& mask, int first_row,
                      int first_key, float sign, int lane) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first_row + m * 16 + half * 8 + lane / 4;
-      const int begin = sight.begin(row) - first_key, end = sight.end(row) - first_key;
+      const int begin = mask.begin(row) - first_key, end = mask.end(row) - first_key;
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll

@@ -1,0 +1,131 @@
+// Tensors checked, and handed to the waist as views, by the list of operands.
+#pragma once
+#include <initializer_list>
+#include <vector>
+
+#include "../operands.h"
+#include "checks.h"
+
+namespace diffattn::bindings {
+
+// f(dimension of the tensor, what it is). A packed batch has no dimension of its own.
+template <class F>
+void for_each_dim(const Operand& o, bool packed, const F& f) {
+  int64_t at = 0;
+  for (int i = 0; i < o.rank; ++i)
+    if (!(packed && o.dims[i] == Dim::batch)) f(at++, o.dims[i]);
+}
+
+inline std::vector<int64_t> sizes_of(const Operand& o, const Extents& e) {
+  std::vector<int64_t> sizes;
+  for_each_dim(o, e.packed, [&](int64_t, Dim dim) { sizes.push_back(e[dim]); });
+  return sizes;
+}
+
+// "(batch, seqlen_q, nheads, 2, headdim)"
+inline std::string in_words(const Operand& o, bool packed) {
+  std::string words;
+  for_each_dim(o, packed, [&](int64_t at, Dim dim) {
+    words += std::string(at ? ", " : "(") + name_of(dim, packed);
+  });
+  return words + (o.rank == 1 ? ",)" : ")");
+}
+
+inline void check_rank(const Operand& o, const Tensor& t, bool packed = false) {
+  int64_t rank = 0;
+  for_each_dim(o, packed, [&](int64_t, Dim) { ++rank; });
+  check(t.dim() == rank, o.name, " has shape ", shape_of(t), ", expected ", in_words(o, packed));
+}
+
+inline void check_shape(const Operand& o, const Tensor& t, const Extents& e) {
+  int64_t rank = 0;
+  bool same = true;
+  for_each_dim(o, e.packed, [&](int64_t at, Dim dim) {
+    same = same && at < t.dim() && t.size(at) == e[dim];
+    ++rank;
+  });
+  if (same && t.dim() == rank) return;
+  const std::vector<int64_t> want = sizes_of(o, e);
+  check(false, o.name, " has shape ", shape_of(t), ", expected ", in_words(o, e.packed), " = ",
+        joined(want.data(), rank));
+}
+
+// In the dtype that the operand holds, on q's device, in memory that is there.
+inline void check_type(const Operand& o, const Tensor& t, const Tensor& q) {
+  switch (o.holds) {
+    case Holds::elements:
+      check_dtype(o.name, t, q.scalar_type(), ", as q");
+      break;
+    case Holds::sums:
+      check_dtype(o.name, t, compute_type(q), "");
+      break;
+    case Holds::indices:
+      check_dtype(o.name, t, ScalarType::Int, "");
+  }
+  check_place(o.name, t, q);
+}
+
+inline void check_operand(const Operand& o, const Tensor& t, const Tensor& q, const Extents& e) {
+  check_type(o, t, q);
+  check_shape(o, t, e);
+}
+
+// A vector of indices, where it is given.
+inline void check_indices(const Operand& o, const OptionalTensor& t, const Tensor& q,
+                          const Extents& e) {
+  if (!t) return;
+  check_operand(o, *t, q, e);
+  check(last_is_contiguous(*t), o.name, " must be contiguous");
+}
+
+inline void check_norm(const OptionalTensor& weight, const std::optional<double>& eps,
+                       const Tensor& q, const Extents& e) {
+  check(!eps || *eps >= 0, "norm_eps is ", eps.value_or(0), ", accepted: None or a number >= 0");
+  if (!weight) return;
+  check(eps.has_value(), "norm_weight was given without norm_eps; give both, or norm_eps alone");
+  check_shape(kNormWeight, *weight, e);
+  check_type(kNormWeight, *weight, q);
+}
+
+// Uninitialised, on q's device.
+inline Tensor new_operand(const Operand& o, const Tensor& q, const Extents& e) {
+  const ScalarType type = o.holds == Holds::sums ? compute_type(q) : q.scalar_type();
+  return torch::stable::new_empty(q, sizes_of(o, e), type);
+}
+
+inline View view_of(const Operand& o, const Tensor& t, bool packed) {
+  View v;
+  v.data = t.data_ptr();
+  for_each_dim(o, packed, [&](int64_t at, Dim dim) {
+    if (const auto along = stride_along(dim)) v.*along = stride_of(t, at);
+  });
+  return v;
+}
+
+// The noise's view of a tensor, given the signal's. They are equal where the tensor has one map for both.
+inline View noise_of(const Operand& o, const Tensor& t, bool packed, View v) {
+  for_each_dim(o, packed, [&](int64_t at, Dim dim) {
+    if (is_of_maps(dim))
+      v.data = static_cast<char*>(v.data) + stride_of(t, at) * int64_t(t.element_size());
+  });
+  return v;
+}
+
+struct Given {
+  const Operand& operand;
+  const Tensor& tensor;
+};
+
+// Sets the views of the operands that are given; the others stay as they are.
+template <class Params>
+void set_views(Params& p, bool packed, std::initializer_list<Given> all) {
+  for_each_view(p, [&](const Operand& o, View& signal, auto&... noise) {
+    for (const Given& given : all) {
+      if (&given.operand != &o) continue;
+      signal = view_of(o, given.tensor, packed);
+      ((noise = noise_of(o, given.tensor, packed, signal)), ...);
+    }
+  });
+}
+
+}  // namespace diffattn::bindings
