@@ -67,7 +67,8 @@ def _run(step: Step) -> tuple[list[Launch], int]:
     asked: list[int] = []
 
     def serve(params: Any) -> None:
-        asked.append(sim.binding.decode_workspace(params))
+        with sim.device:  # the architecture is chosen by device
+            asked.append(sim.binding.decode_workspace(params))
         sim.launch_described(params)
 
     def call() -> None:
