@@ -109,6 +109,7 @@ lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m vulture
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp tests/support/*.cpp \
 	  tests/ptxsim/engine/*.cpp tests/ptxsim/engine/*.h
 
