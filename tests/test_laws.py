@@ -197,17 +197,6 @@ LAWS: list[Law] = [
 
 # What breaks a law today, as `path: the complaint's beginning`. Mend it, and take it off the list.
 DEBTS: dict[Law, tuple[str, ...]] = {
-    pages_are_short: tuple(
-        f"docs/{name}.md"
-        for name in (
-            "cpu",
-            "integrations",
-            "kernels",
-            "kernels_backward",
-            "kernels_decode",
-            "simulator",
-        )
-    ),  # fmt: skip
     kernels_are_short: (
         "csrc/cuda/sm80/bwd/kernel.cuh: bwd_kernel",
         "csrc/cuda/sm80/decode/kernel.cuh: decode_kernel",

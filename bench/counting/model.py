@@ -13,7 +13,7 @@ A step of decoding, (d, dv) = (64, 128), takes memory's time, and what nothing c
 
     seconds = bytes / bandwidth + fixed
 
-The bytes are counted. Nothing on the chip comes near memory's time (docs/kernels_decode.md), but
+The bytes are counted. Nothing on the chip comes near memory's time (docs/decode_speed.md), but
 before the first bytes come and after the last ones a warp's own instructions stand one behind the
 other, and so do reads that wait for each other. Those are counted too, in machine code; how long
 each takes is not known, so the fixed part is a range.
