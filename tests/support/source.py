@@ -45,10 +45,14 @@ def without_comments(text: str) -> str:
     return re.sub(r"//[^\n]*", "", text)
 
 
-def comments(text: str, python: bool) -> Iterator[tuple[int, str]]:
-    """Each comment with its line; of Python also each string that stands alone (a docstring)."""
-    if not python:
-        for found in re.finditer(r"//[^\n]*|/\*.*?\*/", text, re.DOTALL):
+def comments(text: str, suffix: str) -> Iterator[tuple[int, str]]:
+    """Each comment with its line.
+
+    Of Python also each string that stands alone (a docstring); of Markdown what stands in `…`.
+    """
+    if suffix != ".py":
+        pattern = r"`[^`\n]+`" if suffix == ".md" else r"//[^\n]*|/\*.*?\*/"
+        for found in re.finditer(pattern, text, re.DOTALL):
             yield text.count("\n", 0, found.start()) + 1, found.group()
         return
     fresh = True
