@@ -28,8 +28,8 @@ MATRIX = ("fwd", "fwd saving", "bwd")
 FOR_MODEL = ("flop_per_pair", "shared_bytes_per_pair", "exp2_per_pair", "fma_per_pair",
              "alu_per_pair", "l2_bytes_per_pair")  # fmt: skip
 SUMMED_UP = ("flop_ratio", "others_per_hmma", "loop_wavefronts_per_mma")
-HEADER = ["", "d", "flop a pair: ours, four calls", "counted ÷ formula", "others an HMMA",
-          "shared wavefronts an mma", "predicted × four FA2 calls, A100: S = 2k, 4k, 16k", "goal",
+HEADER = ["", "d", "flop per pair: ours, four calls", "counted ÷ formula", "others per HMMA",
+          "shared wavefronts per mma", "predicted × four FA2 calls, A100: S = 2k, 4k, 16k", "goal",
           "H100"]  # fmt: skip
 TITLES = {"fwd": "forward", "bwd": "backward", "fwd + bwd": "forward + backward"}
 BESIDE = ("bwd prepare", "bwd round", "bwd weight", "combine")
@@ -56,7 +56,7 @@ def cell(c: Counts, name: str) -> str:
 
 
 def formulas(counts: list[Counts]) -> Table:
-    """Flop a pair and bytes a token in units of d, ours counted, beside several calls'."""
+    """Flop per pair and bytes per token in units of d, ours and those of several calls."""
     found = {
         c.kernel: f" ({c.figures['flop_per_pair'] / c.headdim:.4g} counted)"
         for c in counts
@@ -66,11 +66,11 @@ def formulas(counts: list[Counts]) -> Table:
         [name, *(f"{n}d{found.get(way, '') if name == 'ours' else ''}" for way, n in row.items())]
         for name, row in RECIPES.items()
     ]
-    return ["(64, 128)", "forward flop", "backward flop", "decoding, bytes a token"], lines
+    return ["(64, 128)", "forward flop", "backward flop", "decoding, bytes per token"], lines
 
 
 def check() -> Table:
-    """The model beside what was published."""
+    """The model compared with what was published."""
     lines = [
         [n.name, str(n.d), n.device.name, f"{n.published:g}", f"{n.modelled:.1f}",
          f"{100 * n.error:+.1f} %"]
@@ -149,7 +149,7 @@ def training_lines(counts: list[Counts]) -> Iterator[list[str]]:
 
 
 def figures(counts: list[Counts], kernel: str, d: int) -> list[str]:
-    """Each beside its limit; a direction that takes two kernels has none of its own."""
+    """Each with its limit; a direction that takes two kernels has none of its own."""
     shape = (kernel, d, 2 * d)
     found = [c for c in counts if (c.kernel, c.headdim, c.headdim_v) == shape]
     cells = [limited(c, name) for c in found if "full" in c.problem for name in SUMMED_UP]
@@ -173,7 +173,7 @@ def decode_lines(counts: list[Counts]) -> Iterator[list[str]]:
         found = [decode(counts, device, DECODE_BYTES, split) for device in (A100, H100)]
         a100, h100 = (judged(share_text(p), p.usual, DECODE_GOAL) for p in found)
         yield [f"decoding, {DECODE_BYTES >> 20} MB of cache, {keys}", "64",
-               f"bytes a token: {ours}d, {theirs}d", f"{copied:.3f}", "", "",
+               f"bytes per token: {ours}d, {theirs}d", f"{copied:.3f}", "", "",
                f"{a100} of memory's bandwidth", f"≥ {DECODE_GOAL:.0%}", h100]  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def caption() -> str:
     """How far the model is from what was published."""
     _, lines = check()
     errors = ", ".join(f"{name} d = {d} {error}" for name, d, *_, error in lines)
-    return f"The model beside published speeds: {errors}."
+    return f"The model compared with published speeds: {errors}."
 
 
 def meanings(names: dict[str, str]) -> str:
