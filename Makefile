@@ -8,7 +8,7 @@ LOCK ?= constraints.txt
 MAX_JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
 SIM_ARGS ?=
-MUTANTS_ARGS ?= --shape 64 128
+MUTANTS_ARGS ?= fwd
 BENCH_ARGS ?= --direction fwd fwdbwd --dtype fp32 bf16
 DEMO_ARGS ?=
 export MAX_JOBS
@@ -66,7 +66,7 @@ $(DEPS): pyproject.toml $(LOCK)
 	@touch $@
 
 # The first time pip builds and installs; afterwards setup.py recompiles only what changed.
-$(BUILT): $(NATIVE) setup.py build_cuda.py $(DEPS) $(NVCC)
+$(BUILT): $(NATIVE) setup.py tools/build_cuda.py $(DEPS) $(NVCC)
 	@if test $(INSTALLED) -nt $(DEPS); then \
 	  $(STEP) 'native code that changed' $(PY) setup.py --quiet build_ext --inplace; \
 	else \
@@ -103,12 +103,13 @@ lock: $(DEPS)
 	  --no-annotate --custom-compile-command 'make lock' pyproject.toml requirements.in -o constraints.txt
 
 mutants: $(BUILT)
-	$(PY) tests/mutants.py $(MUTANTS_ARGS)
+	$(PY) tools/mutants.py $(MUTANTS_ARGS)
 
 lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m vulture
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp tests/support/*.cpp \
 	  tests/ptxsim/engine/*.cpp tests/ptxsim/engine/*.h
 
@@ -120,18 +121,14 @@ bench: $(BUILT)
 
 counts: $(BUILT)
 	$(PY) bench/counts.py --csv docs/counts.csv
-	$(PY) bench/model.py
-	$(PY) bench/gpu_page.py
+	$(PY) bench/plot.py counts
 
 accuracy: $(BUILT)
 	$(PY) bench/accuracy.py --simulate --csv docs/accuracy.csv
-	$(PY) bench/accuracy_page.py
+	$(PY) bench/plot.py accuracy
 
 plot: $(BUILT)
-	$(PY) bench/plot.py docs/speed.csv
-	$(PY) bench/accuracy_page.py
-	$(PY) bench/gpu_page.py
-	$(PY) bench/mutants_page.py
+	$(PY) bench/plot.py
 
 wheel: $(DEPS) $(NVCC)
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
@@ -152,7 +149,7 @@ GPU_WHEEL ?=
 GPU_MINUTES ?= 8
 GPU_SPEED_MINUTES ?= 8
 GPU_ARGS ?=
-GPU := PYTHONPATH=bench $(GPU_PYTHON) -m gpu
+GPU := PYTHONPATH=tools $(GPU_PYTHON) -m gpu_day
 GPU_OPTIONS = --out '$(GPU_OUT)' $(if $(GPU_WHEEL),--wheel '$(GPU_WHEEL)') $(GPU_ARGS)
 
 gpu:

@@ -20,7 +20,7 @@ from setuptools.modified import newer_group
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # build backends run this file from elsewhere
+sys.path.insert(0, str(ROOT / "tools"))
 import build_cuda  # noqa: E402
 
 PYTHON_API = "0x030A0000"  # Python 3.10
@@ -75,9 +75,11 @@ class Build(BuildExtension):
 
     def compile_for(self, name: str) -> str:
         source = f"csrc/cpu/{name}"
-        target = Path(self.build_temp) / f"{name}.o"
+        target = (Path(self.build_temp) / source).with_suffix(".o")
         target.parent.mkdir(parents=True, exist_ok=True)
-        inputs = [source, "setup.py", *files("csrc", "*.h"), *files("csrc/cpu", "*.h")]
+        apart = ("csrc/cuda", "csrc/bindings")  # the CPU backend includes nothing of these
+        headers = [path for path in files("csrc", "**/*.h") if not path.startswith(apart)]
+        inputs = [source, "setup.py", *headers]
         if newer_group(inputs, str(target), missing="newer"):
             compiler = self.compiler.compiler_so_cxx
             self.spawn([*compiler, *FLAGS, *ISA_FLAGS[name], "-c", source, "-o", str(target)])
@@ -90,7 +92,7 @@ def module(
     return CppExtension(
         f"diffattn_cuda.{name}",
         sources,
-        depends=[*files("csrc", "*.h"), *files("csrc/bindings", "*.h"), *files("csrc/cpu", "*.h")],
+        depends=files("csrc", "**/*.h"),
         py_limited_api=True,
         define_macros=[
             ("Py_LIMITED_API", PYTHON_API),

@@ -4,7 +4,7 @@
 
 Ours on the CPU and, with --simulate, by the CUDA kernels in the simulator, beside two calls of a
 stock kernel (emulated), PyTorch's own attention and the eager formula; on data that looks like the
-start of training and data that does not. bench/accuracy_page.py draws it.
+start of training and data that does not. bench/plot.py draws it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from memory import step
-from oracle import NAMES, oracle
-from peers import Peer, peers_for
-from problem import DTYPES, Inputs, Problem, make_inputs
 from stock import stock2
+from timing.memory import step
+from timing.peers import Peer, peers_for
+from timing.problem import DTYPES, NAMES, Inputs, Problem, make_inputs, oracle
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +47,7 @@ REGIMES = {
 class Error:
     data: str
     lam: float
-    way: str  # cpu, cuda, two calls, or a name of bench/peers.py
+    way: str  # cpu, cuda, two calls, or a name of timing/peers.py
     tensor: str  # out, dq, dk or dv
     error: float
 

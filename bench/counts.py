@@ -2,10 +2,11 @@
 
     python bench/counts.py --csv docs/counts.csv
 
-Three sources: ptxas' report (registers, spills), the machine code of the main loop (bench/sass.py)
-and runs in the simulator (tests/ptxsim): tensor core flop, shared-memory wavefronts, exp2s, bytes.
-A figure over its limit (bench/marks.py) is bold and stands with the limit; counting/record.py says
-what each figure is. The last table has the formulas beside those of several calls.
+Three sources: ptxas' report (registers, spills), the machine code of the main loop
+(counting/sass.py), and runs in the simulator (tests/ptxsim): tensor core flop, shared-memory
+wavefronts, exp2s, bytes. counting/figures.py says what each figure is. A figure over its limit
+is bold and stands next to the limit. The last table compares the formulas with those of several
+calls.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from counting import decoding, training  # noqa: E402
 from counting.decoding import Step  # noqa: E402
-from counting.record import Counts, write  # noqa: E402
+from counting.figures import Counts, write  # noqa: E402
 from counting.runs import Shape  # noqa: E402
-from gpu import counters, simulate  # noqa: E402
-from gpu_tables import BESIDE, MATRIX, Table, counted, formulas  # noqa: E402
+from counting.tables import BESIDE, MATRIX, Table, counted, formulas  # noqa: E402
+from gpu_day import counters, simulate  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 WIDE = [Shape(d, 2 * d) for d in (32, 64, 96, 128)]
@@ -56,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument(
-        "--csv", type=Path, help="also write the figures there, and bench/gpu/simulated.csv"
+        "--csv", type=Path, help="also write the figures there, and tools/gpu_day/simulated.csv"
     )
     args = parser.parse_args()
     counts = list(count_all(args.seqlen))

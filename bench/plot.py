@@ -1,26 +1,38 @@
-"""Draw docs/speed.svg from the CSV of speed.py and rewrite the table in README.md.
+"""Draw the figures and rewrite the tables of README and docs/ from the files docs/*.csv.
 
-python bench/speed.py --direction fwd fwdbwd --dtype fp32 bf16 --csv docs/speed.csv
-python bench/plot.py docs/speed.csv
+    python bench/plot.py                    # all of them
+    python bench/plot.py speed --speed gpu.csv
+
+speed     docs/speed.svg and README's table, from speed.py's CSV
+counts    README's table of the CUDA kernels, docs/counts.md and predictions.md, from counts.py's
+accuracy  docs/accuracy.svg and the tables of docs/numerics.md, from accuracy.py's
+mutants   the table of docs/mutants.md, from tools/mutants.py's
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+ROOT = Path(__file__).resolve().parent.parent
+sys.path += [str(ROOT), str(ROOT / "tools")]
+
+import matplotlib  # noqa: E402
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from page import rewrite, table
-from problem import Problem
+import matplotlib.pyplot as plt  # noqa: E402
+from accuracy import Error  # noqa: E402
+from counting import figures, tables  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from mutation import scores  # noqa: E402
+from page import rewrite, table  # noqa: E402
+from timing.problem import Problem  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 LABELS = {
     "ours": "diffattn_cuda",
     "sdpa2": "2 × SDPA, V = 2d",
@@ -38,6 +50,17 @@ LABELS = {
     "torch.mm": "torch.mm",
 }
 TITLES = {"fwd": "forward", "bwd": "backward", "fwdbwd": "forward + backward", "decode": "decode"}
+# Of accuracy.py.
+WAYS = {
+    "cpu": "diffattn_cuda, CPU",
+    "cuda": "diffattn_cuda, CUDA",
+    "two calls": "two calls",
+    "sdpa2": "2 × SDPA",
+    "sdpa4": "4 × SDPA",
+    "eager": "eager",
+}
+MARKERS = {"cpu": "o", "cuda": "D", "two calls": "s", "sdpa2": "^", "sdpa4": "v", "eager": "x"}
+ONE_ROUNDING = 1.65e-3  # of normal numbers to bf16, relative
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,7 @@ class Measured:
         return self.problem.flop / self.ms / 1e6
 
 
-def read(paths: list[Path]) -> tuple[list[Measured], dict[str, str]]:
+def read_speed(paths: list[Path]) -> tuple[list[Measured], dict[str, str]]:
     """All lines, and the first line as text (it names the machine)."""
     lines = [line for path in paths for line in csv.DictReader(path.open())]
     return [parse(line) for line in lines], lines[0]
@@ -77,7 +100,13 @@ def parse(line: dict[str, str]) -> Measured:
     return Measured(problem, int(line["threads"]), line["peer"], float(line["ms"]), *rates)
 
 
-def draw(rows: list[Measured], place: dict[str, str], out: Path) -> None:
+def use_style() -> None:
+    """The same bytes for the same figures, in one style."""
+    plt.rcParams.update({"svg.hashsalt": "diffattn", "font.size": 9, "axes.spines.top": False,
+                         "axes.spines.right": False})  # fmt: skip
+
+
+def draw_speed(rows: list[Measured], place: dict[str, str], out: Path) -> None:
     """One panel for each direction and dtype: rate over sequence length; d = 64, causal."""
     threads = max(r.threads for r in rows)
     rows = [r for r in rows if r.problem.direction != "decode" and r.threads == threads]
@@ -85,11 +114,10 @@ def draw(rows: list[Measured], place: dict[str, str], out: Path) -> None:
     panels: dict[tuple[str, str], list[Measured]] = defaultdict(list)
     for r in rows:
         panels[r.problem.direction, r.problem.dtype].append(r)
-    plt.rcParams.update({"svg.hashsalt": "diffattn", "font.size": 9, "axes.spines.top": False,
-                         "axes.spines.right": False})  # fmt: skip
+    use_style()
     fig, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.1), squeeze=False)
     for ax, ((direction, dtype), part) in zip(axes[0], panels.items(), strict=True):
-        panel(ax, part)
+        speed_panel(ax, part)
         ax.set_title(f"{TITLES[direction]}, {dtype}")
     axes[0][0].set_ylabel("GFLOP/s (fused count)")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -104,7 +132,7 @@ def draw(rows: list[Measured], place: dict[str, str], out: Path) -> None:
     fig.savefig(out, metadata={"Date": None})
 
 
-def panel(ax: Axes, rows: list[Measured]) -> None:
+def speed_panel(ax: Axes, rows: list[Measured]) -> None:
     """Lines of one direction and dtype; torch.mm is the dashed ceiling."""
     for i, (peer, label) in enumerate(LABELS.items()):
         mine = sorted((r for r in rows if r.peer == peer), key=lambda r: r.problem.seqlen_k)
@@ -149,15 +177,83 @@ def speed_table(rows: list[Measured]) -> str:
     return table([*header, *(f"× {LABELS[p]}" for p in peers)], lines)
 
 
+def read_errors(path: Path) -> list[Error]:
+    with path.open(newline="") as file:
+        return [
+            Error(r["data"], float(r["lam"]), r["way"], r["tensor"], float(r["error"]))
+            for r in csv.DictReader(file)
+        ]
+
+
+def errors_table(rows: list[Error], tensors: tuple[str, str]) -> str:
+    found = {(r.data, r.lam, r.way, r.tensor): 1e3 * r.error for r in rows}
+    lines = [
+        [data, f"{lam:g}"]
+        + [", ".join(f"{found[data, lam, way, t]:.3g}" for t in tensors) for way in WAYS]
+        for data, lam in dict.fromkeys((r.data, r.lam) for r in rows)
+    ]
+    return table([", ".join(tensors), "λ", *WAYS.values()], lines)
+
+
+def draw_errors(rows: list[Error], out: Path) -> None:
+    """Two panels: the output, and dV, where the subtraction cancels too."""
+    use_style()
+    fig, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    for ax, tensor in zip(axes, ("out", "dv"), strict=True):
+        errors_panel(ax, [r for r in rows if r.tensor == tensor])
+        ax.set_title({"out": "output", "dv": "dV"}[tensor])
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
+    fig.tight_layout(rect=(0, 0.06, 1, 1))
+    fig.savefig(out, metadata={"Date": None})
+
+
+def errors_panel(ax: Axes, rows: list[Error]) -> None:
+    places = {place: -i for i, place in enumerate(dict.fromkeys((r.data, r.lam) for r in rows))}
+    for way, label in WAYS.items():
+        mine = [r for r in rows if r.way == way]
+        ax.plot([r.error for r in mine], [places[r.data, r.lam] for r in mine], MARKERS[way],
+                label=label, alpha=0.8, ms=5)  # fmt: skip
+    ax.axvline(ONE_ROUNDING, color="0.6", ls="--", lw=1, label="one bf16 rounding", zorder=0)
+    ax.set_xscale("log")
+    ax.set_xlabel("relative error")
+    ax.set_yticks(list(places.values()), [f"{data}, λ = {lam:g}" for data, lam in places])
+    ax.grid(axis="y", color="0.9", zorder=0)
+
+
+def write_speed(csvs: list[Path], docs: Path = DOCS, readme: Path = README) -> None:
+    rows, place = read_speed(csvs)
+    draw_speed(rows, place, docs / "speed.svg")
+    rewrite(readme, "speed table", speed_table(rows))
+
+
+def write_accuracy(docs: Path = DOCS) -> None:
+    rows = read_errors(docs / "accuracy.csv")
+    draw_errors(rows, docs / "accuracy.svg")
+    page = docs / "numerics.md"
+    rewrite(page, "out and dv", errors_table(rows, ("out", "dv")))
+    rewrite(page, "dq and dk", errors_table(rows, ("dq", "dk")))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("csv", nargs="+", type=Path)
-    parser.add_argument("--svg", type=Path, default=ROOT / "docs" / "speed.svg")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = ("speed", "counts", "accuracy", "mutants")
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(what)}; default: all")
+    parser.add_argument("--speed", nargs="+", type=Path, default=[DOCS / "speed.csv"])
     args = parser.parse_args()
-    rows, place = read(args.csv)
-    draw(rows, place, args.svg)
-    rewrite(args.readme, "speed table", speed_table(rows))
+    if unknown := set(args.what) - set(what):
+        parser.error(f"nothing to draw of {', '.join(unknown)}; there are {', '.join(what)}")
+    asked = args.what or what
+    if "speed" in asked:
+        write_speed(args.speed)
+    if "counts" in asked:
+        tables.write(README, DOCS, figures.read(DOCS / "counts.csv"))
+    if "accuracy" in asked:
+        write_accuracy()
+    if "mutants" in asked:
+        scores.show(DOCS / "mutants.md", scores.read(DOCS / "mutants.csv"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python bench/speed.py --dtype bf16 --direction fwdbwd --csv out.csv
     python bench/speed.py --direction decode --seqlens 65536 --dtype fp32 bf16
     python bench/speed.py --memory --seqlens 4096 --direction fwd fwdbwd
-    python bench/speed.py --device cuda --config bench/gpu.toml --csv gpu.csv
+    python bench/speed.py --device cuda --config tools/gpu_day/speed.toml --csv gpu.csv
 
 Columns: median milliseconds and their quartiles over interleaved rounds; "ours ×" how many times
 faster ours is than this peer; GF/s of ours counting 8d flop a visible (query, key) pair forward and
@@ -28,13 +28,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from memory import measure, step
-from oracle import mistake, oracle
-from peers import Peer, in_our_order, inputs_for, peers_for
-from problem import DTYPES, Inputs, Problem, make_inputs
-from sweep import problems, sweeps
-from table import Row, commit, machine, show, write_csv
-from timing import (
+from timing.clocks import (
     LIMITS,
     MM,
     READ,
@@ -47,6 +41,11 @@ from timing import (
     mm_run,
     read_run,
 )
+from timing.memory import measure, step
+from timing.peers import Peer, in_our_order, inputs_for, peers_for
+from timing.problem import DTYPES, Inputs, Problem, make_inputs, mistake, oracle
+from timing.rows import Row, commit, machine, show, write_csv
+from timing.sweep import problems, sweeps
 
 CHECKED = 4096  # longer sequences are checked at this length: the oracle holds S×S maps in fp64
 

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from problem import Inputs
-from recipes import two_calls
+from timing.problem import Inputs
+from timing.recipes import two_calls
 from torch import Tensor
 
 

@@ -10,28 +10,29 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "bench"))
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
 
-import decode_model  # noqa: E402
-import gpu_page  # noqa: E402
-import gpu_tables  # noqa: E402
 import page  # noqa: E402
-import predictions  # noqa: E402
-import sass  # noqa: E402
-from clocks import A100, OVERLAP, Work  # noqa: E402
-from counting import built, runs, training  # noqa: E402
+import plot  # noqa: E402
+from counting import model, runs, sass, tables, training  # noqa: E402
 from counting.decoding import Step, decode  # noqa: E402
-from counting.record import Counts, read, write  # noqa: E402
+from counting.figures import Counts, misses, read, write  # noqa: E402
+from counting.model import (  # noqa: E402
+    A100,
+    BEST,
+    FA2,
+    FA3,
+    OVERLAP,
+    WORST,
+    Chain,
+    Work,
+    tiled_pairs,
+)
 from counting.runs import Launch, Shape  # noqa: E402
-from decode_model import BEST, WORST, Chain  # noqa: E402
-from marks import misses  # noqa: E402
-from neighbours import FA2, FA3  # noqa: E402
-from oracle import oracle  # noqa: E402
-from problem import Problem, make_inputs  # noqa: E402
 from stock import stock2  # noqa: E402
 from support.impls import Impl  # noqa: E402
 from support.simulator import Simulator  # noqa: E402
-from tiling import tiled_pairs  # noqa: E402
+from timing.problem import Problem, make_inputs, oracle  # noqa: E402
 
 CSV = ROOT / "docs" / "counts.csv"
 WIDE = pytest.mark.parametrize("shape", [Shape(64, 128), Shape(128, 256)], ids=str)
@@ -124,25 +125,25 @@ def test_decoding_is_memory_and_what_nothing_hides() -> None:
     counts = read(CSV)
     least = (1 << 30) / A100.bandwidth
     for split in (False, True):
-        step = decode_model.decode(counts, A100, 1 << 30, split)
+        step = model.decode(counts, A100, 1 << 30, split)
         for seconds, chains in zip(step.seconds, (BEST, WORST), strict=True):
-            assert least < seconds - decode_model.fixed(A100, split, chains) < 1.02 * least
-    fixed = [decode_model.fixed(A100, True, chains) for chains in (BEST, WORST)]
+            assert least < seconds - model.fixed(A100, split, chains) < 1.02 * least
+    fixed = [model.fixed(A100, True, chains) for chains in (BEST, WORST)]
     assert fixed == pytest.approx([3.9e-6, 6.15e-6], abs=1e-7)
 
 
 def test_a_read_hides_what_runs_meanwhile() -> None:
-    memory, l2 = decode_model.LATENCY[A100]
-    chain = Chain(10, ((decode_model.MEMORY, 100), (decode_model.L2, 100)))
+    memory, l2 = model.LATENCY[A100]
+    chain = Chain(10, ((model.MEMORY, 100), (model.L2, 100)))
     assert chain.clocks(A100, each=2) == 20 + memory + l2
     assert chain.clocks(A100, each=4) == 40 + memory + 400
 
 
 def test_what_a_pair_of_warps_leaves_out_is_gained_by_half_a_block() -> None:
     figures = {"tile_rows": 32, "tile_keys": 16, "block_rows": 128}
-    figures |= dict.fromkeys(gpu_tables.FOR_MODEL, 1.0)
+    figures |= dict.fromkeys(tables.FOR_MODEL, 1.0)
     counts = [Counts("fwd", 64, 128, "full", figures | {"tile_rows": rows}) for rows in (32, 128)]
-    found = [predictions.work_of([count], "fwd", 64).tile for count in counts]
+    found = [model.work_of([count], "fwd", 64).tile for count in counts]
     assert found == [(64, 16), (128, 16)]
 
 
@@ -152,7 +153,7 @@ def test_a_kernel_of_another_name_is_not_passed_over() -> None:
     with pytest.raises(SystemExit, match="0 launches of bwd_kernel"):
         runs.only(found, "bwd_kernel")
     with pytest.raises(SystemExit, match="make build"):
-        built.resources("_Z10fwd_kernelv")
+        sass.resources("_Z10fwd_kernelv")
 
 
 def test_figures_survive_their_file_and_have_a_meaning(tmp_path: Path) -> None:
@@ -167,17 +168,31 @@ def test_a_figure_over_its_limit_is_called_so() -> None:
     good = Counts("bwd", 64, 128, "", {"others_per_hmma": 2.5, "saved_bytes_per_row": 524})
     bad = Counts("bwd", 64, 128, "", {"others_per_hmma": 2.51, "saved_bytes_per_row": 525})
     assert misses(good) == [] and misses(bad) == ["others_per_hmma", "saved_bytes_per_row"]
-    assert gpu_page.limited(bad, "others_per_hmma") == "**2.510** (≤ 2.5)"
+    assert tables.limited(bad, "others_per_hmma") == "**2.510** (≤ 2.5)"
 
 
 def test_the_pages_have_the_tables_of_the_counts(tmp_path: Path) -> None:
-    pages = [ROOT / "README.md", ROOT / "docs" / "counts.md"]
-    copies = [tmp_path / page.name for page in pages]
-    for copy, original in zip(copies, pages, strict=True):
-        copy.write_text(original.read_text())
-    gpu_page.write(*copies, read(CSV))
-    for copy, original in zip(copies, pages, strict=True):
-        assert copy.read_text() == original.read_text(), "python bench/gpu_page.py"
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("counts", "predictions")),
+    ]
+    for original in pages:
+        (tmp_path / original.name).write_text(original.read_text())
+    tables.write(tmp_path / "README.md", tmp_path, read(CSV))
+    for original in pages:
+        shown = (tmp_path / original.name).read_text()
+        assert shown == original.read_text(), "python bench/plot.py counts"
+
+
+def test_the_pages_have_the_figures_of_speed_and_accuracy(tmp_path: Path) -> None:
+    pages = [ROOT / "README.md", ROOT / "docs" / "numerics.md"]
+    for original in (*pages, ROOT / "docs" / "accuracy.csv"):
+        (tmp_path / original.name).write_text(original.read_text())
+    plot.write_speed([ROOT / "docs" / "speed.csv"], tmp_path, tmp_path / "README.md")
+    plot.write_accuracy(tmp_path)
+    for original in pages:
+        assert (tmp_path / original.name).read_text() == original.read_text(), "make plot"
+    assert all((tmp_path / f"{name}.svg").stat().st_size > 1000 for name in ("speed", "accuracy"))
 
 
 def test_a_page_without_its_comments_is_refused(tmp_path: Path) -> None:

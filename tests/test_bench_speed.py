@@ -34,23 +34,17 @@ def bench() -> Iterator[Any]:
     """The scripts of bench/, which import each other by bare name; one thread, they are small."""
     folder = str(ROOT / "bench")
     sys.path.insert(0, folder)
-    import flash
-    import infer
-    import peers
-    import problem
     import speed
-    import sweep
-    import timing
+    from timing import clocks, libraries, peers, problem, sweep
 
     with threads(1):
         yield types.SimpleNamespace(
-            flash=flash,
-            infer=infer,
+            clocks=clocks,
+            libraries=libraries,
             peers=peers,
             problem=problem,
             speed=speed,
             sweep=sweep,
-            timing=timing,
         )
     sys.path.remove(folder)
     for name, module in list(sys.modules.items()):
@@ -164,7 +158,7 @@ def test_every_recipe_is_differential_attention(
     x = bench.problem.make_inputs(problem_of(bench, direction))
     assert bench.speed.right(peers, x) == sorted(everything)
     assert set(asked) == set(bench.peers.BACKENDS.values())
-    bench.infer._prefill_plan.cache_clear()
+    bench.libraries._prefill_plan.cache_clear()
 
 
 def test_a_backend_that_cannot_is_left_out(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +242,7 @@ class FakeGpu:
 
 def test_the_gpus_clock_counts_calls_with_a_cold_cache(bench: Any) -> None:
     gpu = FakeGpu()
-    clock = bench.timing.CudaClock(gpu)
+    clock = bench.clocks.CudaClock(gpu)
     took = iter([3.0, 5.0])
 
     def run() -> None:
@@ -263,8 +257,8 @@ def test_the_gpus_clock_counts_calls_with_a_cold_cache(bench: Any) -> None:
 def test_limits_and_ours_are_medians_of_the_same_rounds(bench: Any) -> None:
     """A machine that reads twice as fast in one round of five must not raise the yardstick."""
     p = problem_of(bench, "decode")
-    read = bench.timing.Samples([1.0, 1.0, 0.5, 1.0, 1.0])
-    ours = bench.timing.Samples([2.0, 2.0, 2.0, 1.0, 2.0])
+    read = bench.clocks.Samples([1.0, 1.0, 0.5, 1.0, 1.0])
+    ours = bench.clocks.Samples([2.0, 2.0, 2.0, 1.0, 2.0])
     limits = {"torch.mm": 1e9, "read": p.cache_bytes / read.median}
     assert bench.speed.row(p, "ours", ours, ours, limits).bandwidth_percent == pytest.approx(50)
     assert bench.speed.row(p, "read", read, ours, limits).bandwidth_percent == pytest.approx(100)
@@ -283,7 +277,7 @@ def test_interleaving_counts_rounds_and_repeats(bench: Any) -> None:
             return cost[name]
 
     runs = {name: (lambda name=name: name) for name in cost}
-    samples = bench.timing.interleave(runs, rounds=11, budget=8.0, clock=Fake())
+    samples = bench.clocks.interleave(runs, rounds=11, budget=8.0, clock=Fake())
     assert len(samples["short"].seconds) == 11 and len(samples["long"].seconds) == 4
     assert calls["short"] == 1 + 11 * 20 and samples["long"].median == 2.0
 
@@ -336,7 +330,7 @@ def test_no_problem_begins_late(
 
 
 def test_the_gpus_sweeps_are_problems(bench: Any) -> None:
-    command = ["--config", str(ROOT / "bench" / "gpu.toml"), "--device", "cuda"]
+    command = ["--config", str(ROOT / "tools" / "gpu_day" / "speed.toml"), "--device", "cuda"]
     asked = [p for args in bench.sweep.sweeps("", command) for p in bench.sweep.problems(args)]
     assert all(p.device == "cuda" for p in asked)
     assert {p.batch * p.seqlen_q for p in asked if p.direction != "decode"} == {16384}
@@ -352,7 +346,7 @@ def test_a_whole_run(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, size in (("MM_SIZE", {"cpu": 32}), ("READ_BYTES", 2**16), ("SAMPLE_SECONDS", 1e-4)):
-        monkeypatch.setattr(bench.timing, name, size)
+        monkeypatch.setattr(bench.clocks, name, size)
     out = tmp_path / "speed.csv"
     options = ["--seqlens", "32", "--rounds", "3", "--peers", "sdpa2", "sdpa_hf", "--csv", str(out)]
     bench.speed.main(["--direction", "fwd", "bwd", "fwdbwd", "decode", *options])
@@ -371,6 +365,6 @@ def test_a_whole_run(
 
     import plot
 
-    rows, place = plot.read([out])
-    plot.draw(rows, place, tmp_path / "speed.svg")
+    rows, place = plot.read_speed([out])
+    plot.draw_speed(rows, place, tmp_path / "speed.svg")
     assert "--rounds 3" in place["command"] and (tmp_path / "speed.svg").stat().st_size > 5000

@@ -44,7 +44,7 @@ def test_the_five_lines_of_the_readme_equal_the_formula() -> None:
 def test_the_code_of_a_page_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if path.name == "simulator.md":
+    if path.name.startswith("simulator"):
         monkeypatch.syspath_prepend(str(ROOT / "tests" / "ptxsim"))
         if importlib.import_module("ptxsim").find_nvcc() is None:
             pytest.skip("its first example compiles a kernel, and there is no nvcc")
@@ -54,6 +54,34 @@ def test_the_code_of_a_page_runs(
     assert examples
     for example in examples:
         example.evaluate()
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links to files and headings that are not there."""
+    dead = []
+    for target in re.findall(r"\]\(\s*([^)\s]+)\s*\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        to = page.parent / name if name else page
+        if "://" in target or (to.exists() and (not anchor or anchor in anchors(to))):
+            continue
+        dead.append(f"{page.name}: {target}")
+    return dead
+
+
+def test_links_lead_somewhere(tmp_path: Path) -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    assert not [link for page in pages for link in dead_links(page)]
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `b`, c\n[1](#a-b-c) [2](#a-b) [3](none.md) [4](page.md#a-b-c) [5](page.md#d)"
+    )
+    assert dead_links(page) == [f"page.md: {x}" for x in ("#a-b", "none.md", "page.md#d")]
 
 
 @pytest.mark.parametrize("name", MODULES)

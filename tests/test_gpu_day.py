@@ -20,11 +20,11 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "bench"))
-from gpu import __main__ as command  # noqa: E402
-from gpu import cases, counters, day, deadline, page, place, sanitize, steps, suite  # noqa: E402
-from gpu.place import Place  # noqa: E402
-from gpu.steps import Done, Step  # noqa: E402
+sys.path.append(str(ROOT / "tools"))
+from gpu_day import __main__ as command  # noqa: E402
+from gpu_day import cases, counters, day, deadline, page, place, sanitize, steps, suite  # noqa: E402
+from gpu_day.place import Place  # noqa: E402
+from gpu_day.steps import Done, Step  # noqa: E402
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def here(tmp_path: Path) -> Place:
 
 @pytest.mark.parametrize("what, said", [
     ("run", ["selftest: at most 240 s", "tests: at most 540 s", "speed: at most 660 s",
-             "--device cuda", "bench/gpu.toml", "3 steps, at most 24 minutes"]),
+             "--device cuda", "gpu_day/speed.toml", "3 steps, at most 24 minutes"]),
     ("sanitize", [f"--tool {tool} --error-exitcode 99" for tool in sanitize.TOOLS]),
     ("counters", [*cases.COUNTED, "lts__t_bytes.sum,dram__bytes.sum", "regex:^(fwd_kernel|"]),
 ])  # fmt: skip
@@ -56,10 +56,10 @@ def test_the_driver_needs_no_package_and_little_else(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.modules |= dict.fromkeys({blocked}); sys.argv[1:] = ['run', '--dry-run']"
     )
-    code += "\nimport runpy; runpy.run_module('gpu', run_name='__main__')"
+    code += "\nimport runpy; runpy.run_module('gpu_day', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT / "bench"), "PATH": ""},
+        env={"PYTHONPATH": str(ROOT / "tools"), "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 0 and "3 steps" in done.stdout, done.stderr
 
@@ -100,8 +100,8 @@ def test_a_late_step_is_killed(here: Place) -> None:
 SUITE = {
     "conftest.py": """
 import pathlib, pytest
-import gpu.deadline
-gpu.deadline.usable = lambda: not pathlib.Path("lost").exists()
+import gpu_day.deadline
+gpu_day.deadline.usable = lambda: not pathlib.Path("lost").exists()
 def pytest_addoption(parser):
     parser.addoption("--device")
 @pytest.fixture

@@ -1,35 +1,41 @@
 """The laws of the house (CONTRIBUTING.md), checked over every file of the repository.
 
 Each law takes a path and its text and returns complaints. `test_a_planted_violation_is_caught`
-shows that each law can fail; `test_an_innocent_file_passes` that it does not cry wolf.
+shows that each law can fail; `test_an_innocent_file_passes` that it does not cry wolf. What breaks
+a law today is named in DEBTS, which has to be exactly that: it can only shrink.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import pytest
+from support.source import (
+    blocks,
+    body_after,
+    comments,
+    dead_names,
+    field_count,
+    kernel_arguments,
+    without_comments,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = {".py", ".cpp", ".h", ".cu", ".cuh"}
 NATIVE = CODE - {".py"}
-MAX_FILE_LINES, MAX_KERNEL_LINES, MAX_PARAMS_FIELDS = 400, 200, 24
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_KERNEL_LINES, MAX_FIELDS = 400, 200, 60, 24
+MAX_PAGE_LINES = 120
 
 Law = Callable[[PurePosixPath, str], list[str]]
 
 
 def in_folder(path: PurePosixPath, folder: str) -> bool:
     return path.is_relative_to(folder)
-
-
-def without_comments(text: str) -> str:
-    """C++ text with comments blanked; line numbers stay."""
-    block = re.compile(r"/\*.*?\*/", re.DOTALL)
-    text = block.sub(lambda m: "\n" * m.group().count("\n"), text)
-    return re.sub(r"//[^\n]*", "", text)
 
 
 def lines_matching(pattern: str, text: str, why: str) -> list[str]:
@@ -69,14 +75,33 @@ def files_are_short(path: PurePosixPath, text: str) -> list[str]:
     return [f"{count} lines, at most {MAX_FILE_LINES} allowed"]
 
 
-def kernels_are_short(path: PurePosixPath, text: str) -> list[str]:
-    """A kernel has to fit a reader's head; so has any other function."""
+def pages_are_short(path: PurePosixPath, text: str) -> list[str]:
+    """One idea a page; api.md is written from docstrings."""
+    count = len(text.splitlines())
+    if path.suffix != ".md" or not in_folder(path, "docs") or path.name == "api.md":
+        return []
+    return [f"{count} lines, at most {MAX_PAGE_LINES} allowed"] if count > MAX_PAGE_LINES else []
+
+
+def functions_are_short(path: PurePosixPath, text: str) -> list[str]:
+    """A function has to fit a reader's head."""
     if path.suffix not in NATIVE or not in_folder(path, "csrc"):
         return []
     return [
-        f"line {start}: a body of {length} lines, at most {MAX_KERNEL_LINES} allowed"
-        for start, length, opener in blocks(without_comments(text))
-        if length > MAX_KERNEL_LINES and not re.search(r"\b(namespace|struct|class|enum)\b", opener)
+        f"line {block.line}: a body of {block.length} lines, at most {MAX_FUNCTION_LINES} allowed"
+        for block in blocks(without_comments(text))
+        if block.is_function and block.length > MAX_FUNCTION_LINES
+    ]
+
+
+def kernels_are_short(path: PurePosixPath, text: str) -> list[str]:
+    """A kernel reads as verbs, on one screen."""
+    if path.suffix not in NATIVE or not in_folder(path, "csrc"):
+        return []
+    return [
+        f"{block.name}: a kernel of {block.length} lines, at most {MAX_KERNEL_LINES} allowed"
+        for block in blocks(without_comments(text))
+        if "__global__" in block.opener and block.length > MAX_KERNEL_LINES
     ]
 
 
@@ -86,11 +111,53 @@ def params_are_small(path: PurePosixPath, text: str) -> list[str]:
         return []
     complaints = []
     clean = without_comments(text)
-    for found in re.finditer(r"struct\s+(\w*Params)\b[^;{]*\{", clean):
+    taken = kernel_arguments(clean) | types_that_kernels_take()
+    for found in re.finditer(r"struct\s+(\w+)[^;{()]*\{", clean):
         count = field_count(body_after(clean, found.end()))
-        if count > MAX_PARAMS_FIELDS:
-            complaints.append(f"{found[1]} has {count} fields, at most {MAX_PARAMS_FIELDS} allowed")
+        if count > MAX_FIELDS and (found[1].endswith("Params") or found[1] in taken):
+            complaints.append(f"{found[1]} has {count} fields, at most {MAX_FIELDS} allowed")
     return complaints
+
+
+@cache
+def types_that_kernels_take() -> frozenset[str]:
+    texts = [(ROOT / p).read_text() for p in repository_files() if in_folder(p, "csrc")]
+    return frozenset().union(*(kernel_arguments(without_comments(text)) for text in texts))
+
+
+def a_limit_is_defined_once(path: PurePosixPath, text: str) -> list[str]:
+    """The largest head dim: an array of 128 overflows the day that the limit is raised."""
+    if path.suffix not in NATIVE or not in_folder(path, "csrc/cpu"):
+        return []
+    return lines_matching(r"\[[^\]]*\b(128|256)\b[^\]]*\]|,\s*(128|256)\s*>", text, "a bare limit")
+
+
+def named_files_exist(path: PurePosixPath, text: str) -> list[str]:
+    """A comment or a page that names a file is how a reader finds it. The changelog is history."""
+    if in_folder(path, "tests/ptxsim") or path.name == "CHANGELOG.md":
+        return []
+    return [
+        f"line {line}: there is no {name}"
+        for line, comment in comments(text, path.suffix)
+        for name in re.findall(r"[\w*{},/.\-]*[\w*}]\.(?:cuh?|cpp|h|py|md|toml)\b", comment)
+        if not exists(name)
+    ]
+
+
+# Files of other projects that comments name, and those that a program writes.
+FOREIGN = ("x.py", "os.py", "multihead_diffattn.py", "cuda_occupancy.h", "page.md", "sanitizer.md",
+           "counters.md")  # fmt: skip
+
+
+@cache
+def exists(name: str) -> bool:
+    """A path that ends so; names may have wildcards, and {a,b} for alternatives."""
+    if alternatives := re.search(r"\{([^}]*)\}", name):
+        parts = alternatives[1].split(",")
+        return all(exists(name.replace(alternatives[0], part)) for part in parts)
+    paths = [f"/{path}" for path in listed_files()]
+    wanted = "/" + re.sub(r"^(\.{1,2}/)+", "", name).lstrip("/")
+    return PurePosixPath(name).name in FOREIGN or any(fnmatch(path, f"*{wanted}") for path in paths)
 
 
 def names_hold_no_variant(path: PurePosixPath, text: str) -> list[str]:
@@ -118,49 +185,30 @@ LAWS: list[Law] = [
     the_cpu_knows_no_cuda,
     macros_only_check_errors,
     files_are_short,
+    pages_are_short,
+    functions_are_short,
     kernels_are_short,
     params_are_small,
+    a_limit_is_defined_once,
+    named_files_exist,
     names_hold_no_variant,
     the_simulator_stands_alone,
 ]
 
 
-def blocks(text: str) -> Iterator[tuple[int, int, str]]:
-    """Every {...}: the line it opens on, how many lines it spans, and the statement before it."""
-    stack: list[tuple[int, str]] = []
-    line, statement = 1, ""
-    for char in text:
-        line += char == "\n"
-        if char == "{":
-            stack.append((line, statement))
-        elif char == "}" and stack:
-            start, opener = stack.pop()
-            yield start, line - start + 1, opener
-        statement = "" if char in "{};" else statement + char
+# What breaks a law today, as `path: the complaint's beginning`. Mend it, and take it off the list.
+DEBTS: dict[Law, tuple[str, ...]] = {
+    kernels_are_short: (
+        "csrc/cuda/sm80/bwd/kernel.cuh: bwd_kernel",
+        "csrc/cuda/sm80/decode/kernel.cuh: decode_kernel",
+        "csrc/cuda/sm80/fwd/kernel.cuh: fwd_kernel",
+    ),
+}
+DEAD: tuple[str, ...] = ()
 
 
-def body_after(text: str, start: int) -> str:
-    """The text from just after an opening brace to its closing one."""
-    depth = 1
-    for at in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[start:at]
-    return text[start:]
-
-
-def field_count(body: str) -> int:
-    """Data members of a struct's body: each declarator of `View q, k, v;` counts."""
-    body = re.sub(r"\{[^{}]*\}", "", body)
-    body = re.sub(r"<[^<>]*>", "", body)
-    members = [m.strip() for m in body.split(";")]
-    data = [
-        m for m in members if m and "(" not in m and not re.match(r"(static|using|struct)\b", m)
-    ]
-    return sum(m.count(",") + 1 for m in data)
-
-
-def repository_files() -> list[PurePosixPath]:
+@cache
+def listed_files() -> list[PurePosixPath]:
     """Tracked files and new ones that git does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
@@ -169,8 +217,12 @@ def repository_files() -> list[PurePosixPath]:
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs a git checkout to know which files are ours")
-    paths = (PurePosixPath(line) for line in listed.splitlines())
-    return [p for p in paths if p.suffix in CODE and (ROOT / p).is_file()]
+    return [p for line in listed.splitlines() if (ROOT / (p := PurePosixPath(line))).is_file()]
+
+
+def repository_files() -> list[PurePosixPath]:
+    """Those that have laws."""
+    return [path for path in listed_files() if path.suffix in CODE | {".md"}]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -178,11 +230,36 @@ def test_the_repository_obeys(law: Law) -> None:
     files = repository_files()
     assert PurePosixPath("tests/test_laws.py") in files, "the search for files is broken"
     complaints = [f"{p}: {c}" for p in files for c in law(p, (ROOT / p).read_text())]
-    assert not complaints, "\n".join(complaints)
+    owed = DEBTS.get(law, ())
+    new = [c for c in complaints if not c.startswith(tuple(f"{debt}: " for debt in owed))]
+    assert not new, "\n".join(new)
+    paid = [debt for debt in owed if not any(c.startswith(f"{debt}: ") for c in complaints)]
+    assert not paid, f"no violation any more, take off DEBTS: {paid}"
 
 
-LONG_KERNEL = "__global__ void k() {\n" + "  x += 1;\n" * 200 + "}\n"
+def test_every_name_is_used() -> None:
+    """Tests may call what csrc defines, too: the torch-free core has its own."""
+    native = [path for path in repository_files() if path.suffix in NATIVE]
+    texts = {str(path): (ROOT / path).read_text() for path in native
+             if not in_folder(path, "tests/ptxsim")}  # fmt: skip
+    dead = [name for name in dead_names(texts) if name.startswith("csrc/")]
+    assert dead == sorted(DEAD), "dead code, or a debt that is paid"
+
+
+def test_a_dead_name_is_found() -> None:
+    text = """template <class T> struct Used { int f() const { return 1; } };
+    __device__ inline uint32_t dead(T x) { if (x) { return 0; } }
+    int used(Used<int> u) { return u.f(); }  // dead
+    struct __align__(16) Unseen { int a; };
+    int caller() { return used({}) + caller(); }"""
+    assert dead_names({"a.h": text}) == ["a.h: Unseen", "a.h: dead"]
+
+
+LONG_FUNCTION = "void f() {\n" + "  x += 1;\n" * 200 + "}\n"
+LONG_KERNEL = "__global__ void __launch_bounds__(N, 1) k(P p) {\n" + "  x += 1;\n" * 60 + "}\n"
+TEMPLATE = "template <class T, int N = (sizeof(T))>\n"
 WIDE_PARAMS = "struct FwdParams {\n" + "".join(f"  View a{i}, b{i};\n" for i in range(13)) + "};\n"
+WIDE_PLAN = WIDE_PARAMS.replace("FwdParams", "Plan")
 PLANTED = [
     (only_bindings_know_torch, "csrc/cpu/fwd.cpp", "#include <torch/torch.h>\n"),
     (only_bindings_know_torch, "csrc/diffattn.h", "void f(at::Tensor q);\n"),
@@ -190,9 +267,24 @@ PLANTED = [
     (the_cpu_knows_no_cuda, "csrc/cpu/fwd.h", "__global__ void k();\n"),
     (macros_only_check_errors, "csrc/cuda/fwd.h", "#  define BOOL_SWITCH(x) if (x) {}\n"),
     (files_are_short, "diffattn_cuda/nn.py", "x = 1\n" * 401),
+    (pages_are_short, "docs/cpu.md", "a\n" * 121),
+    (functions_are_short, "csrc/cuda/fwd.h", LONG_FUNCTION),
+    (functions_are_short, "csrc/cuda/fwd.h", TEMPLATE + LONG_FUNCTION),
+    (functions_are_short, "csrc/cuda/f.h", "namespace n {\nstruct S {\n" + LONG_FUNCTION + "};\n}"),
     (kernels_are_short, "csrc/cuda/fwd.h", LONG_KERNEL),
-    (kernels_are_short, "csrc/cuda/fwd.h", "namespace n {\nstruct S {\n" + LONG_KERNEL + "};\n}\n"),
+    (kernels_are_short, "csrc/cuda/fwd.h", "namespace n {\n" + TEMPLATE + LONG_KERNEL + "}\n"),
     (params_are_small, "csrc/diffattn.h", WIDE_PARAMS),
+    (
+        params_are_small,
+        "csrc/cuda/k.h",
+        WIDE_PLAN + TEMPLATE + "__global__ void k(const Plan p);\n",
+    ),
+    (a_limit_is_defined_once, "csrc/cpu/rows.h", "void f() { C row[128]; }\n"),
+    (a_limit_is_defined_once, "csrc/cpu/rows.h", "std::array<float, 256> row;\n"),
+    (named_files_exist, "csrc/cpu/rows.h", "// As nowhere.h has it.\n"),
+    (named_files_exist, "bench/speed.py", '"""See bench/nowhere.py."""\n'),
+    (named_files_exist, "docs/cpu.md", "as `csrc/nowhere.h` has it\n"),
+    (named_files_exist, "tests/test_sim.py", "x = 1  # kernels_{avx2,nowhere}.cpp\n"),
     (names_hold_no_variant, "csrc/cuda/fwd_bf16_causal.cu", ""),
     (names_hold_no_variant, "csrc/cuda/fwd_sm90.cu", ""),
     (the_simulator_stands_alone, "tests/ptxsim/tests/test_x.py", "from diffattn_cuda import nn\n"),
@@ -203,9 +295,16 @@ INNOCENT = [
     (the_cpu_knows_no_cuda, "csrc/cuda/fwd.cu", "#include <cuda_runtime.h>\n"),
     (macros_only_check_errors, "csrc/cuda/check.h", "#define CUDA_CHECK(x) check(x, __FILE__)\n"),
     (files_are_short, "diffattn_cuda/nn.py", "x = 1\n" * 400),
-    (kernels_are_short, "csrc/cuda/fwd.h", "namespace n {\n" + "void f() {\n}\n" * 150 + "}\n"),
+    (pages_are_short, "docs/api.md", "a\n" * 500),
+    (functions_are_short, "csrc/cuda/f.h", "namespace n {\n" + "void f() {\n}\n" * 150 + "}\n"),
+    (functions_are_short, "csrc/cuda/f.h", TEMPLATE + "struct S {\n" + "int x;\n" * 250 + "};\n"),
+    (kernels_are_short, "csrc/cuda/fwd.h", LONG_KERNEL.replace("  x += 1;\n", "", 2)),
+    (a_limit_is_defined_once, "csrc/cpu/rows.h", "C row[kMost]; int x[12];  // not [128]\n"),
+    (named_files_exist, "csrc/cpu/rows.h", "// tests/test_laws.py, kernels_{avx2,avx512}.cpp\n"),
+    (named_files_exist, "bench/speed.py", 'PATH = "nowhere.py"\n'),
     (params_are_small, "csrc/diffattn.h", "struct P { int a = {1, 2}; void f(int, int); };\n"),
     (params_are_small, "csrc/diffattn.h", WIDE_PARAMS.replace("  View a0, b0;\n", "")),
+    (params_are_small, "csrc/cuda/k.h", WIDE_PLAN + "__global__ void k(int n);\n"),
     (names_hold_no_variant, "csrc/cuda/fwd_d64.cu", ""),
     (the_simulator_stands_alone, "tests/test_sim.py", "import diffattn_cuda\n"),
 ]

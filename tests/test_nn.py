@@ -38,7 +38,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, group: int) -> Tensor:
 def formula_v1(
     x: Tensor, w: Weights, heads: int, kv_heads: int, lambda_init: float, rel_pos: Tables
 ) -> Tensor:
-    """facts.md's row "unilm V1": flat head 2h+c, KV head h // n_rep for both components."""
+    """unilm's V1: flat head 2h+c, KV head h // n_rep for both components."""
     b, s, embed = x.shape
     d = embed // heads // 2
     q = rotary((x @ w["q_proj.weight"].T).view(b, s, 2 * heads, d), *rel_pos)

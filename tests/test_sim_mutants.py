@@ -1,4 +1,4 @@
-"""A sample of what tests/mutants*.py do in full: the suite has to notice a weakened kernel."""
+"""A sample of what tools/mutants.py does in full: the suite has to notice a weakened kernel."""
 
 from __future__ import annotations
 
@@ -10,22 +10,33 @@ import pytest
 from support.impls import Impl
 from support.simulator import Simulator
 
-SCRIPTS = Path(__file__).parent
+SCRIPT = Path(__file__).parent.parent / "tools" / "mutants.py"
 
 
 @pytest.mark.parametrize(
-    ("script", "draw"),
+    "draw",
     [
-        ("mutants.py", "--kinds barrier wait --least 0.85"),
-        ("mutants.py", "--limit 16 --least 0.8"),
-        ("mutants_decode.py", "--kernel few --kinds barrier wait --limit 8 --least 0.85"),
-        ("mutants_decode.py", "--kernel combine --kinds barrier wait --least 0.85"),
-        ("mutants_backward.py", "--kernel main --limit 8 --least 0.8"),
-        ("mutants_backward.py", "--kernel prepare --limit 8 --least 0.8"),
+        "fwd --kinds barrier wait --least 0.85",
+        "fwd --limit 16 --least 0.8",
+        "decode few --kinds barrier wait --limit 8 --least 0.85",
+        "combine --kinds barrier wait --least 0.85",
+        "bwd main --limit 8 --least 0.8",
+        "bwd prepare --limit 8 --least 0.8",
     ],
 )
-def test_mutants_are_killed(impl: Impl, sim: Simulator, script: str, draw: str) -> None:
+def test_mutants_are_killed(impl: Impl, sim: Simulator, draw: str) -> None:
     """In a process of its own, where no kernel has been parsed yet."""
-    command = [sys.executable, SCRIPTS / script, *draw.split()]
+    command = [sys.executable, SCRIPT, *draw.split()]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("bwd mian", "no kernel 'bwd mian'; there are fwd, bwd prepare, bwd main"),
+     ("combine --shape 128 256", "combine has checks for (64, 128) alone")],
+)  # fmt: skip
+def test_what_there_is_not_is_refused(impl: Impl, sim: Simulator, asked: str, said: str) -> None:
+    command = [sys.executable, SCRIPT, *asked.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr

@@ -9,8 +9,8 @@ import torch
 
 from diffattn_cuda import diff_flash_attn_with_kvcache
 
-from . import built
-from .record import Counts
+from . import sass
+from .figures import Counts
 from .runs import Launch, Shape, launches, normal, only, simulator
 
 BLOCK = 16  # keys
@@ -40,7 +40,7 @@ def decode(step: Step) -> list[Counts]:
     found, workspace = _run(step)
     main, cache = only(found, "decode_kernel"), step.cache_bytes
     c, blocks = main.counters, step.seqlen / BLOCK
-    figures = built.resources(main.kernel) | {
+    figures = sass.resources(main.kernel) | {
         "copied_ratio": c["async_bytes"] / cache,
         "distinct_ratio": (c["global_distinct_bytes"] - workspace) / cache,
         "workspace_ratio": workspace / cache,
@@ -53,7 +53,7 @@ def decode(step: Step) -> list[Counts]:
     if step.splits > 1:
         combine = only(found, "combine_kernel")
         per_row = combine.counters["global_distinct_bytes"] / step.nheads
-        counts.append(("combine", built.resources(combine.kernel) | {"bytes_per_row": per_row}))
+        counts.append(("combine", sass.resources(combine.kernel) | {"bytes_per_row": per_row}))
     shape = step.shape
     return [Counts(name, shape.d, shape.dv, str(step), figures) for name, figures in counts]
 
@@ -67,7 +67,8 @@ def _run(step: Step) -> tuple[list[Launch], int]:
     asked: list[int] = []
 
     def serve(params: Any) -> None:
-        asked.append(sim.binding.decode_workspace(params))
+        with sim.device:  # the architecture is chosen by device
+            asked.append(sim.binding.decode_workspace(params))
         sim.launch_described(params)
 
     def call() -> None:

@@ -6,12 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tiling import MMA_FLOP, tiled_pairs
-
-from . import built
-from .record import Counts
-from .runs import Launch, Shape, inference, only, saved_bytes, training
-from .tiles import block_keys, block_rows, tile
+from . import sass
+from .figures import Counts
+from .model import MMA_FLOP, tiled_pairs
+from .runs import (
+    Launch,
+    Shape,
+    block_keys,
+    block_rows,
+    inference,
+    only,
+    saved_bytes,
+    tile,
+    training,
+)
 
 Run = Callable[[Shape, int, int, bool], list[Launch]]
 
@@ -41,7 +49,7 @@ def backward(shape: Shape, seqlen: int, causal: bool) -> Counts:
         "global_bytes_ratio": launch.counters["async_bytes"] / once,
         "saved_bytes_per_row": saved_bytes(shape, seqlen),
     }  # fmt: skip
-    figures |= more.reds(built.main_loop(launch.kernel).hmma)
+    figures |= more.reds(sass.loop_of(launch.kernel).hmma)
     return Counts("bwd", shape.d, shape.dv, problem(seqlen, causal), figures)
 
 
@@ -56,7 +64,7 @@ def beside_backward(shape: Shape, seqlen: int) -> list[Counts]:
     for name, kernel, normed in kernels:
         launch = only(training(shape, seqlen, seqlen, False, normed), kernel)
         per_row = launch.counters["global_distinct_bytes"] / seqlen
-        figures = built.resources(launch.kernel) | {"bytes_per_row": per_row}
+        figures = sass.resources(launch.kernel) | {"bytes_per_row": per_row}
         counts.append(Counts(name, shape.d, shape.dv, problem(seqlen, False), figures))
     return counts
 
@@ -97,10 +105,10 @@ def _key_elements(shape: Shape) -> int:
 
 def _matrix(launch: Launch, pairs: int, formula: int) -> dict[str, float]:
     """Figures of a kernel that is bound by its matrix products."""
-    c, loop = launch.counters, built.main_loop(launch.kernel)
+    c, loop = launch.counters, sass.loop_of(launch.kernel)
     # A warp's instructions in a loop of hmma·MMA_FLOP flop.
     per_pair = 32 / (loop.hmma * MMA_FLOP) * c["mma_flop"] / pairs
-    return built.resources(launch.kernel) | {
+    return sass.resources(launch.kernel) | {
         "hmma": loop.hmma,
         "others_per_hmma": loop.others_per_hmma,
         "flop_ratio": c["mma_flop"] / (pairs * formula),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 HALF = (torch.float16, torch.bfloat16)
-# A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/kernels.md.
+# A tensor core multiplies what a mask hides by 0, and 0 · NaN is NaN: see docs/softmax.md.
 CUDA = {
     "saves_o2": True,
     "contains_nan_backward": False,

@@ -15,7 +15,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "support" / "sim_binding.cpp"
-sys.path += [str(ROOT), str(ROOT / "tests" / "ptxsim")]
+sys.path += [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests" / "ptxsim")]
 
 import build_cuda  # noqa: E402
 

@@ -1,1 +1,0 @@
-"""Counting what the CUDA kernels do; bench/counts.py prints it."""

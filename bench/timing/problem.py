@@ -1,0 +1,145 @@
+"""What is measured: one attention problem, its inputs, its work, and the right answer.
+
+Every way is compared with the right answer before it is timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+# Relative Frobenius error that a right answer stays below, whatever the rounding points of the peer
+# (naive bf16 rounds the logits as well). A wrong mask, head map or λ is off by 0.1 or more.
+TOLERANCE = {"fp64": 1e-10, "fp32": 2e-5, "fp16": 1e-2, "bf16": 5e-2}
+NAMES = ("out", "dq", "dk", "dv")
+LAMBDA = 0.8  # lambda_init exceeds 0.7 from layer 6 on: the ordinary value in a trained model
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One shape. V is 2d wide (DIFF V1), the shape that stock kernels have trouble with."""
+
+    direction: str  # fwd, bwd, fwdbwd or decode
+    dtype: str
+    batch: int
+    nheads: int
+    nheads_k: int
+    seqlen_q: int
+    seqlen_k: int
+    headdim: int
+    causal: bool
+    device: str = "cpu"
+
+    @property
+    def visible_pairs(self) -> int:
+        """(query, key) pairs under the mask, over all batches and heads."""
+        sq, sk = self.seqlen_q, self.seqlen_k
+        rows = (min(max(i + 1 + sk - sq, 0), sk) for i in range(sq))
+        pairs = sum(rows) if self.causal else sq * sk
+        return pairs * self.batch * self.nheads
+
+    @property
+    def flop(self) -> int:
+        """A visible pair costs 8d forward (two QK of width d, one PV of width 2d), 20d backward."""
+        per_pair = {"fwd": 8, "decode": 8, "bwd": 20, "fwdbwd": 28}[self.direction]
+        return per_pair * self.headdim * self.visible_pairs
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of K (two components of width d) and V (width 2d): what a decoding step reads."""
+        elements = self.batch * self.seqlen_k * self.nheads_k * 4 * self.headdim
+        return elements * DTYPES[self.dtype].itemsize
+
+    def __str__(self) -> str:
+        mask = "causal" if self.causal else "full"
+        heads = f"H{self.nheads}" + (f"/{self.nheads_k}" if self.nheads_k != self.nheads else "")
+        return (
+            f"{self.direction} {self.dtype} B{self.batch} {heads} "
+            f"Sq{self.seqlen_q} Sk{self.seqlen_k} d{self.headdim} {mask}"
+        )
+
+
+@dataclass
+class Inputs:
+    """The tensors of a problem, in the layout of the public functions."""
+
+    problem: Problem
+    q: Tensor  # (batch, seqlen_q, 2*nheads, d)
+    k: Tensor  # (batch, seqlen_k, 2*nheads_k, d)
+    v: Tensor  # (batch, seqlen_k, nheads_k, 2*d)
+    lam: Tensor  # () fp32
+    dout: Tensor | None  # (batch, seqlen_q, nheads, 2*d), only where a backward is asked for
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What a training step differentiates: q, k, v and λ."""
+        return (self.q, self.k, self.v, self.lam)
+
+
+def make_inputs(p: Problem, seed: int = 0) -> Inputs:
+    """Standard normal tensors; a seed gives the same values in every dtype, up to rounding."""
+    gen = torch.Generator().manual_seed(seed)
+    backward = p.direction in ("bwd", "fwdbwd")
+
+    def normal(*shape: int) -> Tensor:
+        x = torch.randn(*shape, generator=gen).to(p.device, DTYPES[p.dtype])
+        return x.requires_grad_(backward)
+
+    q = normal(p.batch, p.seqlen_q, 2 * p.nheads, p.headdim)
+    k = normal(p.batch, p.seqlen_k, 2 * p.nheads_k, p.headdim)
+    v = normal(p.batch, p.seqlen_k, p.nheads_k, 2 * p.headdim)
+    dout = normal(p.batch, p.seqlen_q, p.nheads, 2 * p.headdim).detach() if backward else None
+    lam = torch.tensor(LAMBDA, device=p.device).requires_grad_(backward)
+    return Inputs(p, q, k, v, lam, dout)
+
+
+def single(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The output of a public function that was called without return_lse."""
+    assert isinstance(result, Tensor)
+    return result
+
+
+def oracle(x: Inputs) -> list[Tensor]:
+    """out, and with a backward dq, dk, dv, in fp64: a KV head at a time, to keep S×S small."""
+    p = x.problem
+    rep = p.nheads // p.nheads_k
+    sequences: list[list[Tensor]] = []
+    for b in range(p.batch):
+        heads = [_one_head(x, slice(b, b + 1), h, rep) for h in range(p.nheads_k)]
+        sequences.append([torch.cat(parts, dim=2) for parts in zip(*heads, strict=True)])
+    return [torch.cat(parts) for parts in zip(*sequences, strict=True)]
+
+
+def _one_head(x: Inputs, b: slice, h: int, rep: int) -> list[Tensor]:
+    """Of one sequence and KV head, with its query heads."""
+    from diffattn_cuda import reference
+
+    q = x.q.detach()[b, :, 2 * rep * h : 2 * rep * (h + 1)].double()  # (1, sq, 2*rep, d)
+    k = x.k.detach()[b, :, 2 * h : 2 * h + 2].double()  # (1, sk, 2, d)
+    v = x.v.detach()[b, :, h : h + 1].double()  # (1, sk, 1, 2d)
+    leaves = [t.requires_grad_(x.dout is not None) for t in (q, k, v)]
+    lam = x.lam.detach().double()
+    out = single(reference.diff_flash_attn_func(q, k, v, lam, causal=x.problem.causal))
+    if x.dout is None:
+        return [out.detach()]
+    dout = x.dout[b, :, rep * h : rep * (h + 1)].double()
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout)]
+
+
+def mistake(got: list[Tensor], want: list[Tensor], dtype: str) -> str | None:
+    """The first tensor that is further from the oracle than its dtype explains, in words."""
+    for name, a, b in zip(NAMES, got, want, strict=False):
+        error = ((a.detach().double() - b).norm() / b.norm()).item()
+        if not error <= TOLERANCE[dtype]:
+            return (
+                f"{name} is off by {error:.1e} (relative), at most {TOLERANCE[dtype]:.0e} allowed"
+            )
+    return None

@@ -1,0 +1,29 @@
+"""A kernel whose PTX is weakened, and what has to notice it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from support.impls import Impl
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Target:
+    parts: tuple[str, ...]  # of the kernel's mangled name: together they name one
+    check: Callable[[Impl], None]  # raises if something is wrong
+
+
+MakeTarget = Callable[[tuple[int, int]], Target]  # of a shape (d, dv)
+
+
+def identifier(name: str) -> str:
+    """In a mangled name an identifier follows its length."""
+    return f"{len(name)}{name}"
+
+
+def spread(x: Tensor) -> Tensor:
+    """The same numbers in rows with NaN between them."""
+    return pad(x, (0, 128), value=float("nan"))[..., : x.shape[-1]]
