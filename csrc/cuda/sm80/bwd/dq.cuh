@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kRoundThreads)
   const float* dq = work.dq + tile.block * Layout::kFloats;
 
   const View& to = params.map_grads[kSignal].dq;
-  const int64_t noise = bytes_to_noise(to, params.map_grads[kNoise].dq) / sizeof(Element);
+  const int64_t noise = bytes_to_noise(to, params.map_grads[kNoise].dq);
   auto* const target = static_cast<Element*>(to.data) + tile.sequence.q_offset(to) +
                        tile.head * to.head + tile.first_row * to.row;
   const float scale = float(params.softmax_scale);
@@ -125,7 +125,9 @@ __global__ void __launch_bounds__(kRoundThreads)
                         Half<Element>::pack(even.y * scale, odd.y * scale),
                         Half<Element>::pack(even.z * scale, odd.z * scale),
                         Half<Element>::pack(even.w * scale, odd.w * scale)};
-    *reinterpret_cast<uint4*>(target + row * to.row + comp * noise + chunk * kChunk) = rounded;
+    char* const row_of_map =
+        reinterpret_cast<char*>(target + row * to.row + chunk * kChunk) + comp * noise;
+    *reinterpret_cast<uint4*>(row_of_map) = rounded;
   }
 }
 

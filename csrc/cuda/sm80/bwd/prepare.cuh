@@ -75,6 +75,13 @@ class RowPreparation {
     return static_cast<const float*>(v.data)[offset(v, row)];
   }
 
+  // Of both maps.
+  __device__ float2 numbers(const View& signal, const View& noise, int row) const {
+    const char* const at = static_cast<const char*>(signal.data) + offset(signal, row) * 4;
+    return {*reinterpret_cast<const float*>(at),
+            *reinterpret_cast<const float*>(at + bytes_to_noise(signal, noise))};
+  }
+
   __device__ void load(const View& v, int row, float (&x)[kChunk]) const {
     uint4 chunk{0, 0, 0, 0};
     if (row < sequence_.seqlen_q && col_ < dv_) {
@@ -140,19 +147,19 @@ class RowPreparation {
     }
 
     static_cast<float*>(p_.dlam.data)[offset(p_.dlam, row)] = -rstd * lam_sum;
-    const float lse1 = number(p_.maps[kSignal].lse, row), lse2 = number(p_.maps[kNoise].lse, row);
-    float dlse1 = 0, dlse2 = 0;
+    const float2 lse = numbers(p_.maps[kSignal].lse, p_.maps[kNoise].lse, row);
+    float2 dlse{0, 0};
     if (p_.map_grads[kSignal].dlse.data) {
-      dlse1 = number(p_.map_grads[kSignal].dlse, row) / rstd;
-      dlse2 = number(p_.map_grads[kNoise].dlse, row) / rstd;
+      dlse = numbers(p_.map_grads[kSignal].dlse, p_.map_grads[kNoise].dlse, row);
+      dlse = {dlse.x / rstd, dlse.y / rstd};
     }
-    if (lse1 == -INFINITY) {  // the row saw no key
+    if (lse.x == -INFINITY) {  // the row saw no key
       store_constants(r, -INFINITY, -INFINITY, 0, 0, lambda);
       return;
     }
     const float log2_rstd = __log2f(rstd);
-    const float d1 = fmaf(lambda, d2, d) - dlse1, e2 = fmaf(lambda, d2 - d1, dlse2);
-    store_constants(r, exponent_constant(lse1, log2_rstd), exponent_constant(lse2, log2_rstd), d1,
+    const float d1 = fmaf(lambda, d2, d) - dlse.x, e2 = fmaf(lambda, d2 - d1, dlse.y);
+    store_constants(r, exponent_constant(lse.x, log2_rstd), exponent_constant(lse.y, log2_rstd), d1,
                     e2, lambda);
   }
 

@@ -31,7 +31,7 @@ class BlockFill {
 
   // Starts the copies of the rows in `valid`; the others, and columns that do not exist, become
   // zeros, and nothing of them is read. The rows in `fresh` are left to copy(). The noise's map lies
-  // `noise` elements away, and next to the signal's in shared memory.
+  // `noise` bytes away, and next to the signal's in shared memory.
   template <int kMostComps, class Element>
   __device__ void start(char* to, const Element* rows, int64_t stride, int comps, int64_t noise,
                         Range valid, Range fresh) const {
@@ -49,8 +49,9 @@ class BlockFill {
 #pragma unroll
         for (int comp = 0; comp < kMostComps; ++comp) {
           using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
+          const char* const of_map = reinterpret_cast<const char*>(source + col) + comp * noise;
           if (comp < comps)
-            Copy::copy(*reinterpret_cast<const cute::uint128_t*>(source + comp * noise + col),
+            Copy::copy(*reinterpret_cast<const cute::uint128_t*>(of_map),
                        *reinterpret_cast<cute::uint128_t*>(target + comp * kCols * 2 + col * 2),
                        exists && col_ + col < cols_);
         }
@@ -132,7 +133,7 @@ class KeyStream {
     return {max(keys_.begin - key, 0), min(keys_.end - key, kBlockKeys)};
   }
 
-  // noise: elements from the signal's map to the noise's, in the cache and in the new rows.
+  // noise: bytes from the signal's map to the noise's, in the cache and in the new rows.
   template <int kMostComps, class Fill>
   __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh, int comps,
                        int64_t noise, int64_t fresh_noise) const {
@@ -148,15 +149,16 @@ class KeyStream {
     const Rotator<Element> rotator(kMostComps == 2 ? p_.cache.rotary : Rotary{});  // keys only
     for (int comp = 0; comp < comps; ++comp)
       f.copy(to + comp * T::kHeadDim * 2, fresh_rows, thread_, [&](int row, int col) {
-        return rotator.load(young + row * fresh.row + comp * fresh_noise, col, key + row);
+        return rotator.load(young + row * fresh.row + comp * fresh_noise / int(sizeof(Element)),
+                            col, key + row);
       });
   }
 
   __device__ void issue_keys(char* slot) {
     const CachedMap &signal = p_.maps[kSignal], &noise = p_.maps[kNoise];
     fill<2>(fill_k_, slot, signal.k_cache, signal.k_new, p_.shape.k_components == 1 ? 1 : 2,
-            bytes_to_noise(signal.k_cache, noise.k_cache) / int64_t(sizeof(Element)),
-            bytes_to_noise(signal.k_new, noise.k_new) / int64_t(sizeof(Element)));
+            bytes_to_noise(signal.k_cache, noise.k_cache),
+            bytes_to_noise(signal.k_new, noise.k_new));
     const uint32_t bit = 1u << block_ / T::kGroups % kLater;
     found_ = pages_.exists(place_.page) ? found_ | bit : found_ & ~bit;
   }
