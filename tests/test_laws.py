@@ -201,7 +201,6 @@ DEBTS: dict[Law, tuple[str, ...]] = {
     kernels_are_short: (
         "csrc/cuda/sm80/bwd/kernel.cuh: bwd_kernel",
         "csrc/cuda/sm80/decode/kernel.cuh: decode_kernel",
-        "csrc/cuda/sm80/fwd/kernel.cuh: fwd_kernel",
     ),
 }
 DEAD: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 // The forward kernel's tiles: how large they are, where they lie, how they are filled.
 #pragma once
 #include "../shared/mma.cuh"
-#include "../shared/problem.cuh"
+#include "place.cuh"
 
 namespace diffattn::cuda::sm80 {
 
@@ -104,16 +104,18 @@ class KeyValueFill {
   TileFill<typename T::VTile, T::kHeadDimV, T::kThreads> v_;
 };
 
-// Q of one component, for the whole pass.
+// Q of this warp's map, for the whole pass.
 template <class T>
 __device__ void load_queries(uint32_t (&q)[T::kRowTiles][T::kHeadDim / 16][4], const char* tile,
-                             int lane) {
+                             const Place<T>& place) {
+  const char* const rows =
+      tile + T::QTile::offset(place.pair * T::kRowTiles * 16, place.map * T::kHeadDim) +
+      rows_first<typename T::QTile>(place.lane);
 #pragma unroll
   for (int m = 0; m < T::kRowTiles; ++m)
 #pragma unroll
     for (int depth = 0; depth < T::kHeadDim / 16; ++depth)
-      load_matrices(q[m][depth], tile + rows_first<typename T::QTile>(lane) +
-                                     T::QTile::offset(16 * m, 16 * depth));
+      load_matrices(q[m][depth], rows + T::QTile::offset(16 * m, 16 * depth));
 }
 
 }  // namespace diffattn::cuda::sm80

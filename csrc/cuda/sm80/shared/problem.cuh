@@ -80,6 +80,8 @@ struct KeyRange {
         full_begin(mask.begin(end_row - 1)),
         full_end(first_row < end_row ? mask.end(first_row) : 0) {}
 
+  __device__ void none_is_full() { full_end = 0; }
+
   __device__ bool meets(int first_key, int keys) const {
     return first_key < end && begin < first_key + keys;
   }
