@@ -69,7 +69,7 @@ def diff_flash_attn_func(
         ValueError: a shape, device or option that does not fit the others.
         TypeError: a dense tensor, a number or a bool was expected, or λ has a dtype that is
             neither fp32 nor q's.
-        RuntimeError: what the kernel's own checks find, such as a dtype or head dim; double backward.
+        RuntimeError: what the kernel's own checks find, such as a head dim; double backward.
         NotImplementedError: a forward-mode derivative (torch.func.jvp, jacfwd, dual tensors), or
             torch.func.vmap. torch.func.grad, vjp and jacrev work.
 
