@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 NVCC := $(VENV)/.nvcc
 STEP := tools/step
-# Warnings are left out: on some machines pip prints hundreds that are not about this project.
+# Quiet, because on some machines pip prints hundreds of warnings that are not about this project.
 PIP := $(PY) -m pip --disable-pip-version-check --quiet --quiet
 PIN := $(if $(LOCK),--constraint $(LOCK))
 CUTLASS := $(shell grep -o 'nvidia-cutlass==[0-9.]*' pyproject.toml)
@@ -38,11 +38,11 @@ help:
 	@echo 'demo    train a small model on real text and let it write (DEMO_ARGS)'
 	@echo 'test    the test suite on the CPU, the simulated GPU and a GPU if there is one (PYTEST_ARGS),'
 	@echo '        and the simulator by itself (SIM_ARGS)'
-	@echo 'test-latest  the suite in a virtual environment of its own, with the newest of everything, and what'
+	@echo 'test-latest  the suite in a virtual environment of its own, with the newest of everything, and a list of what'
 	@echo '        in it is not what constraints.txt pins'
 	@echo 'sanitize hostile calls under ASan and UBSan (SANITIZE_CALLS, SANITIZE_ARGS)'
 	@echo 'gpu     on the day a GPU is at hand: self-test, tests, timings, from a wheel (docs/gpu.md)'
-	@echo 'gpu-sanitize, gpu-counters  the same under compute-sanitizer, and ncu'"'"'s counters beside ours'
+	@echo 'gpu-sanitize, gpu-counters  the same under compute-sanitizer, and ncu'"'"'s counters next to ours'
 	@echo 'lock    pin the newest releases in constraints.txt, but for those that requirements.in holds back'
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, clang-format'
@@ -58,7 +58,7 @@ help:
 setup: $(BUILT)
 build: $(BUILT)
 
-# The build needs torch's headers, so torch comes first and the build runs beside it, unisolated.
+# The build needs torch's headers, so torch comes first and the build runs without isolation.
 $(DEPS): pyproject.toml $(LOCK)
 	@test -x $(PY) || $(STEP) 'virtual environment $(VENV)' $(PYTHON) -m venv $(VENV)
 	@$(STEP) 'torch' $(PIP) install $(PIN) '$(TORCH)' setuptools ninja
@@ -142,7 +142,7 @@ clean:
 	rm -rf build dist *.egg-info diffattn_cuda/*.so $(BUILT) $(INSTALLED)
 
 # For the day a GPU is at hand (docs/gpu.md), from a wheel that was built before: `make wheel`. These
-# run beside whatever torch GPU_PYTHON has, without a build or a network.
+# run with the torch that GPU_PYTHON has, without a build or a network.
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 GPU_OUT ?= gpu_out
 GPU_WHEEL ?=

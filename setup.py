@@ -1,7 +1,7 @@
 """Native code of diffattn_cuda; everything else about the package is in pyproject.toml.
 
 The extensions use torch's stable ABI and the limited Python API, so that one wheel serves every
-later torch and Python. They are built beside the torch that is installed:
+later torch and Python. They are built with the torch that is installed:
 `pip install --no-build-isolation .`
 """
 
@@ -34,7 +34,7 @@ if os.environ.get("DIFFATTN_SANITIZE") == "1":  # for `make sanitize`, in a buil
     FLAGS += [*sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
 
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-# One file an instruction set; dispatch.cpp chooses at run time, so only these get such flags.
+# One file per instruction set; dispatch.cpp chooses at run time, so only these get such flags.
 ISA_FLAGS = {
     "kernels_portable.cpp": [],
     "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
@@ -53,8 +53,8 @@ def files(folder: str, pattern: str) -> list[str]:
 class Build(BuildExtension):
     """Torch's build, after the files that need a compiler or flags of their own.
 
-    Those are compiled when something they are made from has changed; torch forces everything, and
-    leaves it to ninja to know better.
+    Those are compiled when one of their inputs has changed. Torch forces everything, and ninja then
+    skips what is current.
     """
 
     def build_extensions(self) -> None:
@@ -110,8 +110,8 @@ cuda_bindings = files("csrc/bindings", "cuda*.cpp")
 cpu_sources = ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"]
 modules = [module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], {}, LINK)]
 if build_cuda.wanted():
-    # libtorch.so brings torch's CUDA library where there is one, and nothing else refers to it;
-    # the CUDA runtime is ours alone: torch's own, of another version, must not see it.
+    # libtorch.so brings in torch's CUDA library where there is one, and nothing else refers to it.
+    # Our CUDA runtime is hidden: torch's own, of another version, must not see it.
     link = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-pthread"]
     architectures = ";".join(build_cuda.architectures())
     macros = {"USE_CUDA": None, "DIFFATTN_ARCHITECTURES": f'"{architectures}"'}

@@ -2,9 +2,9 @@
 
     python bench/accuracy.py --simulate --csv docs/accuracy.csv
 
-Ours on the CPU and, with --simulate, by the CUDA kernels in the simulator, beside two calls of a
-stock kernel (emulated), PyTorch's own attention and the eager formula; on data that looks like the
-start of training and data that does not. bench/plot.py draws it.
+Compares ours on the CPU and, with --simulate, the CUDA kernels in the simulator with two calls of a
+stock kernel (emulated), PyTorch's own attention and the eager formula, on data that looks like the
+start of training and on data that does not. bench/plot.py draws it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 class Regime:
     logit_sd: float = 1.0
     mean: float = 0.0  # standard deviation of V's channel means
-    noise: float | None = None  # q2 = q1 and k2 = k1 but for so much of them
+    noise: float | None = None  # q2 = q1 and k2 = k1, except for this share of them
 
 
 REGIMES = {

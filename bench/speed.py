@@ -1,4 +1,4 @@
-"""Time the library against its peers, in one run, every peer checked before it is timed.
+"""Time the library and its peers in one run; every peer is checked before it is timed.
 
     python bench/speed.py --device cpu                              # fp32 forward, S = 512 … 4096
     python bench/speed.py --dtype bf16 --direction fwdbwd --csv out.csv
@@ -9,13 +9,13 @@
 Columns: median milliseconds and their quartiles over interleaved rounds; "ours ×" how many times
 faster ours is than this peer; GF/s of ours counting 8d flop a visible (query, key) pair forward and
 20d backward; "% mm" of the rate that torch.mm reaches in the same rounds, in the problem's dtype
-(on a CPU in fp32 where that is faster); for decode the bytes of the cache a second, and "% bw" of
-the bytes a second of a large read in the same rounds.
+(on a CPU in fp32 where that is faster); for decode the bytes of the cache per second, and "% bw" of
+the bytes per second of a large read in the same rounds.
 
 On CUDA time is the GPU's own, with a cold L2 cache; SDPA's backends are peers one by one, and so
-are flash-attn, FlashAttention-3 and 4, FlashInfer and flex_head_fa where they are installed. That
-side has never run: no GPU was there. tests/test_bench_speed.py proves its recipes and its clock
-with stand-ins.
+are flash-attn, FlashAttention-3 and 4, FlashInfer and flex_head_fa where they are installed. This
+side has never run, because no GPU was available; tests/test_bench_speed.py tests its recipes and
+its clock with stand-ins.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def right(peers: dict[str, Peer], x: Inputs) -> list[str]:
         try:
             got = in_our_order(name, step(peer, inputs_for(name, x)))
             wrong = mistake(got, want, x.problem.dtype)
-        except Exception as error:  # a peer that cannot do this, in whatever way it says so
+        except Exception as error:  # a peer that cannot do this may raise any error
             wrong = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if wrong:
             print(f"  {name} is left out: {wrong}", flush=True)
@@ -117,7 +117,7 @@ def time_problem(p: Problem, args: argparse.Namespace, clock: Clock) -> list[Row
 
 
 def row(p: Problem, name: str, s: Samples, ours: Samples | None, limits: dict[str, float]) -> Row:
-    """`limits`: flop a second of torch.mm, and for decode bytes a second of the read."""
+    """`limits`: flop per second of torch.mm and, for decode, bytes per second of the read."""
     rate = limits[MM] if name == MM else p.flop / s.median if name == "ours" else None
     read = None
     if READ in limits and name != MM:

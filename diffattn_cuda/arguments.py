@@ -137,7 +137,7 @@ def epilogue(
     norm_eps = static_number("norm_eps", norm_eps, "None or a number >= 0")
     scale = _number("out_scale", out_scale, "a number")
     if torch.compiler.is_compiling() and not _is_static(scale):
-        # Layers that differ in out_scale, 1 − λ_init say, then share one compiled graph.
+        # Layers that differ in out_scale, such as 1 − λ_init, then share one compiled graph.
         if norm_weight is None:
             norm_weight = torch.ones(v.shape[-1], dtype=ops.compute_dtype(q), device=q.device)
         return norm_weight * scale, norm_eps, 1.0
@@ -225,7 +225,7 @@ def seqlens_of(cache_seqlens: object, q: Tensor) -> Tensor | None:
 
 
 def _number(name: str, value: Any, accepted: str) -> Any:
-    """Whatever float() takes, but for bools and words; a compiler's symbol stays one."""
+    """What float() takes, except bools and strings; a compiler's symbol stays a symbol."""
     if isinstance(value, _NUMBERS):
         if not isinstance(value, bool):
             return value

@@ -28,7 +28,7 @@ class _Forward(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, keyset: Any, *inputs: Any) -> Outputs:
         q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options, _ = inputs
-        # `training` is true whoever called: what backward needs has to be kept.
+        # `training` is always true here, because what backward needs has to be kept.
         output: Outputs = _recorded("fwd", keyset, (*inputs[:-1], True))
         out, lse, o, o2, rstd = output
         # Without a norm the output is O itself, and a backward that has O2 wants it too.
@@ -125,7 +125,7 @@ def _note_write(name: str, cache: Tensor) -> None:
 
 
 def _has_gradient(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether reverse mode is to be recorded; of forward mode an error."""
+    """Whether reverse mode has to be recorded; forward mode is an error."""
     if forward_ad._current_level >= 0:
         _refuse_tangents(tensors)
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

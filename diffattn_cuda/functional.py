@@ -52,8 +52,8 @@ def diff_flash_attn_func(
         softmax_scale: s; 1/√d if None. Not 0, which would ignore q and k.
         causal: row i sees keys j ≤ i + seqlen_k − seqlen_q (aligned bottom-right).
         window_size: (left, right): row i sees i + seqlen_k − seqlen_q − left ≤ j ≤ i + seqlen_k −
-            seqlen_q + right; −1 is unbounded, and so is more than any sequence has, sys.maxsize
-            say. With causal, right is 0.
+            seqlen_q + right; −1 is unbounded, and so is a value beyond any sequence, such as
+            sys.maxsize. With causal, right is 0.
         norm_weight: (dv,), the weight of the headwise RMSNorm; None: no weight.
         norm_eps: switches the norm on: O·rsqrt(mean(O²) + norm_eps)·norm_weight.
         out_scale: multiplies the output, normed or not; 1 − λ_init in DIFF V1.
@@ -69,7 +69,7 @@ def diff_flash_attn_func(
         ValueError: a shape, device or option that does not fit the others.
         TypeError: a dense tensor, a number or a bool was expected, or λ has a dtype that is
             neither fp32 nor q's.
-        RuntimeError: what the kernel's own checks find, a dtype or head dim say; double backward.
+        RuntimeError: what the kernel's own checks find, such as a head dim; double backward.
         NotImplementedError: a forward-mode derivative (torch.func.jvp, jacfwd, dual tensors), or
             torch.func.vmap. torch.func.grad, vjp and jacrev work.
 
@@ -193,7 +193,7 @@ def diff_flash_attn_with_kvcache(
             (num_blocks, page_size, 2·nheads_k, d), page_size a multiple of 16 (on the
             CPU any size); 5-D and V2's nheads_k heads as in k. Its last stride is 1. Slots that
             hold no key are never read.
-        v_cache: alike, (.., .., nheads_k, dv).
+        v_cache: like k_cache, (.., .., nheads_k, dv).
         k: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending. A
             slot that is appended to belongs to one sequence: pages may be shared for reading,
             but two sequences cannot append to one page or row of the cache.
@@ -201,7 +201,7 @@ def diff_flash_attn_with_kvcache(
         rotary_cos: (seqlen_ro, rotary_dim / 2) in q's dtype, rotary_dim a multiple of 16 up to d:
             rotates the new k at its positions, and q from position cache_seqlens on (all rows at
             cache_seqlens with neither causal nor window). Needs k, which may have no rows.
-        rotary_sin: alike.
+        rotary_sin: like rotary_cos.
         cache_seqlens: int, or (batch,) int32: keys in the cache before the new ones. None: the
             cache is full, and k must be None.
         cache_batch_idx: (batch,) int32: which sequence of the cache each batch entry uses.

@@ -43,7 +43,7 @@ def check_cache(k: Tensor, v: Tensor, heads: tuple[int, int], widths: tuple[int,
             raise ValueError(
                 f"{name} has shape {tuple(t.shape)}, expected (batch, capacity, {count}, {width})"
             )
-    # These forbid to advance the cache's seqlens, and would say so once the keys are written.
+    # These do not allow the cache's seqlens to advance, and would raise after the keys are written.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             "cache cannot be appended to under a transform of torch.func (grad, jvp, vmap ..)"

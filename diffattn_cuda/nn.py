@@ -69,7 +69,7 @@ class KVCache:
         k: (batch, capacity, 2·nheads_k, d), or nheads_k heads in V2.
         v: (batch, capacity, nheads_k, dv).
         seqlens: int32 (batch,), how many slots of each sequence are valid; the next forward writes
-            behind them and advances them.  Assign to it to rewind or to start anew.
+            behind them and advances them.  Assign to it to rewind or to start again.
 
     Examples:
         >>> cache = MultiheadDiffAttn(256, depth=0, num_heads=2).make_cache(1, capacity=100)
@@ -193,7 +193,7 @@ class _DiffAttnBase(nn.Module):
 
     def _check_dtype(self, x: Tensor) -> None:
         linear = self.q_proj
-        own = type(linear) is nn.Linear  # what replaced it, to quantize say, may cast
+        own = type(linear) is nn.Linear  # a replacement, for example a quantized one, may cast
         if own and x.is_meta and not linear.weight.is_meta:
             raise ValueError(f"x is on device meta, the parameters are on {linear.weight.device}")
         if x.is_floating_point() and (not own or x.dtype == linear.weight.dtype):
@@ -217,14 +217,14 @@ class MultiheadDiffAttn(_DiffAttnBase):
         λ = exp⟨λ_q1, λ_k1⟩ − exp⟨λ_q2, λ_k2⟩ + λ_init
 
     Parameters carry the names of microsoft/unilm's `multihead_flashdiff_2`, so its checkpoints
-    load; the output is its output, but for λ, which is not rounded to the input's dtype.
+    load; the output is its output, except that λ is not rounded to the input's dtype.
 
     Args:
         embed_dim: width of x; the head dim is d = embed_dim / num_heads / 2.
         depth: index of the layer from 0; it sets λ_init = 0.8 − 0.6·exp(−0.3·depth).
         num_heads: heads of the output, half of what an ordinary transformer of this width has.
         num_kv_heads: KV heads (GQA), a divisor of num_heads; default num_heads.
-        lambda_init: overrides depth's λ_init (Motif counts depth from −1, say).
+        lambda_init: overrides depth's λ_init (for example, Motif counts depth from −1).
         norm_affine: whether the headwise RMSNorm has a weight (2d,), one for all heads.
         norm_eps: its epsilon.
         causal: mask the future.

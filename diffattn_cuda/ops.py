@@ -44,7 +44,7 @@ def check_storage(name: str, t: Tensor) -> None:
     The bindings ask the same of what reaches them; this is for what is cast or viewed before.
     """
     if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return  # of a compiler, say: it has no memory
+        return  # such as a compiler's: it has no memory
     try:
         if t.data_ptr() or not t.numel() or t.untyped_storage().nbytes():
             return
@@ -88,7 +88,7 @@ def _fwd_fake(
     statistics = _statistics_shape(q, cu_seqlens_q is not None)
     out = q.new_empty((*q.shape[:-2], v.shape[-1]))
     lse = q.new_empty((2, *statistics), dtype=compute_dtype(q))
-    # What backward needs besides, by device: see csrc/diffattn.h and docs/cpu.md.
+    # What else backward needs, by device: see csrc/diffattn.h and docs/cpu.md.
     norm, cuda = training and norm_eps is not None, training and q.device.type == "cuda"
     o = torch.empty_like(out) if norm else q.new_empty(0)
     o2 = torch.empty_like(out) if cuda else q.new_empty(0)

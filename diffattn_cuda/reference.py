@@ -254,7 +254,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = True) 
     Args:
         x: (batch, seqlen, ..., d).
         cos: (seqlen, rotary_dim/2), one row per position of x.
-        sin: alike.
+        sin: like cos.
         interleaved: pairs are features (2i, 2i+1), GPT-J's style; otherwise (i, i + rotary_dim/2),
             GPT-NeoX's.
 

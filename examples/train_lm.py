@@ -54,7 +54,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def standard_library(limit: int | None = None) -> Tensor:
-    """The sources beside this Python's os.py, tests left out, as one uint8 tensor (total,)."""
+    """The sources next to this Python's os.py, without tests, as one uint8 tensor (total,)."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2to3"}
     files = [p for p in sorted(root.rglob("*.py")) if not skipped & set(p.relative_to(root).parts)]
@@ -82,7 +82,7 @@ def train(model: DiffLM, text: Tensor, args: argparse.Namespace) -> list[float]:
     for step in bar:
         if progress >= 1.0:
             break
-        # On a slow machine the time runs out first: the schedule follows whichever is further.
+        # On a slow machine the time runs out first: the schedule follows the one that is further.
         elapsed = time.perf_counter() - start
         progress = max((step + 1) / args.steps, elapsed / args.seconds)
         for group in optimizer.param_groups:

@@ -21,7 +21,7 @@ PREFIX = "layers.{}.self_attn."  # wherever the model around it keeps its attent
 
 
 def make_checkpoint(path: Path) -> None:
-    """Random weights; λ's vectors and the norm's weight are fp32 there whatever the rest is."""
+    """Random weights; λ's vectors and the norm's weight are always fp32 there."""
     group = HEADS // KV_HEADS
     state = {}
     for layer in range(LAYERS):

@@ -48,7 +48,7 @@ def impl(request: pytest.FixtureRequest) -> Impl:
 
 @pytest.fixture
 def sim(impl: Impl) -> Any:
-    """The simulated GPU, for tests of what only it can show."""
+    """The simulated GPU, for tests that need it."""
     from support import simulator
 
     return simulator.start()
@@ -74,7 +74,7 @@ def _runs(item: pytest.Item, impl: Impl) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect, rather than skip, what the chosen implementation does not claim to do.
 
-    The simulator takes the CPU's place, so tests that want the CPU itself cannot run beside it.
+    The simulator takes the CPU's place, so tests that need the CPU itself cannot run with it.
     """
     mine = [item for item in items if _uses(item, "impl")]
     if not mine:

@@ -2,7 +2,7 @@
 
     python tests/smoke.py
 
-Needs nothing but torch and the installed package; CI runs it beside another torch than the wheel's.
+Needs only torch and the installed package; CI runs it with another torch than the wheel's.
 """
 
 from __future__ import annotations

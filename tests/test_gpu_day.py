@@ -50,7 +50,7 @@ def test_what_would_run_is_listed(
 
 
 def test_the_driver_needs_no_package_and_little_else(tmp_path: Path) -> None:
-    """Beside torch, numpy, pytest and hypothesis, nothing that is not Python's own."""
+    """Apart from torch, numpy, pytest and hypothesis, only Python's own."""
     blocked = ["diffattn_cuda", "griffe", "sybil", "transformers", "tqdm", "tabulate", "tomli",
                "matplotlib", "psutil"]  # fmt: skip
     code = (

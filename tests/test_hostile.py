@@ -98,7 +98,7 @@ OURS = hostile_run.ours
 
 
 def _first_element(name: str, value: float) -> Any:
-    """The right answer but for one element."""
+    """The right answer, except one element."""
 
     def run(call: Call) -> Any:
         answer: dict[str, Any] = {**OURS(call)}

@@ -30,7 +30,7 @@ COURSES = [(-1, 0, 1), (1, 0, -1), (0, 1, -1), (-1, 1, 0), (0, -1, 0), (-1, -0.5
 
 
 def first_channel(like: Tensor, numbers: Tensor) -> Tensor:
-    """Zeros but for the first channel of each row of q or k (batch, row, ..)."""
+    """Zeros, except the first channel of each row of q or k (batch, row, ..)."""
     made = torch.zeros_like(like)
     made[..., 0] = numbers.to(like).reshape(1, -1, 1, 1)
     return made

@@ -65,7 +65,7 @@ def test_version_is_that_of_the_installed_distribution() -> None:
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_version(tmp_path: Path, installed: bool) -> None:
-    """From the metadata beside the package; none in a tree that was built in place."""
+    """From the metadata next to the package; none in a tree that was built in place."""
     shutil.copytree(PACKAGE, tmp_path / "diffattn_cuda")
     if installed:
         (tmp_path / "diffattn_cuda-9.8.7.dist-info").mkdir()

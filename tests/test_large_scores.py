@@ -1,4 +1,4 @@
-"""Finite scores of any size: a score and the maximum it is compared with are rounded alike."""
+"""Finite scores of any size: a score and its maximum are rounded in the same way."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())
 
 
 def requirements() -> list[Requirement]:
-    """Of the package, its extras and requirements.in; but for the package itself."""
+    """Of the package, its extras and requirements.in, except the package itself."""
     extras = PROJECT["project"]["optional-dependencies"].values()
     lines = [*PROJECT["project"]["dependencies"], *(line for extra in extras for line in extra)]
     inputs = (ROOT / "requirements.in").read_text().splitlines()

@@ -98,7 +98,7 @@ def test_storage_that_is_gone(impl: Impl, op: str, form: bool, name: str, cut: s
 
 @TENSORS
 def test_one_tensor_elsewhere(impl: Impl, op: str, form: bool, name: str) -> None:
-    """A meta tensor among real ones once gave memory that nobody had written."""
+    """A meta tensor among real ones once gave memory that no kernel had written."""
     arguments = ARGUMENTS[op](impl, form)
     with refuses("device", "meta"):
         call(op, arguments | {name: arguments[name].to("meta")})

@@ -240,7 +240,7 @@ def test_kvcache(causal: bool, interleaved: bool, paged: bool) -> None:
             assert torch.equal(v_cache[slot], v[n, t])
             before[slot] = k_cache[slot]
     assert torch.equal(k_cache.nan_to_num(9e9), before.nan_to_num(9e9)), (
-        "a slot nobody owns was written"
+        "a slot that no sequence owns was written"
     )
 
 

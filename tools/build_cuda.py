@@ -150,7 +150,7 @@ class Toolkit:
         return [*FLAGS, *targets, *self._headers]
 
     def compile(self, source: Path) -> str:
-        """The object of one file, made anew if anything that it was made from has changed."""
+        """The object of one file, compiled again if one of its inputs has changed."""
         target, log = object_of(source), log_of(source)
         depfile = target.with_suffix(".o.d")
         target.parent.mkdir(parents=True, exist_ok=True)

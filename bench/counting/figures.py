@@ -31,7 +31,7 @@ FIGURES = {
     "fma_per_pair": "the same of the FMA pipe: FFMA, FADD, FMUL, IMAD",
     "alu_per_pair": "the same of the ALU pipe: comparisons, conversions, logic, addresses, moves",
     "l2_bytes_per_pair": "32 per sector that is read, written or added to",
-    "global_bytes_ratio": "copied, over Q once and K, V once per CTA that sees them; or the reverse",
+    "global_bytes_ratio": "copied, over Q once and K, V once per CTA that sees them, or reversed",
     "reds_per_step": "additions to dQ in memory, per warp and step",
     "sectors_per_red": "32 bytes each",
     "bytes_per_row": "distinct bytes of global memory",

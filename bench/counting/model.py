@@ -5,8 +5,8 @@ exp2, the FMA pipe and the ALU pipe. They overlap, but not perfectly:
 
     clocks = (sum over units of clocks^p)^(1/p), and no less than its bytes from L2 take
 
-p was fitted to FlashAttention's published speeds, and so were the backward's factors; what is left
-of them is the model's error (docs/predictions.md has it). What our kernels do is counted
+p and the backward's factors were fitted to FlashAttention's published speeds; the differences that
+remain are the model's error (docs/predictions.md has it). What our kernels do is counted
 (docs/counts.csv).
 
 A step of decoding, (d, dv) = (64, 128), takes memory's time, and what nothing can hide:
@@ -14,7 +14,7 @@ A step of decoding, (d, dv) = (64, 128), takes memory's time, and what nothing c
     seconds = bytes / bandwidth + fixed
 
 The bytes are counted. Nothing on the chip comes near memory's time (docs/decode_speed.md), but
-before the first bytes come and after the last ones a warp's own instructions stand one behind the
+before the first bytes arrive and after the last ones, a warp's own instructions run one after the
 other, and so do reads that wait for each other. Those are counted too, in machine code; how long
 each takes is not known, so the fixed part is a range.
 """
@@ -38,22 +38,22 @@ class Device:
     sms: int
     ghz: float
     tensor_flop: float  # bf16
-    exp2: float  # this and the next two by thread
+    exp2: float  # this and the next two per thread
     fma: float
     alu: float
     shared_bytes: float
     l2_bytes: float  # sustained; assumed
     hbm_bytes: float
-    backward: float  # a backward takes so many times its clocks
+    backward: float  # the factor on a backward's clocks
 
     @property
     def clock_rate(self) -> float:
-        """Clocks of all SMs, a second."""
+        """Clocks per second, of all SMs."""
         return self.sms * self.ghz * 1e9
 
     @property
     def bandwidth(self) -> float:
-        """Bytes of memory a second."""
+        """Bytes of memory per second."""
         return self.hbm_bytes * self.clock_rate
 
 
@@ -78,11 +78,11 @@ def tiled_pairs(seqlen: int, rows: int, keys: int, causal: bool = True) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """What a visible pair costs, and what a row costs beside its pairs."""
+    """What a visible pair costs, and what a row costs in addition."""
 
     mma_flop: float
     shared_bytes: float
-    exp2: float  # instructions by thread, and so the next two
+    exp2: float  # instructions per thread, as in the next two
     fma: float
     alu: float
     tile: tuple[int, int]  # rows, keys
@@ -216,8 +216,8 @@ def work_of(counts: list[Counts], kernel: str, d: int) -> Work:
     # Where pairs of warps leave out what their own rows do not see, they wait at the next barrier
     # for the others, and two pairs share two of the four sub-cores: rows count by half a CTA.
     rows = max(main["tile_rows"], main.get("block_rows", 0) / 2)
-    beside = ("bwd prepare", "bwd round")  # like FlashAttention's without a norm
-    around = [c.figures["bytes_per_row"] for c in mine if c.kernel in beside]
+    small = ("bwd prepare", "bwd round")  # as FlashAttention has, which has no norm
+    around = [c.figures["bytes_per_row"] for c in mine if c.kernel in small]
     return Work(
         mma_flop=main["flop_per_pair"],
         shared_bytes=main["shared_bytes_per_pair"],

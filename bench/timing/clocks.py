@@ -1,4 +1,4 @@
-"""Interleaved timing, and the machine's own limits (matrix rate, memory bandwidth) beside it."""
+"""Interleaved timing of calls and of the machine's limits: matrix rate and memory bandwidth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMITS = (MM, READ)
 
 @dataclass
 class Samples:
-    """Seconds a call, one entry a round."""
+    """Seconds per call, one entry per round."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class CudaClock:
 def interleave(
     runs: dict[str, Run], rounds: int, budget: float, clock: Clock
 ) -> dict[str, Samples]:
-    """Time every run once a round, so that a slow spell of the machine hits all of them alike.
+    """Time every run once per round, so that a slow spell of the machine affects all of them.
 
     The runs have been called before. The first round also finds how often a short call has to be
     repeated for a sample; a run that would need more than `budget` seconds takes part in fewer
@@ -107,7 +107,7 @@ def interleave(
         for name in order:
             if _takes_part(r, turns[name], rounds):
                 samples[name].seconds.append(clock.seconds(runs[name], repeats[name]))
-        order = order[1:] + order[:1]  # nobody always follows the same neighbour
+        order = order[1:] + order[:1]  # no run always follows the same neighbour
     return samples
 
 

@@ -1,7 +1,7 @@
 """Differential attention out of ordinary attention calls, as its models write it.
 
-`attend(q, k, v)` is one call in flash-attn's layout, (batch, seqlen, heads, width), of whichever
-library; masks, GQA and caches are its business.
+`attend(q, k, v)` is one call of some library in flash-attn's layout, (batch, seqlen, heads, width);
+it takes care of masks, GQA and caches.
 
 Each model has its own order of heads, so that no peer pays for ours. unilm's order is that of
 `Inputs`: component c of head h is flat head 2h + c, and V is 2d wide. DiffLlama's (transformers) is

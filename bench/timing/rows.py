@@ -30,9 +30,11 @@ class Row:
     ms_p25: float
     ms_p75: float
     ours_speedup: float | None  # this row's median / ours': how much faster ours is
-    gflops: float | None  # ours: 8d flop a visible pair forward, 28d with backward; and torch.mm's
+    gflops: (
+        float | None
+    )  # ours: 8d flop per visible pair forward, 28d with backward; and torch.mm's
     mm_percent: float | None  # of torch.mm's rate in the same rounds
-    gbytes: float | None  # decode: cache bytes a second; and a large read's
+    gbytes: float | None  # decode: cache bytes per second; and a large read's
     bandwidth_percent: float | None  # of that read's in the same rounds
 
 
@@ -73,7 +75,7 @@ def show(title: str, rows: list[Row]) -> None:
 
 
 def write_csv(path: Path, rows: list[Row], command: str) -> None:
-    """All rows, a problem's fields spelled out, with machine, commit and command beside each."""
+    """All rows, a problem's fields spelled out, each with machine, commit and command."""
     place = machine() | {"commit": commit(), "command": command}
     flat = [
         asdict(r.problem) | {f.name: getattr(r, f.name) for f in fields(r)[1:]} | place

@@ -69,7 +69,7 @@ def sweeps(description: str, command_line: list[str]) -> list[argparse.Namespace
 
 
 def _options(table: dict[str, Any]) -> Iterator[str]:
-    """A table as the command line would have it, so that it is checked alike."""
+    """A table as command-line options, so that both are checked in the same way."""
     for key, value in table.items():
         if value is not False:
             yield "--" + key.replace("_", "-")

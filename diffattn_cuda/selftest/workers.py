@@ -101,7 +101,7 @@ def work(device: str, first: int) -> int:
     for check in checks_of(device)[first:]:
         try:
             outcome = run(check, where)
-        except Exception as error:  # whatever a kernel does wrong is this check's outcome
+        except Exception as error:  # any error of a kernel is this check's outcome
             said = str(error).strip().splitlines() or [""]
             outcome = Outcome(check, failure=f"{type(error).__name__}: {said[0]}")
         line = outcome.as_dict()

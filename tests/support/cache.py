@@ -58,7 +58,7 @@ def make_cache(
     page = int(kind[5:]) if kind.startswith("paged") else capacity
     generator = torch.Generator().manual_seed(len(lengths) + page)
     blocks = -(-capacity // page) * batch
-    rows = blocks + 2  # rows that belong to nobody, NaN throughout
+    rows = blocks + 2  # rows that belong to no sequence, NaN throughout
     table = torch.randperm(rows, generator=generator)[:blocks].reshape(batch, -1)
     if kind == "plain":
         table, rows = torch.arange(batch)[:, None], batch

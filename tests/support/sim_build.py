@@ -19,7 +19,7 @@ sys.path += [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests" / "ptxsim")]
 
 import build_cuda  # noqa: E402
 
-# Projects beside this one, of which a type checker need not know.
+# Separate projects, of which a type checker need not know.
 ptxsim: Any = importlib.import_module("ptxsim")
 _module: Any = importlib.import_module("ptxsim.module")
 

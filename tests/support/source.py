@@ -122,7 +122,7 @@ def kernel_arguments(text: str) -> set[str]:
 
 
 def dead_names(texts: dict[str, str]) -> list[str]:
-    """Functions and types that C++ files define, and that no text mentions beside that."""
+    """Functions and types that C++ files define, and that no text uses."""
     clean = {path: without_comments(text) for path, text in texts.items()}
     defined: dict[str, list[str]] = {}
     for path, text in clean.items():

@@ -1,4 +1,4 @@
-"""`make gpu-counters`: ncu's counts of each kernel beside those of the simulator, and their ratio.
+"""`make gpu-counters`: ncu's counts of each kernel, the simulator's, and their ratio.
 
 The simulator's are recorded beforehand, on a machine that can build: `make counts` writes
 tools/gpu_day/simulated.csv.

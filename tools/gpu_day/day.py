@@ -18,7 +18,7 @@ SPEED_GRACE = 180.0  # for the last problem, whose peers may have to be compiled
 
 @dataclass(frozen=True)
 class Times:
-    """Minutes for what fills whatever time it is given."""
+    """Minutes for the steps that fill the time they are given."""
 
     tests: float
     speed: float
@@ -40,7 +40,7 @@ def speed(place: Place, minutes: float) -> Step:
 
 
 def sweeps(device: str) -> list[str]:
-    """What a GPU is to be timed at; on a CPU, for rehearsal, something short."""
+    """The problems that a GPU is timed at; on a CPU, for rehearsal, short ones."""
     if device == "cuda":
         return ["--config", str(ROOT / "tools" / "gpu_day" / "speed.toml")]
     return ["--seqlens", "64", "--rounds", "3", "--direction", "fwd", "fwdbwd", "decode"]

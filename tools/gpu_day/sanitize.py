@@ -43,7 +43,7 @@ def step(tool: str, sanitizer: str) -> Step:
 def run(
     place: Place, sanitizer: str, runner: Callable[..., Done] = steps.run
 ) -> dict[str, Verdict]:
-    # Each tensor is an allocation of its own, so that an access beside it is outside of all.
+    # Each tensor is an allocation of its own, so that an access next to it is outside of all.
     environment = place.environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     verdicts = {}
     for tool in TOOLS:
