@@ -23,7 +23,7 @@ from counting import decoding, training  # noqa: E402
 from counting.decoding import Step  # noqa: E402
 from counting.figures import Counts, write  # noqa: E402
 from counting.runs import Shape  # noqa: E402
-from counting.tables import BESIDE, MATRIX, Table, counted, formulas  # noqa: E402
+from counting.tables import AROUND, MATRIX, Table, counted, formulas  # noqa: E402
 from gpu_day import counters, simulate  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
@@ -43,7 +43,7 @@ def count_all(seqlen: int) -> Iterator[Counts]:
             yield training.forward(shape, seqlen, causal)
             yield training.backward(shape, seqlen, causal)
         yield training.forward_saving(shape, seqlen, False)
-        yield from training.beside_backward(shape, seqlen)
+        yield from training.around_backward(shape, seqlen)
     for step in STEPS:
         yield from decoding.decode(step)
 
@@ -61,7 +61,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     counts = list(count_all(args.seqlen))
-    for kernels in (MATRIX, BESIDE, ("decode",)):
+    for kernels in (MATRIX, AROUND, ("decode",)):
         show(counted(counts, kernels))
     show(formulas(counts))
     if args.csv:

@@ -144,6 +144,16 @@ def named_files_exist(path: PurePosixPath, text: str) -> list[str]:
     ]
 
 
+def words_are_plain(path: PurePosixPath, text: str) -> list[str]:
+    """The words that CONTRIBUTING's list calls foreign, as far as a pattern can tell them."""
+    kept = ("CHANGELOG.md", "CONTRIBUTING.md", "test_laws.py")
+    if in_folder(path, "tests/ptxsim") or in_folder(path, "csrc") or path.name in kept:
+        return []
+    found = re.compile(r"\b(beside|nobody|somebody|whoever)\b", re.IGNORECASE)
+    return [f"line {n}: {m[1]}" for n, line in enumerate(text.splitlines(), 1)
+            for m in found.finditer(line)]  # fmt: skip
+
+
 # Files of other projects that comments name, and those that a program writes.
 FOREIGN = ("x.py", "os.py", "multihead_diffattn.py", "cuda_occupancy.h", "page.md", "sanitizer.md",
            "counters.md")  # fmt: skip
@@ -191,6 +201,7 @@ LAWS: list[Law] = [
     params_are_small,
     a_limit_is_defined_once,
     named_files_exist,
+    words_are_plain,
     names_hold_no_variant,
     the_simulator_stands_alone,
 ]
@@ -283,6 +294,8 @@ PLANTED = [
     (named_files_exist, "csrc/cpu/rows.h", "// As nowhere.h has it.\n"),
     (named_files_exist, "bench/speed.py", '"""See bench/nowhere.py."""\n'),
     (named_files_exist, "docs/cpu.md", "as `csrc/nowhere.h` has it\n"),
+    (words_are_plain, "docs/cpu.md", "A row beside it.\n"),
+    (words_are_plain, "bench/speed.py", "# Nobody waits.\n"),
     (named_files_exist, "tests/test_sim.py", "x = 1  # kernels_{avx2,nowhere}.cpp\n"),
     (names_hold_no_variant, "csrc/cuda/fwd_bf16_causal.cu", ""),
     (names_hold_no_variant, "csrc/cuda/fwd_sm90.cu", ""),

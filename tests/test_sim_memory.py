@@ -130,7 +130,7 @@ def test_a_fault_is_seen(
 ) -> None:
     """The params change behind the back of what was registered: the kernel strays."""
     p = make_problem(CASE.but(batch=1))
-    # Behind each input lies what is nobody's, and not by chance another tensor of the call.
+    # Behind each input lies memory that no tensor owns, not by chance another tensor of the call.
     q, k, v = (torch.cat([x, x], 1)[:, : x.shape[1]] for x in (p.q, p.k, p.v))
     p = p.but(q=q, k=k, v=v)
 

@@ -32,7 +32,7 @@ HEADER = ["", "d", "flop per pair: ours, four calls", "counted ÷ formula", "oth
           "shared wavefronts per mma", "predicted × four FA2 calls, A100: S = 2k, 4k, 16k", "goal",
           "H100"]  # fmt: skip
 TITLES = {"fwd": "forward", "bwd": "backward", "fwd + bwd": "forward + backward"}
-BESIDE = ("bwd prepare", "bwd round", "bwd weight", "combine")
+AROUND = ("bwd prepare", "bwd round", "bwd weight", "combine")
 
 
 def counted(counts: list[Counts], kernels: tuple[str, ...]) -> Table:

@@ -53,7 +53,7 @@ def backward(shape: Shape, seqlen: int, causal: bool) -> Counts:
     return Counts("bwd", shape.d, shape.dv, problem(seqlen, causal), figures)
 
 
-def beside_backward(shape: Shape, seqlen: int) -> list[Counts]:
+def around_backward(shape: Shape, seqlen: int) -> list[Counts]:
     """The small kernels before and after the main one: bound by memory."""
     kernels = [
         ("bwd prepare", "prepare_kernel", False),
