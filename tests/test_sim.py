@@ -145,7 +145,7 @@ def as_tensors(arguments: dict[str, Any]) -> dict[str, Any]:
 def test_wrong_cu_seqlens_reach_nothing_outside(
     impl: Impl, sim: Simulator, side: str, cu: list[int]
 ) -> None:
-    """The host cannot check them: rows that they leave without an owner are zero. Two may own one."""
+    """The host cannot check them: rows without an owner are zero. Two sequences may own one row."""
     legal = packed_arguments(impl)
     legal[f"cu_seqlens_{side}"] = torch.tensor(cu, dtype=torch.int32)
     with sim.on("sm_80", race_global=False):
