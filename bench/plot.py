@@ -77,7 +77,7 @@ class Measured:
 
     @property
     def gflops(self) -> float:
-        """Useful flop a second: the fused count for every peer, so that the lines compare time."""
+        """Useful flop per second: the fused count for every peer, so that the lines compare times."""
         return self.problem.flop / self.ms / 1e6
 
 
@@ -160,7 +160,7 @@ def mm_gflops(rows: list[Measured], seqlen: int) -> float:
 
 
 def speed_table(rows: list[Measured]) -> str:
-    """A line a problem: ours in ms, then how many times faster it is than each peer."""
+    """One line per problem: ours in ms, then how many times faster it is than each peer."""
     peers = [p for p in LABELS if p not in ("ours", "torch.mm") and any(r.peer == p for r in rows)]
     header = ["", "S", "d", "mask", "threads", "ours, ms", "of torch.mm"]
     lines = []

@@ -83,7 +83,7 @@ def right(peers: dict[str, Peer], x: Inputs) -> list[str]:
 
 
 def timed_call(peer: Peer, x: Inputs) -> Run:
-    """What is timed of a peer: of a backward alone, only that, again and again over one forward."""
+    """What is timed of a peer; for a backward alone, that one, repeatedly after one forward."""
     if x.problem.direction != "bwd":
         return partial(step, peer, x)
     return partial(torch.autograd.grad, peer(x), x.leaves, x.dout, retain_graph=True)

@@ -72,7 +72,7 @@ class DiffLM(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """tokens (batch, seqlen) → logits (batch, seqlen, vocab); caches: one a block."""
+        """tokens (batch, seqlen) → logits (batch, seqlen, vocab); caches: one per block."""
         x = self.embed(tokens)
         for i, block in enumerate(self.blocks):
             x = block(x, (self.cos, self.sin), None if caches is None else caches[i])

@@ -96,7 +96,7 @@ def train(model: DiffLM, text: Tensor, args: argparse.Namespace) -> list[float]:
 
 
 def training_step(model: DiffLM, tokens: Tensor) -> float:
-    """Forward and backward; the loss in nats a byte."""
+    """Forward and backward; the loss in nats per byte."""
     with mixed_precision(tokens.device.type):
         loss = model.loss(tokens)
     loss.backward()

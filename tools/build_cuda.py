@@ -72,7 +72,7 @@ def wanted() -> bool:
 
 
 def architectures() -> list[str]:
-    """The compute capabilities asked for; Toolkit refuses those that nvcc does not know."""
+    """The requested compute capabilities; Toolkit refuses those that nvcc does not know."""
     text = os.environ.get("DIFFATTN_CUDA_ARCHS") or ";".join(map(str, _folders()))
     return [part.strip() for part in text.split(";")]
 
@@ -161,7 +161,7 @@ class Toolkit:
         return str(target)
 
     def runtime(self) -> str:
-        """libcudart_static.a: nothing of CUDA but the driver is needed where the wheel runs."""
+        """libcudart_static.a: where the wheel runs, it needs nothing of CUDA except the driver."""
         home = self._home()
         folders = [home / "lib64", home / "lib", *home.glob("targets/*/lib")]
         folders += site_folders("cu*/lib") + site_folders("cuda_runtime/lib")
@@ -202,7 +202,7 @@ class Toolkit:
 
 
 def _cutlass_pin() -> str:
-    """The only place that pins it is where pip reads what a build needs."""
+    """Only pyproject.toml pins it, where pip reads what a build needs."""
     pin = re.search(r"nvidia-cutlass==[\d.]+", (ROOT / "pyproject.toml").read_text())
     assert pin, "pyproject.toml does not pin nvidia-cutlass"
     return pin[0]

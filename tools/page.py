@@ -1,4 +1,4 @@
-"""Text of a page that a script writes: what stands between two comments."""
+"""The text of a page that a script writes, between two comments."""
 
 from __future__ import annotations
 

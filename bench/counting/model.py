@@ -68,7 +68,7 @@ LAUNCH_GAP = 1e-6  # seconds between two launches
 
 
 def tiled_pairs(seqlen: int, rows: int, keys: int, causal: bool = True) -> int:
-    """Of tiles of rows x keys that hold a visible pair; as many queries as keys."""
+    """Pairs in the tiles of rows x keys that hold a visible pair; as many queries as keys."""
     total = 0
     for first in range(0, seqlen, rows):
         seen = min(first + rows, seqlen) if causal else seqlen
@@ -110,7 +110,7 @@ class Work:
         return (pairs + rows) / device.clock_rate
 
 
-# Flop a visible pair, and bytes a cached token and KV head, in units of d (bf16); V is 2d wide.
+# Flop per visible pair, and bytes per cached token and KV head, in units of d (bf16); V is 2d wide.
 RECIPES = {
     "ours": {"fwd": 12, "bwd": 20, "decode": 8},
     "two calls, V = 2d": {"fwd": 12, "bwd": 28, "decode": 12},
@@ -120,7 +120,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One attention kernel with V as wide as Q, and the best speed that was published of it."""
+    """One attention kernel with V as wide as Q, and its best published speed."""
 
     name: str
     d: int
@@ -168,7 +168,7 @@ def _fa2_forward(d: int, published: float, keys: int, loop: MainLoop) -> Neighbo
     return Neighbour("FA2 forward", d, A100, published, loop.work(4 * d, (128, keys)))
 
 
-# Before and after it pass over memory: D = <dO, O>, clearing dQ, and rounding it.
+# Before and after it, kernels pass over memory: D = <dO, O>, clearing dQ, and rounding it.
 def _fa2_backward(d: int, published: float, rows: int, loop: MainLoop) -> Neighbour:
     work = replace(loop.work(10 * d, (rows, 128)), row_bytes=14 * d + 8, backward=True)
     return Neighbour("FA2 backward", d, A100, published, work)
@@ -210,7 +210,7 @@ THEIRS = {"fwd": ["fwd"], "bwd": ["bwd"], "fwd + bwd": ["fwd", "bwd"]}
 
 
 def work_of(counts: list[Counts], kernel: str, d: int) -> Work:
-    """What a pair costs our kernel, and a row the kernels around it."""
+    """What a pair costs our kernel, and what a row costs the kernels around it."""
     mine = [c for c in counts if (c.headdim, c.headdim_v) == (d, 2 * d) and "full" in c.problem]
     (main,) = (c.figures for c in mine if c.kernel == kernel)
     # Where pairs of warps leave out what their own rows do not see, they wait at the next barrier
@@ -264,7 +264,7 @@ class Chain:
     reads: tuple[tuple[int, int], ...] = ()  # from where, and the instructions that it hides
 
     def clocks(self, device: Device, each: int) -> int:
-        """If an instruction that waits for the one before it takes `each`."""
+        """Its time, if an instruction that waits for the one before it takes `each`."""
         reads = (max(LATENCY[device][kind], each * hidden) for kind, hidden in self.reads)
         return each * self.instructions + sum(reads)
 
@@ -314,7 +314,7 @@ def fixed(device: Device, split: bool, chains: Chains) -> float:
 
 
 def decode(counts: list[Counts], device: Device, cache_bytes: int, split: bool) -> Decode:
-    """Four query heads a KV head, splits of 1,024 keys or none."""
+    """Four query heads per KV head, splits of 1,024 keys or none."""
     (c,) = (
         c.figures
         for c in counts

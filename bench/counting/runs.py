@@ -95,7 +95,7 @@ def inference(shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool) -> list[
 
 
 def saved_bytes(shape: Shape, seqlen: int) -> float:
-    """What autograd keeps of the forward with the norm, a row, beyond its arguments."""
+    """Bytes per row that autograd keeps of the forward with the norm, beyond its arguments."""
     simulator.start()
     problem = Training.make(shape, seqlen, seqlen, True, normed=True)
     arguments = {_storage(x) for x in problem.arguments}

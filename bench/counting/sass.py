@@ -31,8 +31,8 @@ MACHINE_CODE = 190  # EM_CUDA
 LABEL = re.compile(r"^(\.L_x_\d+):")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;")
 TARGET = re.compile(r"BRA.*`\((\.L_x_\d+)\)")
-# The two pipes of a sub-core that all fp32 and integer work shares. Addresses and loop control are
-# part of it; the uniform datapath is not.
+# The two pipes of a sub-core that do all fp32 and integer work. Addresses and loop control are part
+# of it; the uniform datapath is not.
 FMA_PIPE = ("FFMA", "FADD", "FMUL", "IMAD", "HADD2", "HFMA2", "HMUL2")
 ALU_PIPE = ("FMNMX", "FSEL", "FSETP", "F2FP", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3", "MOV",
             "PLOP3", "PRMT", "SEL", "SHF")  # fmt: skip
@@ -42,9 +42,9 @@ ALU_PIPE = ("FMNMX", "FSEL", "FSETP", "F2FP", "IADD3", "IMNMX", "ISETP", "LEA", 
 class Loop:
     """The innermost loop that holds the most tensor core instructions, as most of its steps run it.
 
-    Blocks that a branch of the loop leaps over are left out if they hold no tensor core
-    instruction (rescales, waiting for one's turn), unless they start copies: those run in every
-    step. Of two alternatives the longer is left out: it is the one that masks.
+    Blocks that a branch of the loop skips are left out if they hold no tensor core instruction
+    (rescales, waiting for a turn), unless they start copies, which run in every step. Of two
+    alternatives the longer one is left out, because that one masks.
     """
 
     opcodes: Counter[str]
@@ -168,7 +168,7 @@ def _loop(body: list[str], start: int, labels: dict[str, int]) -> Loop:
 
 
 def _seldom(body: list[str], i: int, join: int, labels: dict[str, int], start: int) -> range:
-    """What most steps do not run of the code behind conditional branch i, which leaps to join."""
+    """The code after conditional branch i, which jumps to join, that most steps do not run."""
     block = range(i + 1, join)
     if leap := _unconditional(body[join - 1]):  # over the other alternative
         other = range(join, labels[leap] - start)

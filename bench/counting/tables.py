@@ -36,7 +36,7 @@ AROUND = ("bwd prepare", "bwd round", "bwd weight", "combine")
 
 
 def counted(counts: list[Counts], kernels: tuple[str, ...]) -> Table:
-    """What was counted of these kernels, without what only the model reads."""
+    """The counted figures of these kernels, except those that only the model reads."""
     mine = [c for kernel in kernels for c in counts if c.kernel == kernel]
     names = [n for n in FIGURES if n not in FOR_MODEL and any(n in c.figures for c in mine)]
     header = ["kernel (d, dv)", "problem", *(name.replace("_", " ") for name in names)]
@@ -48,7 +48,7 @@ def counted(counts: list[Counts], kernels: tuple[str, ...]) -> Table:
 
 
 def cell(c: Counts, name: str) -> str:
-    """A figure, and its limit where it is over that."""
+    """A figure, with its limit if it exceeds that."""
     if name not in c.figures:
         return ""
     value = f"{c.figures[name]:.4g}"
@@ -178,7 +178,7 @@ def decode_lines(counts: list[Counts]) -> Iterator[list[str]]:
 
 
 def caption() -> str:
-    """How far the model is from what was published."""
+    """How far the model is from published speeds."""
     _, lines = check()
     errors = ", ".join(f"{name} d = {d} {error}" for name, d, *_, error in lines)
     return f"The model compared with published speeds: {errors}."

@@ -129,7 +129,7 @@ def _operand_wavefronts(counters: dict[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Steps:
-    """What only the main loop does: the counters of the steps that a longer problem has more."""
+    """What the main loop alone does: the counters of the steps that a longer problem adds."""
 
     counters: dict[str, float]
 
@@ -147,7 +147,7 @@ class Steps:
         }
 
     def reds(self, hmma: int) -> dict[str, float]:
-        """A warp has `hmma` mma a step. Whatever else a step moves are whole sectors of copies."""
+        """A warp has `hmma` mma per step. All else that a step moves are whole sectors of copies."""
         c = self.counters
         sectors = c["global_sectors"] - c["async_bytes"] / 32
         return {

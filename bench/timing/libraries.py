@@ -32,7 +32,7 @@ NAMES = (
 )  # fmt: skip
 FLASHINFER = "flashinfer"
 WORKSPACE = 2**28  # bytes
-PAGE = 16  # tokens, of a cache that lies in one piece all the same
+PAGE = 16  # tokens, of a cache that nevertheless lies in one piece
 
 
 def installed(direction: str) -> list[str]:
@@ -44,7 +44,7 @@ def installed(direction: str) -> list[str]:
 
 
 def _is_there(module: str) -> bool:
-    """Without importing more of it than the package that a module is in."""
+    """Whether a module exists; this imports no more than the package that contains it."""
     try:
         return bool(importlib.util.find_spec(module))
     except ImportError:  # the package around flash_attn.cute is missing, or does not load

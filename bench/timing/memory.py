@@ -56,7 +56,7 @@ def extra_bytes(name: str, p: Problem) -> int:
 
 
 def measure(name: str, p: Problem, threads: int) -> int | str:
-    """Extra bytes in a fresh process, or the last line of what went wrong there."""
+    """Extra bytes in a fresh process, or the last line of its error."""
     command = [sys.executable, "-m", "timing.memory", "--peer", name, "--threads", str(threads)]
     command += ["--problem", json.dumps(dataclasses.asdict(p))]
     path = os.pathsep.join([str(BENCH), *sys.path])

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 LOST = 75
-# Parts of test ids, the most telling first. What no part is in comes last.
+# Parts of test ids, the most telling first. Ids that contain none of them come last.
 PRIORITY = (
     "test_selftest.py::test_a_kernel_is_right",
     "test_forward.py::test_every_width",

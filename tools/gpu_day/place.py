@@ -1,4 +1,4 @@
-"""Where the day's commands run: with the wheel's package, not that of the sources."""
+"""Where the day's commands run: with the wheel's package, not the checkout's."""
 
 from __future__ import annotations
 

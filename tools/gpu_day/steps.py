@@ -1,4 +1,4 @@
-"""One command of the day: it has a limit of time, its output goes to a log and to the screen."""
+"""One command of the day: it has a time limit, and its output goes to a log and to the screen."""
 
 from __future__ import annotations
 

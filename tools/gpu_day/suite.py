@@ -44,7 +44,7 @@ def step(place: Place, until: float, minutes: float) -> Step:
 
 
 def files() -> list[Path]:
-    """Those that ask the device: others may import what is not there, and test what is not."""
+    """Those that use the device: others may import or test what is not there."""
     found = sorted((ROOT / "tests").glob("test_*.py"))
     asking = [path for path in found if "impl: Impl" in path.read_text()]
     return [path for path in asking if not path.name.startswith(("test_sim", "test_bench"))]

@@ -42,7 +42,7 @@ def in_wide_rows(impl: Impl) -> Impl:
 
 
 def check_long(impl: Impl, group: int) -> None:
-    """Rings that go round, padded widths, every mask, many splits."""
+    """Rings that wrap around, padded widths, every mask, many splits."""
     base = Case(sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16, lam="token")
     sharp = base.but(scale=-0.2, regime="sharp")
     wide = base.but(d=128, dv=256, causal=True, norm="affine", out_scale=0.2)
@@ -86,7 +86,7 @@ def check_neighbours(impl: Impl, group: int) -> None:
 
 
 def check_huge(impl: Impl, group: int) -> None:
-    """Rows that become far, stay so, and are so no more; splits whose LSE is coarse."""
+    """Rows that become far, stay far, and become ordinary again; splits whose LSE is coarse."""
     few = group < 5
     for course in ((-1, 0, 1), (-1, -0.5, -1)):
         test_decoding_over_scores_that_come_and_go(impl, 4 if few else 9, course, 4)
@@ -97,7 +97,7 @@ def check_huge(impl: Impl, group: int) -> None:
 
 
 def check_lost_pages(impl: Impl, group: int) -> None:
-    """Pages that do not exist where rings have gone round: the others are found."""
+    """Pages that do not exist where rings have wrapped around: the others are found."""
     case = Case(batch=2, sq=2, d=64, dv=128, heads=2 * group, heads_k=2, dtype=BF16)
     for page, new in ((-1, 0), (10**6, 0), (-1, 70), (10**6, 70)):
         cache = make_cache(case, impl, "paged16", [900, 500], capacity=1024)
@@ -112,7 +112,7 @@ def check_lost_pages(impl: Impl, group: int) -> None:
 
 
 def reshaped(group: int) -> Callable[..., Case]:
-    """Makes the cases of the device's tests cases of the kernel that is mutated."""
+    """Adapts the cases of the device's tests to the kernel that is mutated."""
 
     def case(**fields: Any) -> Case:
         made = Case(**fields)

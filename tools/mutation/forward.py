@@ -92,7 +92,7 @@ def check_everything(impl: Impl, d: int, dv: int) -> None:
 
 
 def check_huge(impl: Impl) -> None:
-    """Rows that become far, stay so, and are so no more; in one map alone."""
+    """Rows that become far, stay far, and become ordinary again; in one map alone."""
     for course in ((-1, 0, 1), (-1, -0.5, -1), (0.5, 1, 1)):
         test_scores_that_come_and_go(impl, torch.bfloat16, 1e8, {"causal": True}, course)
     test_equal_scores_weigh_alike(impl, torch.bfloat16, 3e4, {}, -1)

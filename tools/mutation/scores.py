@@ -44,7 +44,7 @@ def read(path: Path) -> list[Score]:
 
 
 def record(path: Path, score: Score) -> None:
-    """In the place of the kernel's last one, or behind all."""
+    """Replaces the kernel's last score, or adds one at the end."""
     scores = read(path)
     places = [i for i, old in enumerate(scores) if old.is_of(score)] or [len(scores)]
     scores[places[0] : places[0] + 1] = [score]
