@@ -77,7 +77,7 @@ class Measured:
 
     @property
     def gflops(self) -> float:
-        """Useful flop per second: the fused count for every peer, so that the lines compare times."""
+        """Useful flop per second: the fused count for every peer, so lines compare times."""
         return self.problem.flop / self.ms / 1e6
 
 
