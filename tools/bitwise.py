@@ -18,6 +18,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,9 +64,9 @@ class Draw:
         shape = self.random.choice([None, (), (self.nheads,), (*rows, self.nheads)])
         return 0.4 if shape is None else self.normal(*shape, dtype=self.compute)
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         window = self.random.choice([(-1, -1), (-1, -1), (7, 3), (40, -1), (-1, 20)])
-        chosen: dict[str, object] = {"causal": self.some(), "window_size": window}
+        chosen: dict[str, Any] = {"causal": self.some(), "window_size": window}
         if self.some():
             chosen["norm_eps"] = 1e-5
             chosen["norm_weight"] = (
@@ -109,11 +110,15 @@ def training(call: Draw, *, packed: bool) -> list[Tensor]:
             leaves.append(weight)
     for leaf in leaves:
         leaf.requires_grad_()
+    q, k, v = leaves[:3]
     if not packed:
-        return differentiated(call, diff_flash_attn_func(*leaves[:3], lam, **options), leaves)
-    ends = [torch.tensor([0, *n]).cumsum(0, dtype=torch.int32) for n in (sizes_q, sizes_k)]
-    most = [max(sizes_q), max(sizes_k)]
-    results = diff_flash_attn_varlen_func(*leaves[:3], lam, *ends, *most, **options)
+        return differentiated(call, diff_flash_attn_func(q, k, v, lam, **options), leaves)
+    ends_q, ends_k = (
+        torch.tensor([0, *n]).cumsum(0, dtype=torch.int32) for n in (sizes_q, sizes_k)
+    )
+    results = diff_flash_attn_varlen_func(
+        q, k, v, lam, ends_q, ends_k, max(sizes_q), max(sizes_k), **options
+    )
     return differentiated(call, results, leaves)
 
 
@@ -149,7 +154,9 @@ def decoding(call: Draw) -> list[Tensor]:
             )
             options["rotary_interleaved"] = call.some()
     q = call.normal(batch, rows, call.nheads, 2, call.d)
-    results = diff_flash_attn_with_kvcache(q, *caches, call.lam(batch, rows), **options)
+    results = diff_flash_attn_with_kvcache(
+        q, caches[0], caches[1], call.lam(batch, rows), **options
+    )
     return [*results, *caches]
 
 

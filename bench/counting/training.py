@@ -147,7 +147,7 @@ class Steps:
         }
 
     def reds(self, hmma: int) -> dict[str, float]:
-        """`hmma` is mma per warp and step. The rest that a step moves is copies of whole sectors."""
+        """`hmma` is mma per warp and step. All else that a step moves is whole sectors copied."""
         c = self.counters
         sectors = c["global_sectors"] - c["async_bytes"] / 32
         return {
