@@ -1,5 +1,5 @@
 // The tensors of each call, listed once: their dimensions, what they hold, what a call does with them. The
-// bindings check and fill params by these lists; whoever watches a launch learns from them what memory it
+// bindings check and fill params by these lists; a test that watches a launch learns from them what memory it
 // may touch.
 #pragma once
 #include <cstddef>

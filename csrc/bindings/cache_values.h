@@ -22,7 +22,7 @@ inline std::vector<int32_t> values_of(const OptionalTensor& t) {
 }
 
 // What the index tensors held when the call began. A backend on the host reads these copies, so that what was
-// checked is what it uses, whoever writes to the tensors meanwhile: another thread, or the call itself
+// checked is what it uses, even if something writes to the tensors meanwhile: another thread, or the call itself
 // where they share memory with the cache.
 class CacheValues {
  public:

@@ -8,7 +8,7 @@ namespace diffattn::bindings {
 namespace {
 
 // The arguments with their values checked, and only then what costs a copy. cu_seqlens are copied first: what
-// is checked is what is read, whoever writes to them meanwhile.
+// is checked is what is read, even if something writes to them meanwhile.
 Attention for_kernel(const FwdArguments& given) {
   Attention a(given);
   for (OptionalTensor* t : {&a.cu_seqlens_q, &a.cu_seqlens_k})

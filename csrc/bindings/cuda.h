@@ -49,7 +49,7 @@ inline Attention for_kernel(const FwdArguments& given) {
   return a;
 }
 
-// Rows that no sequence owns, where cu_seqlens are wrong and nobody looked, are zero.
+// Rows that no sequence owns, where cu_seqlens are wrong and were not checked, are zero.
 inline Tensor written(Tensor t, const Attention& a) {
   return a.packed ? torch::stable::zero_(t) : t;
 }

@@ -62,7 +62,13 @@ struct KvCache : DecodeArguments {
     return c;
   }
 
-  Extents extents() const { return extents_of(shape, cache()); }
+  // Of q and the caches. Nothing else need have been checked.
+  Extents extents() const {
+    Extents e = extents_of(shape);
+    e[Dim::blocks] = k_cache.size(0);
+    e[Dim::slots] = page_size();
+    return e;
+  }
   Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
 
  private:
@@ -108,7 +114,8 @@ struct KvCache : DecodeArguments {
     check_type(kKNew, *k, q);
     check_type(kVNew, *v, q);
     check_rank(kKNew, *k);
-    const Extents e = extents();
+    Extents e = extents();
+    e[Dim::seqlen_new] = seqlen_new();
     check_shape(kKNew, *k, e);
     check_shape(kVNew, *v, e);
     check(k->size(1) <= shape.seqlen_k, "k has ", k->size(1), " rows, the cache holds ",
@@ -141,7 +148,10 @@ struct KvCache : DecodeArguments {
     check_type(kRotaryCos, *cos, q);
     check_type(kRotarySin, *sin, q);
     check_rank(kRotaryCos, *cos);
-    check_shape(kRotarySin, *sin, extents());
+    Extents e = extents();
+    e[Dim::positions] = cos->size(0);
+    e[Dim::half_rotary] = cos->size(1);
+    check_shape(kRotarySin, *sin, e);
     check(rotary_dim() % 16 == 0 && rotary_dim() <= shape.headdim, "rotary_dim is ", rotary_dim(),
           ", accepted: multiples of 16 up to headdim ", shape.headdim);
     check(cos->is_contiguous() && sin->is_contiguous(),

@@ -47,7 +47,7 @@ void unlock_in_child() noexcept {
 }
 
 // The smallest kept block that fits and is not twice too large. Where there is none, kept blocks make
-// room for a fresh one, or forward's would lie beside backward's.
+// room for a fresh one, or forward's would lie next to backward's.
 Header* take_kept(std::size_t bytes) {
   Pool& p = pool();
   const std::lock_guard<std::mutex> lock(p.mutex);

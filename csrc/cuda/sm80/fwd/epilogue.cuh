@@ -96,7 +96,7 @@ class Epilogue {
         }
   }
 
-  // O = O1 - lambda·O2, in fp32, and what backward needs beside it. The two are O1 and O2 rotated, so
+  // O = O1 - lambda·O2, in fp32, and what backward needs with it. The two are O1 and O2 rotated, so
   // what their rounding costs is spread evenly over both, whatever lambda is.
   __device__ void rotate(O& o, O& o2) const {
     const auto* lam = static_cast<const float*>(p_.lam.data) + place_.sequence.q_offset(p_.lam) +

@@ -31,7 +31,7 @@ struct RowExchange {
 };
 
 // The origins of a lane's far rows (Softmax), in shared memory: no register is left for what hardly a
-// row has. Nobody else reads them.
+// row has. No other lane reads them.
 template <class T>
 struct SharedOrigins {
   float* first;  // [kRowTiles, half, thread]
