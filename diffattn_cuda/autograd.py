@@ -31,8 +31,8 @@ class _Forward(_SingleLevelFunction):
         # `training` is always true here, because what backward needs has to be kept.
         output: Outputs = _recorded("fwd", keyset, (*inputs[:-1], True))
         out, lse, o, o2, rstd = output
-        # Without a norm the output is O itself, and a backward that has O2 wants it too.
-        o = out if o2.dim() == out.dim() != o.dim() else o
+        if _is_absent(o) and not _is_absent(o2):
+            o = out  # this backward needs O, which is the output where there is no norm
         ctx.save_for_backward(
             q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k
         )
@@ -51,7 +51,8 @@ class _Forward(_SingleLevelFunction):
             *ctx.options,
         )  # fmt: skip
         dweight = None if norm_weight is None else dweight
-        return None, dq, dk, dv, dlam, dweight, *[None] * 11
+        gradients = (None, dq, dk, dv, dlam, dweight)
+        return *gradients, *(None for _ in ctx.needs_input_grad[len(gradients) :])
 
 
 class _Backward(_SingleLevelFunction):
@@ -65,6 +66,11 @@ class _Backward(_SingleLevelFunction):
         raise RuntimeError(
             "differential attention has no double backward: its gradients' own gradients"
         )
+
+
+def _is_absent(saved: Tensor) -> bool:
+    """Backward on this device does not need it: an empty vector stands for it."""
+    return saved.dim() == 1
 
 
 def _fwd(keyset: Any, *args: Any) -> Any:

@@ -144,18 +144,20 @@ torch.library.register_vmap("diffattn::bwd", _each_gradient)
 torch.library.register_vmap("diffattn::decode", _refuse_vmap)
 
 
-def _register_autocast(op: str, device: str, cast_arguments: dict[int, str]) -> None:
+def _register_autocast(op: str, device: str, cast_arguments: tuple[str, ...]) -> None:
     """Casts q, k, v as autocast casts a matmul's inputs; λ and the norm weight keep their digits.
 
     torch.library.register_autocast would cast λ too.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device}")
     overload = getattr(torch.ops.diffattn, op).default
+    names = [argument.name for argument in overload._schema.arguments]
+    places = [(name, names.index(name)) for name in cast_arguments]
 
     def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device.lower())
         cast = [*args]
-        for i, name in cast_arguments.items():
+        for name, i in places:
             cast[i] = _cast(name, args[i], dtype)
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
             return overload(*cast)
@@ -200,7 +202,5 @@ if _missing:
     _refuse_cuda("decode", _missing)
 
 for _device in ("CPU", "CUDA"):
-    _register_autocast("fwd", _device, {0: "q", 1: "k", 2: "v"})
-    _register_autocast(
-        "decode", _device, {0: "q", 4: "k", 5: "v", 6: "rotary_cos", 7: "rotary_sin"}
-    )
+    _register_autocast("fwd", _device, ("q", "k", "v"))
+    _register_autocast("decode", _device, ("q", "k", "v", "rotary_cos", "rotary_sin"))
