@@ -178,7 +178,7 @@ def window_of(window_size: Window, causal: bool) -> tuple[int, int]:
     """The window with causal folded in: (left, right), −1 unbounded."""
     causal = flag("causal", causal)
     try:
-        left, right = (operator.index(n) for n in window_size)
+        left, right = (operator.index(_no_bool(n)) for n in window_size)
     except (TypeError, ValueError):
         raise ValueError(
             f"window_size is {window_size!r}, expected two integers (left, right), -1 unbounded"
@@ -191,6 +191,11 @@ def window_of(window_size: Window, causal: bool) -> tuple[int, int]:
     return -1 if left >= UNBOUNDED else left, 0 if causal else -1 if right >= UNBOUNDED else right
 
 
+def _no_bool(value: Any) -> Any:
+    """None for True and False, which Python takes for 1 and 0."""
+    return None if isinstance(value, bool) else value
+
+
 def flag(name: str, value: object) -> bool:
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_", "SymBool"):
         return bool(value)  # the names are numpy's, and that of a compiler's symbol
@@ -201,7 +206,7 @@ def integer(name: str, value: Any, accepted: str = "an integer") -> int:
     number: Any = value
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         try:
-            number = operator.index(None if isinstance(value, bool) else value)  # type: ignore
+            number = operator.index(_no_bool(value))
         except TypeError:
             raise TypeError(
                 f"{name} is {value!r} ({type(value).__name__}), accepted: {accepted}"

@@ -111,6 +111,8 @@ def _check_decode(args: tuple[Any, ...]) -> None:
             "it under torch.no_grad(), or use diff_flash_attn_func for training"
         )
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache is None:
+            continue  # the bindings refuse it
         if cache.is_neg() or cache.is_conj():
             raise ValueError(
                 f"{name} is a lazy negative or conjugate view, which cannot be written in place: "

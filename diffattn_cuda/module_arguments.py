@@ -36,12 +36,33 @@ def check_rel_pos(
         raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
 
 
-def check_cache(k: Tensor, v: Tensor, heads: tuple[int, int], widths: tuple[int, int]) -> None:
+def check_cache(
+    k: Tensor,
+    v: Tensor,
+    seqlens: object,
+    batch: int,
+    heads: tuple[int, int],
+    widths: tuple[int, int],
+) -> None:
+    """All that the kernels ask of its shapes: they come after the projections, which take memory."""
     for name, t, count, width in zip(("cache.k", "cache.v"), (k, v), heads, widths, strict=True):
         arguments.require_dense(name, t)
         if t.dim() < 4 or t.shape[-1] != width or t.shape[2:].numel() != count * width:
             raise ValueError(
                 f"{name} has shape {tuple(t.shape)}, expected (batch, capacity, {count}, {width})"
+            )
+    if k.shape[0] != batch:
+        raise ValueError(f"cache.k has batch {k.shape[0]}, x has {batch}: they must be equal")
+    if v.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            f"cache.v has shape {tuple(v.shape)}, expected (batch, capacity) as cache.k has them, "
+            f"{tuple(k.shape[:2])}, in front"
+        )
+    if isinstance(seqlens, Tensor):
+        arguments.require_dense("cache.seqlens", seqlens)
+        if seqlens.shape != (batch,):
+            raise ValueError(
+                f"cache.seqlens has shape {tuple(seqlens.shape)}, expected (batch,) = ({batch},)"
             )
     # These do not allow the cache's seqlens to advance, and would raise after the keys are written.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():

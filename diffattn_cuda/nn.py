@@ -29,6 +29,11 @@ def lambda_init_fn(depth: int) -> float:
         return 0.8 - 0.6 * math.exp(-0.3 * depth)
     except OverflowError:
         raise ValueError(f"depth is {depth}, accepted: the index of a layer, from 0") from None
+    except TypeError:
+        kind = type(depth).__name__
+        raise TypeError(
+            f"depth is {depth!r} ({kind}), accepted: the index of a layer, from 0"
+        ) from None
 
 
 def rotary_tables(
@@ -189,7 +194,7 @@ class _DiffAttnBase(nn.Module):
         if cache is not None:
             heads = self.num_kv_heads * self.key_components, self.num_kv_heads
             widths = self.head_dim, self.value_dim
-            module_arguments.check_cache(cache.k, cache.v, heads, widths)
+            module_arguments.check_cache(cache.k, cache.v, cache.seqlens, len(x), heads, widths)
 
     def _check_dtype(self, x: Tensor) -> None:
         linear = self.q_proj

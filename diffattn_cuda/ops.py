@@ -170,7 +170,13 @@ def _cast(name: str, arg: Any, dtype: torch.dtype) -> Any:
     if not eligible or arg.dtype == dtype:
         return arg
     check_storage(name, arg)
-    return arg.to(dtype)
+    # What is expanded stays so: a copy would take memory for every repetition before the kernels
+    # have checked the shape, and K that both components share would look like two.
+    once = arg
+    for dim, (size, stride) in enumerate(zip(arg.shape, arg.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            once = once.narrow(dim, 0, 1)
+    return once.to(dtype).expand(arg.shape)
 
 
 def _load_cuda() -> str:

@@ -210,7 +210,17 @@ def _to_double(module: torch.nn.Module) -> None:
             setattr(part, name, torch.nn.Parameter(own.detach().double()))
 
 
-def _raw_fwd(**a: Any) -> Any:
+FLAGS = ("deterministic", "training", "rotary_interleaved")
+
+
+def _as_the_schema(args: Arguments) -> Arguments:
+    """Of True for a number an op learns no more than 1: so torch converts it."""
+    numbers = {n: int(x) for n, x in args.items() if isinstance(x, bool) and n not in FLAGS}
+    return args | numbers
+
+
+def raw_fwd(**a: Any) -> Any:
+    a = _as_the_schema(a)
     shared = {name: a[name] for name in ("softmax_scale", "norm_weight", "norm_eps", "out_scale")}
     shared |= {"window_size": (a["window_left"], a["window_right"]), "return_lse": True}
     qkv = a["q"], a["k"], a["v"], a["lam"]
@@ -226,17 +236,18 @@ def _raw_bwd(**a: Any) -> Any:
     names = [name for name in ("q", "k", "v", "lam", "norm_weight") if a[name] is not None]
     a = {name: _copy(arg) for name, arg in a.items()}  # no inference tensors
     leaves = {name: a[name].detach().requires_grad_() for name in names}
-    out, lse = _raw_fwd(**a | leaves)
-    total = (out * a["dout"]).sum()
+    out, lse = raw_fwd(**a | leaves)
+    total = (out * a["dout"]).sum() + sum(leaf.sum() * 0 for leaf in leaves.values())
     if a["dlse"] is not None:  # a row without keys has lse = -inf, and no gradient
         total = total + torch.where(lse.isfinite(), lse * a["dlse"], 0.0).sum()
-    return torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return torch.autograd.grad(total, list(leaves.values()))
 
 
 def _raw_decode(**a: Any) -> Any:
+    a = _as_the_schema(a)
     args = {n: x for n, x in a.items() if n not in ("window_left", "window_right")}
     window = a["window_left"], a["window_right"]
     return reference.diff_flash_attn_with_kvcache(**args, window_size=window, return_lse=True)
 
 
-RAW: dict[str, Function] = {"raw fwd": _raw_fwd, "raw bwd": _raw_bwd, "raw decode": _raw_decode}
+RAW: dict[str, Function] = {"raw fwd": raw_fwd, "raw bwd": _raw_bwd, "raw decode": _raw_decode}

@@ -66,6 +66,7 @@ WRONG: list[tuple[str, str, object, str]] = [
     ("func", "window_size", (-1, -3), "-1 for unbounded"),
     ("func", "window_size", (-2, 0), "-1 for unbounded"),
     ("func", "window_size", (0.5, 0), "two integers"),
+    ("func", "window_size", (True, 0), "two integers"),
     ("func", "norm_weight", torch.ones(()), r"shape \(\), expected \(headdim_v,\) = \(64\)"),
     ("func", "norm_weight", torch.ones(64, dtype=torch.int32), "floating point"),
 ]

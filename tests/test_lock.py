@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 sys.path.insert(0, str(ROOT / "tools"))
 import lock_diff  # noqa: E402
+import test_transformers as other_transformers  # noqa: E402
+
+from diffattn_cuda.hf import PROVEN  # noqa: E402
 
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())
 
@@ -49,6 +52,12 @@ def test_every_requirement_is_pinned(python: str) -> None:
         assert canonicalize_name(wanted.name) in pins, f"{wanted} is not pinned for {python}"
         (specifier,) = pins[canonicalize_name(wanted.name)][0].specifier
         assert wanted.specifier.contains(specifier.version), f"{wanted} is not {specifier}"
+
+
+def test_every_transformers_that_is_tried_is_pinned() -> None:
+    (lock,) = re.findall(r"^transformers==(\S+)", lock_diff.LOCK.read_text(), re.MULTILINE)
+    exact = [lock, *other_transformers.OTHERS.values()]
+    assert sorted(pin.rpartition(".")[0] for pin in exact) == sorted(PROVEN)
 
 
 def test_a_difference_from_the_lock_is_told() -> None:

@@ -367,6 +367,17 @@ def test_wrong_caches(version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("name", ["k", "v", "seqlens"])
+def test_caches_are_checked_before_x_is_projected(version: int, name: str) -> None:
+    """The projections of this x take more memory than there is."""
+    module, cache = make(version), make(version).make_cache(2, 8)
+    x = torch.zeros(2, 1, EMBED, dtype=F64).expand(2, 2**42, EMBED)
+    setattr(cache, name, torch.cat([getattr(cache, name)] * 2))
+    with torch.no_grad(), pytest.raises(ValueError, match=rf"cache\.{name} has"):
+        module(x, cache=cache)
+
+
+@pytest.mark.parametrize("version", [1, 2])
 def test_no_append_under_a_transform(version: int) -> None:
     """It was made, and then the cache's seqlens could not be advanced."""
     module, x = make(version), torch.zeros(2, 5, EMBED, dtype=F64)
@@ -379,6 +390,9 @@ def test_no_append_under_a_transform(version: int) -> None:
 def test_numbers_of_a_module() -> None:
     with pytest.raises(ValueError, match="depth is -2147483648"):
         MultiheadDiffAttn(EMBED, -(2**31), HEADS)
+    for depth in (1j, "x", None):
+        with pytest.raises(TypeError, match="depth is .*, accepted: the index of a layer"):
+            MultiheadDiffAttn(EMBED, depth, HEADS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="embed_dim is 'x'"):
         MultiheadDiffAttnV2("x", HEADS)  # type: ignore[arg-type]
 

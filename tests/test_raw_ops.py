@@ -104,6 +104,17 @@ def test_one_tensor_elsewhere(impl: Impl, op: str, form: bool, name: str) -> Non
         call(op, arguments | {name: arguments[name].to("meta")})
 
 
+REQUIRED = ("dout", "q", "k", "v", "lam", "o", "lse", "rstd", "k_cache", "v_cache")
+
+
+@TENSORS
+def test_none_in_a_tensors_place(impl: Impl, op: str, form: bool, name: str) -> None:
+    if name not in REQUIRED or op == "decode" and name in ("k", "v"):
+        pytest.skip("optional")
+    with refuses(name, "None"):
+        call(op, ARGUMENTS[op](impl, form) | {name: None})
+
+
 @TENSORS
 def test_no_dimensions(impl: Impl, op: str, form: bool, name: str) -> None:
     arguments = ARGUMENTS[op](impl, form)
@@ -191,3 +202,12 @@ def test_new_keys_that_lie_in_their_slots(impl: Impl) -> None:
     arguments["k"], arguments["v"] = (cache[:, 3:4] for cache in caches)
     call("decode", arguments)
     assert all(torch.equal(a, b) for a, b in zip(caches, before, strict=True))
+
+
+@pytest.mark.parametrize("op", ["fwd", "decode"])
+def test_autocast_copies_nothing_that_is_expanded(impl: Impl, op: str) -> None:
+    """The copy took memory for each repetition before anyone had looked at the shape."""
+    arguments = ARGUMENTS[op](impl)
+    arguments["k"] = arguments["k"].float()[:, :, :1].expand(-1, -1, 2**56, -1, -1)
+    with torch.autocast(impl.device.type, torch.bfloat16), refuses("k", str(2**56)):
+        call(op, arguments)

@@ -15,6 +15,8 @@ from pathlib import Path
 from diffattn_cuda.hf import PROVEN
 
 ROOT = Path(__file__).resolve().parent.parent
+# constraints.txt pins one version of transformers; the exact releases of the others stand here.
+OTHERS = {"5.23": "5.23.0"}
 TESTS = sorted(map(str, ROOT.glob("tests/test_hf_*.py")))
 
 
@@ -24,7 +26,7 @@ def main(folder: str, *arguments: str) -> int:
         path = Path(folder, proven).resolve()
         if proven != installed and not path.exists():
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-            subprocess.run([*pip, "--target", path, f"transformers=={proven}.*"], check=True)
+            subprocess.run([*pip, "--target", path, f"transformers=={OTHERS[proven]}"], check=True)
         first = {} if proven == installed else {"PYTHONPATH": str(path)}
         print(f"transformers {proven}", flush=True)
         pytest = [sys.executable, "-m", "pytest", *TESTS, *arguments]

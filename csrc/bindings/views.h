@@ -31,13 +31,20 @@ inline std::string in_words(const Operand& o, bool packed) {
   return words + (o.rank == 1 ? ",)" : ")");
 }
 
+// None in a tensor's place reaches an op as one that is not defined: it has neither shape nor dtype.
+inline void check_given(const Operand& o, const Tensor& t) {
+  check(t.defined(), o.name, " is None, expected a tensor");
+}
+
 inline void check_rank(const Operand& o, const Tensor& t, bool packed = false) {
+  check_given(o, t);
   int64_t rank = 0;
   for_each_dim(o, packed, [&](int64_t, Dim) { ++rank; });
   check(t.dim() == rank, o.name, " has shape ", shape_of(t), ", expected ", in_words(o, packed));
 }
 
 inline void check_shape(const Operand& o, const Tensor& t, const Extents& e) {
+  check_given(o, t);
   int64_t rank = 0;
   bool same = true;
   for_each_dim(o, e.packed, [&](int64_t at, Dim dim) {
@@ -52,6 +59,7 @@ inline void check_shape(const Operand& o, const Tensor& t, const Extents& e) {
 
 // In the dtype that the operand holds, on q's device, in memory that is there.
 inline void check_type(const Operand& o, const Tensor& t, const Tensor& q) {
+  check_given(o, t);
   switch (o.holds) {
     case Holds::elements:
       check_dtype(o.name, t, q.scalar_type(), ", as q");
