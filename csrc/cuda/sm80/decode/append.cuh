@@ -1,6 +1,7 @@
 // New keys and values written behind the cached ones, keys rotated to their positions.
 #pragma once
 #include "cache.cuh"
+#include "place.cuh"
 #include "rotary.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -11,14 +12,14 @@ __device__ Element* row_of(const View& v, int64_t offset) {
   return static_cast<Element*>(v.data) + offset;
 }
 
-// The chunks of a token of one KV head: at most K1, K2 and a V of twice their width.
+// The most chunks that a token has of one KV head: K1, K2, and a V of twice their width.
 constexpr int kMostTokenChunks = 4 * int(kMostHeaddim) / kChunk;
 
-// Writes the new tokens first, first + step, .. of one KV head, a chunk of each by a thread; there are
-// kMostTokenChunks of them or more. Tokens without a slot are dropped.
+// Writes the new tokens first, first + step, .. of one KV head. Each of at least kMostTokenChunks
+// threads writes one chunk of each token. Tokens without a place in the cache are dropped.
 template <class Element>
-__device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, const Pages& pages,
-                              int head_k, int first, int step, unsigned thread) {
+__device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, int head_k, int first,
+                              int step, unsigned thread) {
   const unsigned k_chunks = unsigned(p.shape.headdim) / kChunk;
   const unsigned all_k = unsigned(p.shape.k_components) * k_chunks;
   if (thread >= all_k + unsigned(p.shape.headdim_v) / kChunk) return;
@@ -30,28 +31,38 @@ __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, co
   const int end = min(int(p.cache.seqlen_new), s.capacity - s.cached);
   for (int t = first; t < end; t += step) {
     const int key = s.cached + t;
-    const Place place = pages.of(key);
-    if (!pages.exists(place.page)) continue;
-    const auto* row =
+    const CachedRow at = s.pages.row_of(key);
+    if (!s.pages.exists(at.page)) continue;
+    const auto* const row =
         row_of<const Element>(from, s.batch * from.batch + t * from.row + head_k * from.head);
-    auto* slot = row_of<Element>(to, pages.offset(to, place) + head_k * to.head + col);
-    *reinterpret_cast<uint4*>(slot) = rotator.load(row, col, key);
+    auto* const cached = row_of<Element>(to, Pages::offset(to, at) + head_k * to.head + col);
+    *reinterpret_cast<uint4*>(cached) = rotator.load(row, col, key);
   }
 }
 
-constexpr int kAppendTokens = 4;  // of a CTA
+// Writes one CTA's share of the new tokens: the CTAs of a KV head take turns.
+template <class T>
+__device__ void append_share(const DecodeParams& params, const DecodePlan& plan, const Place& place,
+                             const CachedSequence& sequence) {
+  static_assert(T::kThreads >= kMostTokenChunks);
+  const int row_blocks = plan.row_blocks.divisor;
+  append_tokens<typename T::Element>(params, sequence, place.head_k,
+                                     place.split * row_blocks + place.row_block,
+                                     plan.splits.divisor * row_blocks, threadIdx.x);
+}
 
-// Appends before the keys are read by another kernel: for prompts, whose rows many CTAs share.
+constexpr int kAppendTokens = 4;  // per CTA
+
+// Appends before another kernel reads the keys. This is for prompts, whose rows many CTAs share.
 template <class Element>
 __global__ void __launch_bounds__(kMostTokenChunks)
     append_kernel(const __grid_constant__ DecodeParams params,
                   const __grid_constant__ DecodePlan plan) {
   const int heads = int(params.shape.nheads_k);
   const int parts = int((params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens);
-  const CachedSequence sequence(params, blockIdx.x / parts / heads);
-  const Pages pages(params, sequence, plan.page);
-  append_tokens<Element>(params, sequence, pages, blockIdx.x / parts % heads, blockIdx.x % parts,
-                         parts, threadIdx.x);
+  const CachedSequence sequence(params, plan, blockIdx.x / parts / heads);
+  append_tokens<Element>(params, sequence, blockIdx.x / parts % heads, blockIdx.x % parts, parts,
+                         threadIdx.x);
 }
 
 template <class Element>

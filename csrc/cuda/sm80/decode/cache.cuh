@@ -1,7 +1,7 @@
 // Where the keys of a sequence are when they come from a cache, and how many they are.
 //
-// Lengths, indices and page tables are known to the device alone and may hold anything: whatever
-// they hold, no access leaves the tensors. Keys of which nobody can say where they are, are masked.
+// Only the device knows lengths, indices and page tables, and they may hold anything: whatever they
+// hold, no access leaves the tensors. Keys in pages that do not exist are masked.
 #pragma once
 #include "../shared/problem.cuh"
 #include "plan.h"
@@ -10,59 +10,60 @@ namespace diffattn::cuda::sm80 {
 
 constexpr int kBlockKeys = 16;  // a step of keys; pages are multiples of it
 
-struct CachedSequence {
-  int64_t batch;  // in q and the new keys
-  int row;        // in a cache without pages; of one that does not exist no key is found
-  int capacity;   // keys
-  int cached;     // before this call
-  int keys;       // with those it appends
-  int leftpad;
-
-  __device__ CachedSequence(const DecodeParams& p, int64_t b) : batch(b) {
-    const Cache& cache = p.cache;
-    // All are asked for before any is waited for.
-    const int length = cache.seqlens ? cache.seqlens[b] : kMaxSeqlen;
-    const int pad = cache.leftpad ? cache.leftpad[b] : 0;
-    row = cache.batch_idx ? cache.batch_idx[b] : int(b);
-    capacity = int(p.shape.seqlen_k);
-    cached = min(max(length, 0), capacity);
-    keys = int(min(cached + cache.seqlen_new, int64_t(capacity)));
-    leftpad = max(pad, 0);
-  }
-};
-
-// Where a key is. A cache without pages is one whose sequences are pages, of as many keys as a cache may
-// hold.
-struct Place {
-  int page;  // perhaps none that exists
+// Where a key is. In a cache without pages each sequence is a page, of as many keys as a cache may hold.
+struct CachedRow {
+  int page;  // perhaps not one that exists
   int row;   // in the page
 };
 
 class Pages {
  public:
-  __device__ Pages(const DecodeParams& p, const CachedSequence& s, const Divisor& size)
-      : table_(nullptr), count_(int(p.cache.blocks)), sequence_(s.row), size_(size) {
-    const Paging& paging = p.cache.paging;
-    if (paging.block_table) table_ = paging.block_table + s.batch * paging.stride;
+  __device__ Pages(const DecodeParams& p, const DecodePlan& plan, int64_t batch)
+      : table_(nullptr), count_(int(p.cache.blocks)), size_(plan.page) {
+    const Cache& cache = p.cache;
+    if (cache.paging.block_table) table_ = cache.paging.block_table + batch * cache.paging.stride;
+    sequence_ = cache.batch_idx ? cache.batch_idx[batch] : int(batch);
   }
 
-  __device__ Place of(int key) const {
-    // A page has 16 keys or more: size_.div() would ask whether it has one.
+  __device__ CachedRow row_of(int key) const {
+    // size_.div() would test for pages of one key; every page has 16 or more.
     const int index = int(__umulhi(unsigned(key), size_.multiplier) >> size_.shift_right);
     return {table_ ? __ldg(table_ + index) : sequence_, key - index * size_.divisor};
   }
   __device__ bool exists(int page) const { return page >= 0 && page < count_; }
 
-  // Element offset of the first head's row of a key. Of a page that does not exist nothing is read, so
-  // the numbers may be taken for unsigned, which saves instructions.
-  __device__ static int64_t offset(const View& v, const Place& place) {
-    return unsigned(place.page) * v.batch + unsigned(place.row) * v.row;
+  // Element offset of the first head's row of a key. Nothing is read from a page that does not exist,
+  // so the numbers may be taken as unsigned, which saves instructions.
+  __device__ static int64_t offset(const View& v, const CachedRow& at) {
+    return unsigned(at.page) * v.batch + unsigned(at.row) * v.row;
   }
 
  private:
-  const int32_t* table_;
-  int count_, sequence_;
+  const int32_t* table_;  // absent without pages
+  int count_;
+  int sequence_;  // without pages: the row of the cache, perhaps not one that exists
   const Divisor& size_;
+};
+
+// One sequence of the batch: how many keys it has in the cache, and where they are.
+struct CachedSequence {
+  int64_t batch;  // in q and the new keys
+  int capacity;   // keys
+  int cached;     // keys before this call
+  int keys;       // and with those that it appends
+  int leftpad;
+  Pages pages;
+
+  __device__ CachedSequence(const DecodeParams& p, const DecodePlan& plan, int64_t b)
+      : batch(b), pages(p, plan, b) {
+    const Cache& cache = p.cache;
+    const int length = cache.seqlens ? cache.seqlens[b] : kMaxSeqlen;
+    const int pad = cache.leftpad ? cache.leftpad[b] : 0;
+    capacity = int(p.shape.seqlen_k);
+    cached = min(max(length, 0), capacity);
+    keys = int(min(cached + cache.seqlen_new, int64_t(capacity)));
+    leftpad = max(pad, 0);
+  }
 };
 
 }  // namespace diffattn::cuda::sm80

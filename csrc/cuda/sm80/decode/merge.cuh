@@ -1,30 +1,20 @@
-// From accumulators of O1 and O2 to what a CTA of decoding stores.
+// From the accumulators of O1 and O2 to what a CTA stores.
 //
-// A warp has eight packed rows: O1 of a row lies in the upper half of its accumulator tiles, O2 in the
-// lower, so that both parts of an element belong to one thread.
+// A warp has eight packed rows. O1 of a row lies in the upper half of its accumulator tiles and O2 in
+// the lower, so that both parts of an element belong to one thread.
 #pragma once
-#include "../shared/accumulators.cuh"
-#include "../shared/softmax.cuh"
-#include "splits.cuh"
+#include "logits.cuh"
 
 namespace diffattn::cuda::sm80 {
 
-// The origins of a lane's far rows (Softmax), [comp], in registers: shared memory is full.
-struct RegisterOrigins {
-  float x[2];
-
-  __device__ float& operator()(int, int comp) { return x[comp]; }
-  __device__ float operator()(int, int comp) const { return x[comp]; }
-};
-
-// What the softmax knows of a lane's row of each component, [comp], for whole rows.
+// What the softmax knows about a lane's row of each component, [comp], over all lanes of the row.
 struct RowTotals {
   float reference[2], sum[2], rounded_sum[2];
 };
 
-// Merges the groups of warps, which saw different keys of the same rows. Each group ends with the sum
-// of all for its share of the columns, so that all of them work to the end. Uses kBytes of shared
-// memory that nobody uses any more.
+// Merges the groups of warps, which saw different keys for the same rows. Each group ends with the sum
+// over all groups for its share of the columns, so that all of them work to the end. Uses kBytes of
+// shared memory, which must be free.
 template <class T>
 class GroupMerge {
   static constexpr int kColTiles = T::kHeadDimV / 8, kShare = kColTiles / T::kGroups;
@@ -37,11 +27,12 @@ class GroupMerge {
   static constexpr int kBytes =
       kStatistics * 16 + (T::kGroups - 1) * T::kRowWarps * kColTiles * 32 * 16;
 
-  __device__ GroupMerge(char* smem, int group, int row_warp, int lane)
-      : rows_(reinterpret_cast<float*>(smem) + row_warp * 16 + lane / 4),
-        o_(reinterpret_cast<float4*>(smem + kStatistics * 16) + row_warp * kShare * 32 + lane),
-        group_(group),
-        writes_(lane % 4 == 0) {}
+  __device__ GroupMerge(char* smem, const Role& role)
+      : rows_(reinterpret_cast<float*>(smem) + role.row_warp * 16 + role.lane / 4),
+        o_(reinterpret_cast<float4*>(smem + kStatistics * 16) + role.row_warp * kShare * 32 +
+           role.lane),
+        group_(role.group),
+        writes_(role.lane % 4 == 0) {}
 
   // Returns the totals of all groups; o is used up.
   __device__ RowTotals run(const Softmax<1>& softmax, const RegisterOrigins& origins, O& o,
@@ -88,8 +79,10 @@ class GroupMerge {
 #pragma unroll
       for (int n = 0; n < kShare; ++n) {
         const float4 theirs = *part(group_, other, n);
-        share[0][n][0] += theirs.x, share[0][n][1] += theirs.y;
-        share[0][n][2] += theirs.z, share[0][n][3] += theirs.w;
+        share[0][n][0] += theirs.x;
+        share[0][n][1] += theirs.y;
+        share[0][n][2] += theirs.z;
+        share[0][n][3] += theirs.w;
       }
     return all;
   }
@@ -132,15 +125,16 @@ __device__ inline int64_t row_index(const DecodePlan& plan, int64_t batch, int h
   return (batch * plan.nheads.divisor + head) * plan.seqlen_q.divisor + row;
 }
 
-// Tells the combine kernel how many splits there are to merge of a CTA's rows.
-__device__ inline void store_counts(const DecodePlan& plan, const PackedRows& rows, int64_t batch,
-                                    int head_k, int count) {
+// Tells the combine kernel how many splits of a CTA's rows there are to merge.
+__device__ inline void store_counts(const DecodePlan& plan, const Place& place,
+                                    const PackedRows& rows, int count) {
   const int m = rows.begin + threadIdx.x;
   if (m >= rows.end) return;
-  plan.counts[row_index(plan, batch, rows.head_of(m, head_k), rows.row_of(m))] = count;
+  const int head = rows.head_of(m, place.head_k);
+  plan.counts[row_index(plan, place.batch, head, rows.row_of(m))] = count;
 }
 
-// Stores a warp's rows of a share of the columns: partial results where keys are split, else the
+// Stores a warp's rows for a share of the columns: partial results where keys are split, else the
 // output itself.
 template <class T>
 class DecodeEpilogue {
@@ -149,23 +143,22 @@ class DecodeEpilogue {
   static constexpr int kColTiles = sizeof(O) / sizeof(float[4]);
 
  public:
-  __device__ DecodeEpilogue(const DecodeParams& params, const DecodePlan& plan,
-                            const GroupMerge<T>& merge, int64_t batch, int head_k,
-                            const PackedRows& rows, int first_row, int split, int group, int lane)
+  __device__ DecodeEpilogue(const DecodeParams& params, const DecodePlan& plan, const Place& place,
+                            const PackedRows& rows, const Role& role, const GroupMerge<T>& merge)
       : p_(params),
         plan_(plan),
         merge_(merge),
-        batch_(batch),
-        row_(rows.row_of(first_row + lane / 4)),
-        head_(rows.head_of(first_row + lane / 4, head_k)),
-        exists_(first_row + lane / 4 < rows.count),
-        split_(split),
-        first_col_(group * kColTiles * 8 + lane % 4 * 2),
-        tells_lse_(group == 0 && lane % 4 == 0) {}
+        batch_(place.batch),
+        split_(place.split),
+        row_(rows.row_of(rows.begin + role.row())),
+        head_(rows.head_of(rows.begin + role.row(), place.head_k)),
+        first_col_(role.group * kColTiles * 8 + role.lane % 4 * 2),
+        exists_(rows.begin + role.row() < rows.count),
+        tells_lse_(role.group == 0 && role.lane % 4 == 0) {}
 
   __device__ void run(const RowTotals& totals, O& o) const {
     // A row without keys has O = 0 and an LSE of -inf, the logarithm of 0. Else the sums are at least
-    // 2^-8 (the reference's headroom) and at most 2 a key: the fast functions are made for those.
+    // 2^-8 (the reference's headroom) and at most 2 per key: the fast functions are made for those.
     float lse[2], inverse[1][2];  // lse in log2 units
 #pragma unroll
     for (int comp = 0; comp < 2; ++comp) {
@@ -173,7 +166,10 @@ class DecodeEpilogue {
       lse[comp] = totals.reference[comp] + __log2f(totals.sum[comp]);
     }
     scale_rows(o, inverse);
-    plan_.splits.divisor > 1 ? store_partial(o, lse, totals) : store_output(o, lse);
+    if (plan_.splits.divisor > 1)
+      store_partial(o, lse, totals);
+    else
+      store_output(o, lse);
   }
 
  private:
@@ -242,9 +238,10 @@ class DecodeEpilogue {
   const DecodePlan& plan_;
   const GroupMerge<T>& merge_;
   int64_t batch_;
+  int split_;
   int row_, head_;  // of this lane's row
-  bool exists_;
-  int split_, first_col_;
+  int first_col_;
+  bool exists_;  // this lane's row
   bool tells_lse_;
 };
 

@@ -5,11 +5,11 @@
 
 namespace diffattn::cuda::sm80 {
 
-// The query rows of a KV head that a CTA has, packed: rows of a sequence, each with all its heads.
+// The query rows that a CTA has of a KV head, packed: rows of the sequence, each with all its heads.
 struct PackedRows {
   const Divisor& group;  // query heads of the KV head
-  int count;             // all rows there are
-  int begin, end;        // of this CTA
+  int count;             // of all CTAs
+  int begin, end;        // of this one
 
   __device__ PackedRows(const DecodePlan& plan, int block)
       : group(plan.group),
@@ -17,7 +17,7 @@ struct PackedRows {
         begin(block * plan.rows),
         end(min(begin + plan.rows, count)) {}
 
-  // Of the sequence.
+  // Row of the sequence, and query head, of packed row m.
   __device__ int row_of(int m) const { return group.div(m); }
   __device__ int head_of(int m, int head_k) const { return head_k * group.divisor + group.rem(m); }
 };
@@ -26,8 +26,8 @@ struct Range {
   int begin, end;
 };
 
-// Blocks of keys that some row of a CTA sees, in parts as equal as whole blocks allow. They depend on
-// the sequence and the plan only, so that the batch around it changes no bit of a result.
+// The blocks of keys that some row of a CTA sees, in parts as equal as whole blocks allow. They depend
+// only on the sequence and the plan, so other sequences of the batch change no bit of a result.
 class Splits {
  public:
   __device__ Splits(const DecodePlan& plan, const SequenceMask& mask, const PackedRows& rows)

@@ -1,7 +1,9 @@
-// The way of cached keys and values from global memory to the warps that use them.
+// How keys and values of the cache get from global memory to the warps that use them.
 #pragma once
+#include "../shared/barrier.cuh"
 #include "../shared/tile.cuh"
 #include "append.cuh"
+#include "place.cuh"
 #include "splits.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -29,11 +31,11 @@ class BlockFill {
     col_ = (block_ * kWidth + thread % kWidth) * kChunk;
   }
 
-  // Starts the copies of the rows in `valid`; the others, and columns that do not exist, become
-  // zeros, and nothing of them is read. The rows in `fresh` are left to copy(). The noise's map lies
-  // `noise` bytes away, and next to the signal's in shared memory.
-  template <int kMostComps, class Element>
-  __device__ void start(char* to, const Element* rows, int64_t stride, int comps, int64_t noise,
+  // Starts the copies of the rows in `valid`. The others, and columns that do not exist, become zeros,
+  // and nothing of them is read. The rows in `fresh` are left to copy(). With two maps the noise's
+  // lies `noise` bytes from the signal's, and next to it in shared memory.
+  template <int kMostMaps, class Element>
+  __device__ void start(char* to, const Element* rows, int64_t stride, int maps, int64_t noise,
                         Range valid, Range fresh) const {
 #pragma unroll
     for (int r = 0; r < kBlockKeys; r += kRowsAtOnce) {
@@ -47,19 +49,16 @@ class BlockFill {
         const int col = block * kWidth * kChunk;
         if (kBlocks % kBlocksAtOnce && block + block_ >= kBlocks) continue;
 #pragma unroll
-        for (int comp = 0; comp < kMostComps; ++comp) {
-          using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>;
-          const char* const of_map = reinterpret_cast<const char*>(source + col) + comp * noise;
-          if (comp < comps)
-            Copy::copy(*reinterpret_cast<const cute::uint128_t*>(of_map),
-                       *reinterpret_cast<cute::uint128_t*>(target + comp * kCols * 2 + col * 2),
+        for (int map = 0; map < kMostMaps; ++map)
+          if (map < maps)
+            copy_chunk(target + (map * kCols + col) * 2,
+                       reinterpret_cast<const char*>(source + col) + map * noise,
                        exists && col_ + col < cols_);
-        }
       }
     }
   }
 
-  // Writes load(row, col) to the chunks of some rows.
+  // Writes load(row, col) to each chunk of some rows.
   template <class Load>
   __device__ void copy(char* to, Range rows, int thread, const Load& load) const {
     constexpr int kChunks = kCols / kChunk;
@@ -72,48 +71,55 @@ class BlockFill {
   }
 
  private:
+  __device__ static void copy_chunk(char* to, const char* from, bool exists) {
+    cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>::copy(
+        *reinterpret_cast<const cute::uint128_t*>(from), *reinterpret_cast<cute::uint128_t*>(to),
+        exists);
+  }
+
   int block_, row_, col_, cols_, pitch_;
 };
 
 // A ring of slots in shared memory through which blocks pass: the keys of a block in one slot, its
-// values in the next. Each of T::kGroups groups of warps has a ring, and takes every kGroups-th
-// block.
+// values in the next. Each group of warps has a ring, and takes every kGroups-th block.
 template <class T>
 class KeyStream {
   using Element = typename T::Element;
+  enum class Content { keys, values };
 
  public:
-  __device__ KeyStream(const DecodeParams& params, const CachedSequence& sequence,
-                       const Pages& pages, int head_k, Range blocks, Range keys, bool fresh_keys,
-                       char* ring, int slot_bytes, int thread)
+  __device__ KeyStream(const DecodeParams& params, const DecodePlan& plan, const Place& place,
+                       const CachedSequence& sequence, const Splits& splits, const Role& role,
+                       char* smem)
       : p_(params),
         s_(sequence),
-        pages_(pages),
-        fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), thread),
-        fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, thread),
-        head_k_(head_k),
-        thread_(thread),
-        block_(blocks.begin),
-        end_(blocks.end),
-        keys_(keys),
-        first_fresh_(fresh_keys ? sequence.cached : sequence.keys),
-        ring_(ring),
-        slot_bytes_(slot_bytes) {
-    place_ = place_of(block_);
-    next_place_ = place_of(block_ + T::kGroups);
+        fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), role.thread),
+        fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, role.thread),
+        head_k_(place.head_k),
+        role_(role),
+        block_(splits.blocks(place.split).begin + role.group),
+        end_(splits.blocks(place.split).end),
+        keys_(splits.keys()),
+        first_fresh_(plan.append_first ? sequence.keys : sequence.cached),
+        slot_bytes_(T::slot_bytes(params.shape)),
+        ring_(smem + role.group * slot_bytes_) {
+    at_ = row_of_block(block_);
+    next_at_ = row_of_block(block_ + T::kGroups);
   }
 
-  // Starts the copies into the next slot: of keys and values in turn. Without a block left, the
-  // group of copies is empty, so that counting groups stays counting slots.
-  __device__ void issue(bool values) {
-    char* const slot = ring_ + issued_++ % T::kSlots * slot_bytes_ * T::kGroups;
-    if (block_ < end_) values ? issue_values(slot) : issue_keys(slot);
-    cute::cp_async_fence();
+  // Starts the copies into all slots but the last.
+  __device__ void start() {
+#pragma unroll 1
+    for (int slot = 0; slot < T::kSlots - 1; ++slot)
+      if (slot % 2 == 0)
+        issue<Content::keys>();
+      else
+        issue<Content::values>();
   }
 
-  // The slot that is used next. After wait() this thread's copies into it have landed.
-  __device__ const char* take() { return ring_ + taken_++ % T::kSlots * slot_bytes_ * T::kGroups; }
-  __device__ static void wait() { cute::cp_async_wait<T::kSlots - 2>(); }
+  // The keys of the group's next block, and then its values. Refills the slot that was used before.
+  __device__ const char* next_keys() { return next<Content::keys>(); }
+  __device__ const char* next_values() { return next<Content::values>(); }
 
   // Whether the keys of a block could be found. Asked before kLater further blocks are issued.
   __device__ bool found(int block) const { return found_ >> block / T::kGroups % kLater & 1; }
@@ -121,69 +127,115 @@ class KeyStream {
  private:
   static constexpr int kLater = 32;
 
-  // The entry of the table, asked for long before it is needed.
-  __device__ Place place_of(int block) const {
-    return block < end_ ? pages_.of(block * kBlockKeys) : Place{-1, 0};
+  __device__ char* slot(unsigned n) const {
+    return ring_ + n % T::kSlots * slot_bytes_ * T::kGroups;
   }
 
-  // Rows of the block that hold visible keys, and of these the first new one.
+  // The slot to refill is kSlots - 1 slots ahead, and keys and values alternate.
+  __device__ static constexpr Content ahead(Content now) {
+    if (T::kSlots % 2 == 1) return now;
+    return now == Content::keys ? Content::values : Content::keys;
+  }
+
+  template <Content kNow>
+  __device__ const char* next() {
+    cute::cp_async_wait<T::kSlots - 2>();  // this thread's copies into the next slot have landed
+    // Now those of the whole group have. All its warps have read the slot before: it may be refilled.
+    if constexpr (T::kRowWarps == 1)
+      __syncwarp();
+    else
+      named_barrier(1 + role_.group, T::kGroupThreads);
+    issue<ahead(kNow)>();
+    return slot(taken_++);
+  }
+
+  // Starts the copies into one more slot. Without a block left the group of copies is empty, so that
+  // counting groups of copies still counts slots.
+  template <Content kContent>
+  __device__ void issue() {
+    char* const to = slot(issued_++);
+    if (block_ < end_) {
+      if constexpr (kContent == Content::keys)
+        issue_keys(to);
+      else
+        issue_values(to);
+    }
+    cute::cp_async_fence();
+  }
+
+  __device__ void issue_keys(char* to) {
+    const View &signal = p_.maps[kSignal].k_cache, &noise = p_.maps[kNoise].k_cache;
+    const int maps = p_.shape.k_components == 1 ? 1 : 2;
+    const Range valid = visible(), fresh = fresh_of(valid);
+    fill_k_.template start<2>(to, cached_rows(signal), signal.row, maps,
+                              bytes_to_noise(signal, noise), valid, fresh);
+    const uint32_t bit = 1u << block_ / T::kGroups % kLater;
+    found_ = s_.pages.exists(at_.page) ? found_ | bit : found_ & ~bit;
+    if (fresh.begin >= fresh.end) return;
+    const Rotator<Element> rotator(p_.cache.rotary);
+    const int key = block_ * kBlockKeys;
+#pragma unroll 1
+    for (int map = 0; map < maps; ++map) {
+      const View& from = p_.maps[map].k_new;
+      const Element* const rows = new_rows(from);
+      fill_k_.copy(to + map * T::kHeadDim * 2, fresh, role_.thread, [&](int row, int col) {
+        return rotator.load(rows + row * from.row, col, key + row);
+      });
+    }
+  }
+
+  __device__ void issue_values(char* to) {
+    const Range valid = visible(), fresh = fresh_of(valid);
+    fill_v_.template start<1>(to, cached_rows(p_.v_cache), p_.v_cache.row, 1, 0, valid, fresh);
+    if (fresh.begin < fresh.end) {
+      const Element* const rows = new_rows(p_.v_new);
+      fill_v_.copy(to, fresh, role_.thread, [&](int row, int col) {
+        return *reinterpret_cast<const uint4*>(rows + row * p_.v_new.row + col);
+      });
+    }
+    block_ += T::kGroups;
+    at_ = next_at_;
+    next_at_ = row_of_block(block_ + T::kGroups);
+  }
+
+  // The entry of the page table, loaded long before it is needed.
+  __device__ CachedRow row_of_block(int block) const {
+    return block < end_ ? s_.pages.row_of(block * kBlockKeys) : CachedRow{-1, 0};
+  }
+
+  // The rows of the block that hold visible keys, and which of these are not in the cache yet.
   __device__ Range visible() const {
     const int key = block_ * kBlockKeys;
-    if (!pages_.exists(place_.page)) return {0, 0};
+    if (!s_.pages.exists(at_.page)) return {0, 0};
     return {max(keys_.begin - key, 0), min(keys_.end - key, kBlockKeys)};
   }
-
-  // noise: bytes from the signal's map to the noise's, in the cache and in the new rows.
-  template <int kMostComps, class Fill>
-  __device__ void fill(const Fill& f, char* to, const View& cache, const View& fresh, int comps,
-                       int64_t noise, int64_t fresh_noise) const {
-    const int key = block_ * kBlockKeys, first = first_fresh_ - key;
-    const Range valid = visible();
-    const Range fresh_rows{max(first, valid.begin), valid.end};
-    const Element* old =
-        row_of<const Element>(cache, pages_.offset(cache, place_) + head_k_ * cache.head);
-    f.template start<kMostComps>(to, old, cache.row, comps, noise, valid, fresh_rows);
-    if (fresh_rows.begin >= fresh_rows.end) return;
-    const Element* young = row_of<const Element>(
-        fresh, s_.batch * fresh.batch + head_k_ * fresh.head - first * fresh.row);
-    const Rotator<Element> rotator(kMostComps == 2 ? p_.cache.rotary : Rotary{});  // keys only
-    for (int comp = 0; comp < comps; ++comp)
-      f.copy(to + comp * T::kHeadDim * 2, fresh_rows, thread_, [&](int row, int col) {
-        return rotator.load(young + row * fresh.row + comp * fresh_noise / int(sizeof(Element)),
-                            col, key + row);
-      });
+  __device__ Range fresh_of(Range valid) const {
+    return {max(first_fresh_ - block_ * kBlockKeys, valid.begin), valid.end};
   }
 
-  __device__ void issue_keys(char* slot) {
-    const CachedMap &signal = p_.maps[kSignal], &noise = p_.maps[kNoise];
-    fill<2>(fill_k_, slot, signal.k_cache, signal.k_new, p_.shape.k_components == 1 ? 1 : 2,
-            bytes_to_noise(signal.k_cache, noise.k_cache),
-            bytes_to_noise(signal.k_new, noise.k_new));
-    const uint32_t bit = 1u << block_ / T::kGroups % kLater;
-    found_ = pages_.exists(place_.page) ? found_ | bit : found_ & ~bit;
+  // Row 0 of the block: in the cache, and were it a row of the new tokens.
+  __device__ const Element* cached_rows(const View& v) const {
+    return row_of<const Element>(v, Pages::offset(v, at_) + head_k_ * v.head);
   }
-
-  __device__ void issue_values(char* slot) {
-    fill<1>(fill_v_, slot, p_.v_cache, p_.v_new, 1, 0, 0);
-    block_ += T::kGroups;
-    place_ = next_place_;
-    next_place_ = place_of(block_ + T::kGroups);
+  __device__ const Element* new_rows(const View& v) const {
+    const int first = first_fresh_ - block_ * kBlockKeys;
+    return row_of<const Element>(v, s_.batch * v.batch + head_k_ * v.head - first * v.row);
   }
 
   const DecodeParams& p_;
   const CachedSequence& s_;
-  const Pages& pages_;
   const BlockFill<T::kHeadDim, T::kGroupThreads> fill_k_;
   const BlockFill<T::kHeadDimV, T::kGroupThreads> fill_v_;
-  const int head_k_, thread_;
-  int block_, end_;
+  const int head_k_;
+  const Role& role_;
+  int block_, end_;   // the next block, and where the split ends
   const Range keys_;  // that some row of the CTA sees
   const int first_fresh_;
-  char* const ring_;
   const int slot_bytes_;
-  Place place_, next_place_;
+  char* const ring_;
+  CachedRow at_, next_at_;           // of the next block, and of the one after it
   unsigned issued_ = 0, taken_ = 0;  // slots
-  uint32_t found_ = 0;
+  uint32_t found_ = 0;               // a bit per block
 };
 
 }  // namespace diffattn::cuda::sm80

@@ -1,0 +1,50 @@
+// The sizes of a decode kernel: threads, tiles, the ring of slots in shared memory, registers.
+#pragma once
+#include "../shared/tile.cuh"
+#include "cache.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+template <class Element_, int kHeadDim_, int kHeadDimV_, int kGroups_, int kRowWarps_>
+struct DecodeTraits {
+  using Element = Element_;
+  static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
+  static constexpr int kGroups = kGroups_, kRowWarps = kRowWarps_;
+  static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
+  static constexpr int kRows = 8 * kRowWarps;        // packed
+  static constexpr bool kOneBlock = kRowWarps == 1;  // few rows are one block of them
+
+  using QTile = Tile<16, kHeadDim>;  // eight rows of q1, and the same eight of q2
+  using VTile = Tile<kBlockKeys, kHeadDimV>;
+
+  // What a warp has in registers, for its eight rows. In all of them row g of an mma's 16 rows is
+  // row g of component 1, and row g + 8 is the same row of component 2.
+  using Queries = uint32_t[kHeadDim / 16][4];  // [depth]
+  using Logits = float[1][kBlockKeys / 8][4];  // [.., key tile]
+  using P = uint32_t[1][kBlockKeys / 16][4];   // [.., keys]
+  using O = float[1][kHeadDimV / 8][4];        // [.., column tile]
+
+  // K2 lies to the right of K1, if there is a K2; the pitch is that of a Tile of what there is.
+  __host__ __device__ static int k_pitch(const Shape& shape) {
+    return int(shape.k_components) * kHeadDim * 2 + 16;
+  }
+  // A slot has the keys of a block or its values.
+  __host__ __device__ static int slot_bytes(const Shape& shape) {
+    const int k = k_pitch(shape), v = VTile::kPitch;
+    return kBlockKeys * (k > v ? k : v);
+  }
+  // The last slots of all groups. They are filled last, so Q lies there until it is in registers.
+  __host__ __device__ static int last_slots(const Shape& shape) {
+    return (kSlots - 1) * kGroups * slot_bytes(shape);
+  }
+  // At most what fits 99 KB, which every device has; Q may need more room than the last slots. Where
+  // the head dim allows it, two CTAs of few rows share a processor; one of many rows fills it.
+  static constexpr int kSmem = 99 << 10, kMostSlots = kRowWarps == 1 ? 4 : 6;
+  static constexpr int kWidestSlots = kGroups * kBlockKeys * (kHeadDim * 4 + 16);
+  static constexpr int kFit = (kSmem - kRowWarps * QTile::kBytes) / kWidestSlots + 1;
+  static constexpr int kFitAll = kSmem / kWidestSlots < kFit ? kSmem / kWidestSlots : kFit;
+  static constexpr int kSlots = kFitAll < kMostSlots ? kFitAll : kMostSlots;
+  static_assert(kSlots >= 3 && kHeadDimV <= 2 * kHeadDim);
+};
+
+}  // namespace diffattn::cuda::sm80
