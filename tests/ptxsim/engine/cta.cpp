@@ -7,8 +7,9 @@
 namespace ptxsim {
 
 namespace {
+constexpr u32 kStalls = 64;       // times that waits at mbarriers give up before it is a deadlock
 constexpr u64 kSearch = 100'000;  // warp instructions in which a race may still explain an undefined value
-}
+}  // namespace
 
 void Cta::start(const Launch& l, u32 linear_index) {
     launch = &l;
@@ -24,7 +25,9 @@ void Cta::start(const Launch& l, u32 linear_index) {
     shadow.reset(l.shared_bytes, program->shared_granule_shift, warp_count);
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
-    issued = polls = 0;
+    proxy.reset(*this);
+    issued = events = stalled_at_ = 0;
+    polls = stalls_ = 0;
     releases.clear();
     whole_barriers = 0;
     at_whole_barrier.assign(warp_count, 0);
@@ -44,7 +47,7 @@ bool Cta::run(u64 budget) {
     u64 done = 0;
     polls = 0;
     while (!finished() && done < budget && !waits()) {
-        bool moved = step(budget, done);
+        bool moved = step(budget, done) || release_stalled();
         if (undefined_ && (!moved || issued - undefined_at_ > kSearch)) throw SimError(*undefined_);
         if (!moved) report_deadlock();
     }
@@ -95,6 +98,26 @@ bool Cta::step(u64 budget, u64& done) {
     return false;
 }
 
+// No warp can move: copies in flight land, or else those that wait at mbarriers have waited long enough and look again.
+// That changes nothing if no event comes of it.
+bool Cta::release_stalled() {
+    while (!proxy.idle())
+        if (proxy.progress(false)) return true;
+    if (events != stalled_at_) stalls_ = 0;
+    stalled_at_ = events;
+    if (++stalls_ > kStalls) return false;
+    bool any = false;
+    for (Warp& warp : warps) any |= warp.wake_at_mbarriers(true);
+    return any;
+}
+
+std::string Cta::describe_barriers() const {
+    std::string text;
+    for (const auto& [offset, b] : memory_barriers) text += "; " + b.describe();
+    if (!proxy.idle()) text += "; in flight: " + proxy.describe_transfers();
+    return text;
+}
+
 void Cta::report_deadlock() const {
     std::string waits;
     const Warp* stuck = nullptr;
@@ -109,7 +132,7 @@ void Cta::report_deadlock() const {
     bool limit = launch->instruction_limit && issued > launch->instruction_limit;
     SimError error(ErrorKind::Deadlock, (limit ? "No end after " + std::to_string(issued) + " warp instructions: "
                                                : std::string("Deadlock: no warp of the CTA can go on: ")) +
-                                            waits + ".");
+                                            waits + describe_barriers() + ".");
     if (stuck) locate(error, *stuck);
     throw error;
 }

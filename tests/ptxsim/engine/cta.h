@@ -6,7 +6,9 @@
 #include <memory>
 #include <vector>
 
+#include "async_proxy.h"
 #include "counters.h"
+#include "mbarrier.h"
 #include "memory_map.h"
 #include "race_release.h"
 #include "race_shared.h"
@@ -49,14 +51,6 @@ struct Barrier {
 constexpr int kBarriers = 16;
 constexpr u32 kPolls = 512;  // strong loads in one turn after which a CTA counts as waiting for another
 
-// An mbarrier object (mbarrier.cpp); the 8 bytes in shared memory are opaque and hold only its phase.
-struct MemoryBarrier {
-    u32 expected = 0, pending = 0;
-    s64 transactions = 0;
-    u64 phase = 0;
-    Clock gathered, completed;  // clocks of the current and of the last finished phase
-};
-
 struct Cta {
     const Launch* launch = nullptr;
     const Program* program = nullptr;
@@ -65,6 +59,7 @@ struct Cta {
     u32 warp_count = 0, thread_count = 0;
     std::vector<u8> shared;
     SharedShadow shadow;
+    AsyncProxy proxy;
     Barrier barriers[kBarriers];
     std::map<u32, MemoryBarrier> memory_barriers;
     std::vector<Warp> warps;
@@ -72,6 +67,7 @@ struct Cta {
     Counters* counters = nullptr;
     Random random;
     u64 issued = 0;
+    u64 events = 0;          // arrivals, completed barriers and landed copies: what may end a wait
     u32 polls = 0;           // strong loads of global memory in this turn
     Releases releases;       // what fences, atomics and strong accesses have put in order
     u32 whole_barriers = 0;  // completed barriers of all warps, and what each warp had done at the last one
@@ -96,8 +92,12 @@ struct Cta {
     void note_whole_barrier(const Clock& clock);
     bool finished() const;
     bool step(u64 budget, u64& done);
+    bool release_stalled();
+    std::string describe_barriers() const;
     void set_aside(Warp& warp, SimError& error);
     [[noreturn]] void report_deadlock() const;
+    u64 stalled_at_ = 0;                   // `events` when no warp could move
+    u32 stalls_ = 0;                       // how often since
     std::unique_ptr<SimError> undefined_;  // an error that a race may explain
     u64 undefined_at_ = 0;                 // `issued` then
 };

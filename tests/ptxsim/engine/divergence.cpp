@@ -167,7 +167,8 @@ void Warp::resolve_waiting_fragments() {
         return;
     }
     for (size_t i = 0; i < fragments.size(); ++i) {
-        if (fragments[i].state == FragmentState::AtBarrier || fragments[i].state == FragmentState::Halted) return;
+        FragmentState state = fragments[i].state;
+        if (state != FragmentState::AtWarpSync && state != FragmentState::Parked) return;
     }
     for (size_t i = 0; i < fragments.size(); ++i) {
         if (fragments[i].state != FragmentState::AtWarpSync) continue;
@@ -177,6 +178,20 @@ void Warp::resolve_waiting_fragments() {
     }
 }
 
+bool Warp::wake_at_mbarriers(bool gave_up) {
+    bool any = false;
+    for (Fragment& f : fragments) {
+        if (f.state != FragmentState::AtMbarrier) continue;
+        auto found = cta->memory_barriers.find(f.mbarrier);
+        bool waits = found != cta->memory_barriers.end() && found->second.phase == f.mbarrier_phase;
+        if (waits && !gave_up) continue;
+        f.state = FragmentState::Runnable;
+        f.released = waits;
+        any = true;
+    }
+    return any;
+}
+
 std::string Warp::describe_wait() const {
     std::string text;
     for (const Fragment& f : fragments) {
@@ -184,6 +199,7 @@ std::string Warp::describe_wait() const {
         if (!text.empty()) text += "; ";
         text += "warp " + std::to_string(id) + (f.mask == kFull ? "" : " lanes " + hex(f.mask)) + " at " +
                 program->text_at(f.pc);
+        if (f.state == FragmentState::AtMbarrier) text += " for mbarrier " + hex(f.mbarrier);
     }
     return text;
 }

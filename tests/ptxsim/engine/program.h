@@ -59,9 +59,11 @@ struct Op {
     u8 count = 0;  // elements of a vector access
     u8 flags = 0;
     u16 flags2 = 0;
-    int p = -1, q = -1;  // predicate indices of sources or destinations
-    u32 target = 0;      // pc of a branch
-    u32 reconverge = 0;  // pc where a divergent branch's lanes meet again; kNoPc if nowhere
+    bool has_result = false;  // dst is written
+    bool parity = false;      // of an mbarrier's wait: by parity, not by state
+    int p = -1, q = -1;       // predicate indices of sources or destinations
+    u32 target = 0;           // pc of a branch
+    u32 reconverge = 0;       // pc where a divergent branch's lanes meet again; kNoPc if nowhere
     s64 imm = 0;
     const Ref* list = nullptr;  // vector operands
     const u32* targets = nullptr;

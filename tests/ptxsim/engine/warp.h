@@ -24,7 +24,7 @@ struct Join {
     u32 depth = 0;  // of calls
 };
 
-enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, Halted };
+enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, AtMbarrier, AtRegisters, Halted };
 
 // Lanes that share a pc.
 struct Fragment {
@@ -33,7 +33,9 @@ struct Fragment {
     FragmentState state = FragmentState::Runnable;
     u32 sync_mask = 0;      // lanes this fragment waits for at a warp-level .sync
     int barrier = -1;       // the barrier it waits at
-    bool released = false;  // the barrier it waited at has completed
+    bool released = false;  // the barrier it waited at has completed, or it has waited long enough
+    u32 mbarrier = 0;       // the mbarrier it waits at until this phase completes
+    u64 mbarrier_phase = 0;
     std::vector<Frame> frames;
 };
 
@@ -124,6 +126,8 @@ struct Warp {
     // An active lane that its own membermask does not name is an error.
     void check_members(u32 wanted) const;
     void resolve_waiting_fragments();
+    // Fragments that wait at an mbarrier go on when its phase has completed; all of them if it `gave_up`.
+    bool wake_at_mbarriers(bool gave_up);
     std::string describe_wait() const;
 
     void require_defined(u32 lanes_defined, const char* what) const;
