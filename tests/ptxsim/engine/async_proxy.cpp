@@ -111,6 +111,22 @@ bool AsyncProxy::read_rows(Warp& w, int lane, AsyncReader kind, u32 number, u32 
     return known != 0;
 }
 
+bool AsyncProxy::read_piece(Warp& w, Reading& r, u32 offset) {
+    const SharedShadow& shadow = cta_->shadow;
+    int shift = shadow.granule_shift();
+    u32 first = offset >> shift, known = epoch::kDefined;
+    for (u32 g = first; g < first + (kRow >> shift); ++g) {
+        u32 entry = shadow.write_entry(g);
+        known &= entry;
+        if (r.any && entry == r.checked) continue;
+        check_written(w, kWholeWarp, g << shift, g, "wgmma reads");
+        r.checked = entry;
+        r.any = true;
+    }
+    r.last[offset / kRow] = r.number;
+    return known != 0;
+}
+
 // What was published before the wait does not cover the read.
 void AsyncProxy::end_read(Warp& w, AsyncReader kind, u32 number) {
     series(w, kind)->ended[number] = w.clocks.known()[w.id];

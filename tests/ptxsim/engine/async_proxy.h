@@ -44,7 +44,19 @@ class AsyncProxy {
 
     // ---- asynchronous reads of shared memory. `lane` issues them; kWholeWarp if all lanes do together.
     u32 begin_read(Warp& w, AsyncReader kind);
-    // Checks and marks what read `number` reads, in whole rows of 16 bytes; false if some of it is undefined.
+    // One read that is being checked. Most of what it reads was written alike, and is looked at once.
+    struct Reading {
+        u32* last;  // by row: the last read of it
+        u32 number;
+        u32 checked = 0;
+        bool any = false;
+    };
+    Reading reading(const Warp& w, AsyncReader kind, u32 number) {
+        return {series(w, kind)->last.data(), number, 0, false};
+    }
+    // Checks and marks 16 bytes at a multiple of 16, read by all lanes together; false if some of it is undefined.
+    bool read_piece(Warp& w, Reading& r, u32 offset);
+    // The same for any number of rows, read by one lane.
     bool read_rows(Warp& w, int lane, AsyncReader kind, u32 number, u32 offset, u32 bytes);
     // The warp has waited for it: what it does from now on is after the read.
     void end_read(Warp& w, AsyncReader kind, u32 number);

@@ -6,10 +6,14 @@
 #include "cta.h"
 #include "host_calls.h"
 #include "lanes.h"
+#include "wgmma.h"
 
 namespace ptxsim {
 
-void op_exit(Warp& w, const Op&) { w.exit_lanes(w.active); }
+void op_exit(Warp& w, const Op&) {
+    if (w.active == w.alive) check_wgmma_at_exit(w);
+    w.exit_lanes(w.active);
+}
 
 // 9.7.12.6 ret: "Return from function to instruction after call".
 void op_return(Warp& w, const Op&) {
@@ -262,7 +266,7 @@ void add_control_families(FamilyTable& t) {
     t["exit"] = decode_exit;
     t["trap"] = decode_trap;
     t["nanosleep"] = decode_nanosleep;
-    for (const char* inert : {"pmevent", "brkpt", "griddepcontrol", "setmaxnreg"}) t[inert] = decode_nothing;
+    for (const char* inert : {"pmevent", "brkpt", "griddepcontrol"}) t[inert] = decode_nothing;
 }
 
 }  // namespace ptxsim

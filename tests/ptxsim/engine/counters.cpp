@@ -11,6 +11,8 @@ void Counters::add(const Counters& other) {
     ex2 += other.ex2;
     global_distinct_bytes += other.global_distinct_bytes;
     async_bytes += other.async_bytes;
+    wgmma_flop += other.wgmma_flop;
+    wgmma_shared_bytes += other.wgmma_shared_bytes;
 }
 
 namespace {
@@ -144,6 +146,8 @@ LaunchReport summarise(const Program& program, const std::vector<Profile>& profi
     totals["mma_flop"] = static_cast<double>(counters.mma_flop);
     totals["ex2"] = static_cast<double>(counters.ex2);
     totals["async_bytes"] = static_cast<double>(counters.async_bytes);
+    totals["wgmma_flop"] = static_cast<double>(counters.wgmma_flop);
+    totals["wgmma_shared_bytes"] = static_cast<double>(counters.wgmma_shared_bytes);
     totals["barriers"] = totals["inst_barrier"];
     return report;
 }

@@ -22,6 +22,7 @@ struct Counters {
     u64 mma_flop = 0, ex2 = 0;
     u64 global_distinct_bytes = 0;
     u64 async_bytes = 0;
+    u64 wgmma_flop = 0, wgmma_shared_bytes = 0;
     void add(const Counters& other);
 };
 

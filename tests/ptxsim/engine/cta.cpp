@@ -26,6 +26,8 @@ void Cta::start(const Launch& l, u32 linear_index) {
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
     proxy.reset(*this);
+    warpgroups.assign((warp_count + kWarpgroup - 1) / kWarpgroup, Warpgroup{});
+    register_pool = RegisterPool{};
     issued = events = stalled_at_ = 0;
     polls = stalls_ = 0;
     releases.clear();

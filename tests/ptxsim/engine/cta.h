@@ -13,6 +13,7 @@
 #include "race_release.h"
 #include "race_shared.h"
 #include "warp.h"
+#include "warpgroup.h"
 
 namespace ptxsim {
 
@@ -60,6 +61,8 @@ struct Cta {
     std::vector<u8> shared;
     SharedShadow shadow;
     AsyncProxy proxy;
+    std::vector<Warpgroup> warpgroups;
+    RegisterPool register_pool;  // from the first setmaxnreg on
     Barrier barriers[kBarriers];
     std::map<u32, MemoryBarrier> memory_barriers;
     std::vector<Warp> warps;

@@ -17,13 +17,18 @@ const DeviceProfile& find_profile(const std::string& name) {
         {"sm_86", 8, 6, 84, 49152, 101376, 102400, 65536, 1536, 16, 48ull << 30, 6u << 20, 1800000, 8001000, 384, 64},
         {"sm_89", 8, 9, 128, 49152, 101376, 102400, 65536, 1536, 24, 24ull << 30, 72u << 20, 2520000, 10501000, 384, 64},
         {"sm_90", 9, 0, 132, 49152, 232448, 233472, 65536, 2048, 32, 80ull << 30, 50u << 20, 1980000, 2619000, 5120, 2},
+        {"sm_100", 10, 0, 148, 49152, 232448, 233472, 65536, 2048, 32, 180ull << 30, 126u << 20, 1965000, 3996000, 8192, 2},
+        {"sm_103", 10, 3, 148, 49152, 232448, 233472, 65536, 2048, 32, 270ull << 30, 126u << 20, 2032000, 3996000, 8192, 64},
         {"sm_120", 12, 0, 170, 49152, 101376, 102400, 65536, 1536, 24, 32ull << 30, 96u << 20, 2407000, 14001000, 512, 64},
     };
     // clang-format on
+    // sm_90a names the same device as sm_90: the `a` is one of targets.
+    std::string plain = !name.empty() && name.back() == 'a' ? name.substr(0, name.size() - 1) : name;
     for (const DeviceProfile& p : profiles)
-        if (name == p.name) return p;
-    throw SimError(ErrorKind::BadProgram,
-                   "No device profile `" + name + "`: there are sm_75, sm_80, sm_86, sm_89, sm_90 and sm_120.");
+        if (plain == p.name) return p;
+    throw SimError(ErrorKind::BadProgram, "No device profile `" + name +
+                                              "`: there are sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103 and "
+                                              "sm_120.");
 }
 
 namespace {
@@ -116,7 +121,9 @@ void check_residency(const Program& program, const LaunchConfig& c, const Device
 void check_target(const Program& program, const DeviceProfile& profile) {
     const std::string& target = program.module->target;
     int have = profile.major * 10 + profile.minor, need = target.size() > 3 ? std::atoi(target.c_str() + 3) : 0;
-    if (need <= have) return;
+    // "PTX for an architecture-specific target runs on devices of that compute capability only."
+    bool exact = !target.empty() && target.back() == 'a';
+    if (exact ? need == have : need <= have) return;
     SimError error(ErrorKind::BadProgram,
                    "The module is compiled for " + target + ", the device is " + profile.name + ".");
     error.kernel = program.name;

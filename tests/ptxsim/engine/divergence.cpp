@@ -192,6 +192,14 @@ bool Warp::wake_at_mbarriers(bool gave_up) {
     return any;
 }
 
+void Warp::wake_at_registers() {
+    for (Fragment& f : fragments) {
+        if (f.state != FragmentState::AtRegisters || f.registers > cta->register_pool.free) continue;
+        f.state = FragmentState::Runnable;
+        f.released = true;
+    }
+}
+
 std::string Warp::describe_wait() const {
     std::string text;
     for (const Fragment& f : fragments) {
@@ -199,6 +207,9 @@ std::string Warp::describe_wait() const {
         if (!text.empty()) text += "; ";
         text += "warp " + std::to_string(id) + (f.mask == kFull ? "" : " lanes " + hex(f.mask)) + " at " +
                 program->text_at(f.pc);
+        if (f.state == FragmentState::AtRegisters)
+            text += " for " + std::to_string(f.registers) + " registers a thread, the pool has " +
+                    std::to_string(cta->register_pool.free);
         if (f.state == FragmentState::AtMbarrier) text += " for mbarrier " + hex(f.mbarrier);
     }
     return text;

@@ -1,6 +1,7 @@
 // One warp: 32 lanes of registers in struct-of-arrays cells, and the fragments its lanes have split into.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "error.h"
@@ -10,6 +11,7 @@
 namespace ptxsim {
 
 struct Cta;
+struct WgmmaState;
 
 struct Frame {
     u32 cells = 0, predicates = 0, local = 0;  // bases of this call's registers and local memory
@@ -36,6 +38,7 @@ struct Fragment {
     bool released = false;  // the barrier it waited at has completed, or it has waited long enough
     u32 mbarrier = 0;       // the mbarrier it waits at until this phase completes
     u64 mbarrier_phase = 0;
+    u32 registers = 0;  // that setmaxnreg waits for
     std::vector<Frame> frames;
 };
 
@@ -76,6 +79,7 @@ struct Warp {
     u64 acquired_word = 0, acquired_version = 0;
     u32 acquired_lanes = 0;
 
+    std::shared_ptr<WgmmaState> wgmma;  // from the warp's first wgmma on
     std::vector<AsyncCopy> copies;
     u32 commits[kLanes] = {};
 
@@ -128,6 +132,7 @@ struct Warp {
     void resolve_waiting_fragments();
     // Fragments that wait at an mbarrier go on when its phase has completed; all of them if it `gave_up`.
     bool wake_at_mbarriers(bool gave_up);
+    void wake_at_registers();
     std::string describe_wait() const;
 
     void require_defined(u32 lanes_defined, const char* what) const;
