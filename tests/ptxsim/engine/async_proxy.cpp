@@ -132,6 +132,16 @@ void AsyncProxy::end_read(Warp& w, AsyncReader kind, u32 number) {
     series(w, kind)->ended[number] = w.clocks.known()[w.id];
 }
 
+// With release_by_warp off: the warps of a warpgroup count their wgmma alike, and one warp's wait ends them for all.
+bool AsyncProxy::ended_in_warpgroup(const Warp& w, u32 warp, u32 number) const {
+    for (const auto& s : readers_) {
+        u32 other = static_cast<u32>(s->warp);
+        if (s->kind != AsyncReader::Wgmma || other / kWarpgroup != warp / kWarpgroup || number >= s->ended.size()) continue;
+        if (s->ended[number] && ordered(w, kWholeWarp, other, 0, s->ended[number])) return true;
+    }
+    return false;
+}
+
 void AsyncProxy::check_generic_write(const Warp& w, int lane, u32 offset, u32 bytes) const {
     if (!w.cta->checks(kCheckRace)) return;
     for (const auto& s : readers_) {
@@ -142,15 +152,7 @@ void AsyncProxy::check_generic_write(const Warp& w, int lane, u32 offset, u32 by
             u32 end = s->ended[number];
             if (end && ordered(w, kWholeWarp, warp, 0, end)) continue;
             bool wgmma = s->kind == AsyncReader::Wgmma;
-            if (end && wgmma && !w.cta->checks(kCheckReleaseByWarp) && warp / 4 != static_cast<u32>(w.id) / 4) {
-                bool other = false;  // the wait of any warp of the warpgroup will do
-                for (const auto& t : readers_)
-                    if (t->kind == s->kind && t->warp / 4 == s->warp / 4 && t->last[row]) {
-                        u32 ended = t->ended[t->last[row]];
-                        other |= ended && ordered(w, kWholeWarp, static_cast<u32>(t->warp), 0, ended);
-                    }
-                if (other) continue;
-            }
+            if (wgmma && !w.cta->checks(kCheckReleaseByWarp) && ended_in_warpgroup(w, warp, number)) continue;
             report(
                 w, lane, offset,
                 "these bytes are written while " + std::string(wgmma ? "a wgmma" : "a bulk store") + " of warp " +

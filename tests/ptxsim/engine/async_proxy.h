@@ -104,6 +104,7 @@ class AsyncProxy {
         std::vector<u32> issued_at;  // by number: pc
     };
     Series* series(const Warp& w, AsyncReader kind);
+    bool ended_in_warpgroup(const Warp& w, u32 warp, u32 number) const;
     bool ordered(const Warp& w, int lane, u32 warp, u32 other_lanes, u32 clock) const;
     bool fenced(const std::vector<Fence>& fences, const Warp& w, int lane, u32 warp, u32 lanes, u32 clock) const;
     void check_written(Warp& w, int lane, u32 offset, u32 granule, const char* what) const;

@@ -192,9 +192,12 @@ bool Warp::wake_at_mbarriers(bool gave_up) {
     return any;
 }
 
-void Warp::wake_at_registers() {
+// Fragments that wait for registers of the pool, or for the other warps of their warpgroup.
+void Warp::wake_at_warpgroup() {
     for (Fragment& f : fragments) {
-        if (f.state != FragmentState::AtRegisters || f.registers > cta->register_pool.free) continue;
+        bool registers = f.state == FragmentState::AtRegisters && f.registers <= cta->register_pool.free;
+        bool others = f.state == FragmentState::AtWarpgroup && cta->warpgroups[id / kWarpgroup].whole(*this);
+        if (!registers && !others) continue;
         f.state = FragmentState::Runnable;
         f.released = true;
     }

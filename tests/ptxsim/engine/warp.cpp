@@ -107,7 +107,7 @@ bool Warp::pick_fragment() {
 u32 Warp::run(u32 quantum) {
     u32 done = 0;
     wake_at_mbarriers(false);
-    wake_at_registers();
+    wake_at_warpgroup();
     while (done < quantum && alive) {
         if (!pick_fragment()) {
             resolve_waiting_fragments();

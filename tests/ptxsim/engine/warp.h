@@ -26,7 +26,7 @@ struct Join {
     u32 depth = 0;  // of calls
 };
 
-enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, AtMbarrier, AtRegisters, Halted };
+enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, AtMbarrier, AtRegisters, AtWarpgroup, Halted };
 
 // Lanes that share a pc.
 struct Fragment {
@@ -132,7 +132,7 @@ struct Warp {
     void resolve_waiting_fragments();
     // Fragments that wait at an mbarrier go on when its phase has completed; all of them if it `gave_up`.
     bool wake_at_mbarriers(bool gave_up);
-    void wake_at_registers();
+    void wake_at_warpgroup();
     std::string describe_wait() const;
 
     void require_defined(u32 lanes_defined, const char* what) const;

@@ -1,5 +1,7 @@
 #include "warpgroup.h"
 
+#include <algorithm>
+
 #include "control.h"
 #include "cta.h"
 #include "device.h"
@@ -31,6 +33,11 @@ void Warpgroup::execute(Warp& w, u64 first, u64 second) {
                                           " and " + hex(second) + ".");
     step.warps |= 1u << member;
     for (; !steps_.empty() && steps_.front().warps == 15; ++dropped_) steps_.pop_front();
+}
+
+bool Warpgroup::whole(const Warp& w) const {
+    u64 before = done_[static_cast<u32>(w.id) % kWarpgroup] - 1;
+    return std::all_of(done_, done_ + kWarpgroup, [=](u64 done) { return done >= before; });
 }
 
 void Warpgroup::exit(Warp& w) {

@@ -20,6 +20,8 @@ class Warpgroup {
     // This warp executes the instruction at its pc with these operands.
     void execute(Warp& w, u64 first = 0, u64 second = 0);
     void exit(Warp& w);
+    // Have all four executed what this warp executed before its last instruction?
+    bool whole(const Warp& w) const;
 
   private:
     struct Step {

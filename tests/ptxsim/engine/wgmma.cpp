@@ -116,10 +116,30 @@ void op_wgmma_commit(Warp& w, const Op&) {
     if (w.random.below(4) == 0) compute_pending(w, s);
 }
 
+// With release_by_warp off a wgmma is one operation of its warpgroup: a wait ends it for all four warps, once they have
+// all come to it.
+bool finish_together(Warp& w) {
+    if (!warpgroup(w).whole(w)) {
+        w.next = w.current_pc();
+        w.cta->profile[w.next].issues -= 1;  // it is counted when it comes back
+        w.cta->profile[w.next].lanes -= kLanes;
+        w.block(FragmentState::AtWarpgroup);
+        return false;
+    }
+    for (u32 i = 0, first = static_cast<u32>(w.id) / kWarpgroup * kWarpgroup; i < kWarpgroup; ++i) {
+        Warp& other = w.cta->warps[first + i];
+        if (other.wgmma) compute_pending(other, *other.wgmma);
+    }
+    return true;
+}
+
 // "only N or fewer of the most recent wgmma-groups are pending and all the prior wgmma-groups are complete".
 void op_wgmma_wait(Warp& w, const Op& op) {
     if (!enter_whole_warp(w)) return;
-    warpgroup(w).execute(w);
+    Fragment& f = w.fragment();
+    if (!f.released) warpgroup(w).execute(w);
+    f.released = false;
+    if (!w.cta->checks(kCheckReleaseByWarp) && !finish_together(w)) return;
     WgmmaState& s = wgmma_state(w);
     u32 allowed = static_cast<u32>(op.imm);
     if (s.committed < allowed) return;

@@ -4,8 +4,20 @@ turn hot, against index functions that were written apart from the engine's."""
 import numpy as np
 import ptxsim
 import pytest
-from wgmma_programs import (BYTES, DEPTH, WIDTHS, a_to_registers, address, bits_of_integers, descriptor, from_fragments,
-                            instruction, kernel, place, to_fragments)
+from wgmma_programs import (
+    BYTES,
+    DEPTH,
+    WIDTHS,
+    a_to_registers,
+    address,
+    bits_of_integers,
+    descriptor,
+    from_fragments,
+    instruction,
+    kernel,
+    place,
+    to_fragments,
+)
 
 PAIRS = [("f32", "bf16", "bf16"), ("f32", "f16", "f16"), ("f16", "f16", "f16"), ("f32", "tf32", "tf32"),
          *((d, a, b) for d in ("f32", "f16") for a in ("e4m3", "e5m2") for b in ("e4m3", "e5m2")),
