@@ -136,7 +136,8 @@ void AsyncProxy::end_read(Warp& w, AsyncReader kind, u32 number) {
 bool AsyncProxy::ended_in_warpgroup(const Warp& w, u32 warp, u32 number) const {
     for (const auto& s : readers_) {
         u32 other = static_cast<u32>(s->warp);
-        if (s->kind != AsyncReader::Wgmma || other / kWarpgroup != warp / kWarpgroup || number >= s->ended.size()) continue;
+        if (s->kind != AsyncReader::Wgmma || other / kWarpgroup != warp / kWarpgroup || number >= s->ended.size())
+            continue;
         if (s->ended[number] && ordered(w, kWholeWarp, other, 0, s->ended[number])) return true;
     }
     return false;

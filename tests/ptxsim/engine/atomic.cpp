@@ -173,7 +173,7 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
         bool operands = lane_in(known_operands(w, op), lane);
         w.cta->shadow.define(static_cast<u32>(address), bytes, operands && (defined || op.flags == kExch));
     }
-    if (op.p < 0) return;  // red
+    if (!op.has_result) return;  // red
     if (bytes == 8) w.cells<u64>(op.dst)[lane] = old;
     else w.cells<u32>(op.dst)[lane] = static_cast<u32>(old);
     u32& known = w.defined(op.dst);
@@ -202,8 +202,9 @@ void op_atomic(Warp& w, const Op& op) {
     else count_sectors(w.cta->profile[w.current_pc()], addresses.at, w.active, op.bytes);
 }
 
-// red.global.add.v2.f32 and friends (sm_90): element by element, each atomic on its own.
-void op_reduce_vector(Warp& w, const Op& op) {
+// red and atom.global.add.v2.f32 and friends (sm_90): element by element, each atomic on its own. op.list holds the
+// operands, then the results.
+void op_atomic_vector(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
     require_operands(w, op, Space::Global);
@@ -213,6 +214,7 @@ void op_reduce_vector(Warp& w, const Op& op) {
             Op one = op;
             one.b = op.list[k];
             one.count = 0;
+            if (op.has_result) one.dst = op.list[op.count + k];
             update_lane(w, one, Space::Global, lane, addresses.at[lane] + static_cast<u64>(k) * op.bytes);
         }
     });
@@ -248,16 +250,21 @@ void decode_atomic(Form& f) {
     check_type(f, operation, type);
     int bytes = type_size(type);
     size_t at = reduce ? 0 : 1;
-    if (vector && !reduce) f.unsupported("vector atom");
+    if (vector) f.require_target(90);
+    if (vector && where != "global") f.unsupported("vectors outside .global");
     Address address = d.address(f.at(at), where == "global" ? Space::Global
                                           : where.empty()   ? Space::None
                                                             : Space::Shared);
     std::vector<u32> elements;
     if (vector)
         for (const Operand& e : f.at(at + 1).items) elements.push_back(d.source(e, type));
+    size_t count = elements.size();
+    if (vector && !reduce)
+        for (const Operand& e : f.at(0).items) elements.push_back(d.dest(e, bytes));
+    if (vector && !reduce && elements.size() != 2 * count) f.unsupported("number of results");
     Ref b = vector ? elements[0] : d.source(f.at(at + 1), type),
         c = operation == kCas ? d.source(f.at(at + 2), type) : b;
-    Op& op = d.emit(vector ? op_reduce_vector : op_atomic, OpClass::Atomic);
+    Op& op = d.emit(vector ? op_atomic_vector : op_atomic, OpClass::Atomic);
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
@@ -267,12 +274,12 @@ void decode_atomic(Form& f) {
     op.bytes = static_cast<u8>(bytes);
     op.flags = operation;
     op.target = static_cast<u32>(update_index(f, type));
-    op.p = reduce ? -1 : 0;
+    op.has_result = !reduce;
     if (vector) {
         op.list = d.list(elements);
-        op.count = static_cast<u8>(elements.size());
+        op.count = static_cast<u8>(count);
     }
-    if (!reduce) op.dst = d.dest(f.at(0), bytes);
+    if (!reduce && !vector) op.dst = d.dest(f.at(0), bytes);
 }
 
 }  // namespace

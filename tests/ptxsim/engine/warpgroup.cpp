@@ -10,8 +10,11 @@
 namespace ptxsim {
 
 void Warpgroup::execute(Warp& w, u64 first, u64 second) {
-    if (!w.cta->checks(kCheckDivergence)) return;
     u32 member = static_cast<u32>(w.id) % kWarpgroup;
+    if (!w.cta->checks(kCheckDivergence)) {
+        ++done_[member];
+        return;
+    }
     if (w.cta->warp_count < w.id / kWarpgroup * kWarpgroup + kWarpgroup)
         w.fail(ErrorKind::Divergence, "The CTA ends before this warpgroup has four warps.");
     size_t at = static_cast<size_t>(done_[member]++ - dropped_);
