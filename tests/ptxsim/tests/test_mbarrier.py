@@ -35,6 +35,7 @@ def wait(parity, at=0, name="W", kind="try_wait"):
 
 
 ARRIVE = "mbarrier.arrive.shared::cta.b64 _, [%s];\n"
+EXPECT = "@%first mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%s], {};\n"
 SYNC = "bar.sync 0;\n"
 DONE = "st.global.u32 [%o], 1;\n"
 
@@ -104,24 +105,32 @@ RULES = {
     "count too large": (init(1 << 20), ptxsim.Undefined, "not in 1", init((1 << 20) - 1), None),
     "init of a live object": (init(1) + init(1), ptxsim.Undefined, "live object",
                               init(1) + "@%first mbarrier.inval.shared::cta.b64 [%s];\n" + init(1), "mbarrier"),
-    "init over a neighbour": (init(1) + "@%first mbarrier.init.shared::cta.b64 [%s + 4], 1;\n", (ptxsim.Misaligned, ptxsim.Undefined), "", init(1), None),
+    "init over a neighbour": (init(1) + "@%first mbarrier.init.shared::cta.b64 [%s + 4], 1;\n", (ptxsim.Misaligned,
+        ptxsim.Undefined), "", init(1), None),
     "use after inval": (init(1) + "@%first mbarrier.inval.shared::cta.b64 [%s];\n@%first " + ARRIVE, ptxsim.Undefined, "not initialised",
                         init(1) + "@%first " + ARRIVE, None),
-    "an ordinary load of it": (init(1) + SYNC + "ld.shared.u32 %r, [%s];\n", ptxsim.Race, "opaque", init(1) + SYNC + "@%first ld.shared.u32 %r, [%s + 16];\n", "mbarrier"),
-    "an ordinary store to it": (init(1) + SYNC + "@%first st.shared.u32 [%s + 4], 0;\n", ptxsim.Race, "opaque", init(1) + SYNC + "@%first st.shared.u32 [%s + 16], 0;\n", "mbarrier"),
-    "an arrival of nobody": (init(1) + SYNC + "@%first mbarrier.arrive.shared::cta.b64 _, [%s], 0;\n", ptxsim.Undefined, "count 0", init(1) + SYNC, "mbarrier"),
+    "an ordinary load of it": (init(1) + SYNC + "ld.shared.u32 %r, [%s];\n", ptxsim.Race, "opaque",
+        init(1) + SYNC + "@%first ld.shared.u32 %r, [%s + 16];\n", "mbarrier"),
+    "an ordinary store to it": (init(1) + SYNC + "@%first st.shared.u32 [%s + 4], 0;\n", ptxsim.Race, "opaque",
+        init(1) + SYNC + "@%first st.shared.u32 [%s + 16], 0;\n", "mbarrier"),
+    "an arrival of nobody": (init(1) + SYNC + "@%first mbarrier.arrive.shared::cta.b64 _, [%s], 0;\n", ptxsim.Undefined,
+        "count 0", init(1) + SYNC, "mbarrier"),
     "too many arrivals": (init(63) + SYNC + ARRIVE + wait(0), (ptxsim.Deadlock, ptxsim.Race), "", init(64) + SYNC + ARRIVE + wait(0), None),
-    "too many bytes": (init(1) + SYNC + "@%first mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%s], 1048575;\n@%first mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%s], 16;\n",
-                       ptxsim.Undefined, "range", init(1) + SYNC + "@%first mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%s], 1048575;\n", "mbarrier"),
+    "too many bytes": (init(1) + SYNC + EXPECT.format(1048575) + EXPECT.format(16),
+                       ptxsim.Undefined, "range",
+        init(1) + SYNC + EXPECT.format(1048575), "mbarrier"),
     "a phase nobody observed": (init(1) + SYNC + "@%first " + ARRIVE + "@%first " + ARRIVE, ptxsim.Race, "no wait has found",
                                 init(1) + SYNC + "@!%first bra END;\n" + ARRIVE + wait(0) + ARRIVE + "END:", "mbarrier"),
-    "a wait two phases late": (init(1) + SYNC + "setp.lt.u32 %p, %t, 32; @!%p bra LATE;\n@!%first bra END;\n" + ARRIVE + wait(0) + ARRIVE + wait(1, name="X")
+    "a wait two phases late": (init(1) + SYNC + "setp.lt.u32 %p, %t, 32; @!%p bra LATE;\n@!%first bra END;\n" + ARRIVE
+        + wait(0) + ARRIVE + wait(1, name="X")
                                + "st.volatile.shared.u32 [room], 1; bra END;\nLATE: setp.eq.u32 %p, %t, 32; @!%p bra END;\n"
                                "POLL: ld.volatile.shared.u32 %r, [room + 64]; add.u32 %n, %n, 1; setp.lt.u32 %p, %n, 9999; @%p bra POLL;\n"
                                + wait(0, name="Y") + "END:", (ptxsim.Race, ptxsim.Undefined), "", init(64) + SYNC + ARRIVE + wait(0), None),
     "a parity of two": (init(1) + SYNC + wait(2), ptxsim.Undefined, "neither 0 nor 1", init(64) + SYNC + ARRIVE + wait(0), None),
-    "use before the init is ordered": ("setp.eq.u32 %p, %t, 32;\n" + init(1) + "@%p mbarrier.arrive.shared::cta.b64 _, [%s];\n", (ptxsim.Race, ptxsim.Undefined), "",
-                                       "setp.eq.u32 %p, %t, 32;\n" + init(1) + SYNC + "@%p mbarrier.arrive.shared::cta.b64 _, [%s];\n", None),
+    "use before the init is ordered": ("setp.eq.u32 %p, %t, 32;\n" + init(1) + "@%p mbarrier.arrive.shared::cta.b64 _, [%s];\n",
+        (ptxsim.Race, ptxsim.Undefined), "",
+                                       "setp.eq.u32 %p, %t, 32;\n" + init(1) + SYNC + "@%p mbarrier.arrive.shared::cta.b64 _, [%s];\n",
+        None),
 }  # fmt: skip
 
 
