@@ -4,14 +4,9 @@ addresses is an error or a wrong result."""
 
 import re
 
-import numpy as np
 import ptxsim
 import pytest
-from oracle_half import bf16_bits, bf16_values
-
-M, N, K = 128, 128, 320
-ROOM = 2 * 32768
-
+from wgmma_gemm import K, M, N, run
 
 @pytest.fixture(scope="module")
 def text(compile_case):
@@ -24,19 +19,6 @@ def changed(text, old, new, count=1, nth=0):
     assert len(found) == count, (old, len(found))
     at = found[nth]
     return text[: at.start()] + at.expand(new) + text[at.end() :]
-
-
-def run(text, seed, checks=None, registers=168):
-    rng = np.random.default_rng(0)
-    a, b = bf16_bits(rng.standard_normal((M, K))), bf16_bits(rng.standard_normal((N, K)))
-    kernel = ptxsim.load_ptx(text).kernel("wgmma_gemm")
-    ptxsim.set_smem_limit(kernel, ROOM)
-    kernel.program.registers = registers
-    dev = ptxsim.Device("sm_90a", seed=seed, threads=1, checks=checks)
-    c = dev.empty((M, N), np.float32, "c")
-    counters = dev.launch(kernel, 1, 384, [dev.tensor(a, "a"), dev.tensor(b, "b"), c, np.int32(N), np.int32(K)], smem=ROOM)
-    exact = bf16_values(a).astype(np.float64) @ bf16_values(b).astype(np.float64).T
-    return np.abs(c.numpy() - exact).max() < 1e-3, counters
 
 
 @pytest.mark.parametrize("seed", range(50))
