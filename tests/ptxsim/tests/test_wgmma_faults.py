@@ -8,6 +8,7 @@ import ptxsim
 import pytest
 from wgmma_gemm import K, M, N, run
 
+
 @pytest.fixture(scope="module")
 def text(compile_case):
     return compile_case("wgmma_gemm", arch="sm_90a").text
