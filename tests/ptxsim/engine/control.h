@@ -31,6 +31,9 @@ void add_sync_families(FamilyTable& table);
 void add_shuffle_families(FamilyTable& table);
 void add_control_families(FamilyTable& table);
 void add_mbarrier_families(FamilyTable& table);
+void add_cluster_families(FamilyTable& table);
+void add_dependency_families(FamilyTable& table);
+void add_tensor_families(FamilyTable& table);
 
 constexpr void (*kFamilyGroups[])(FamilyTable&) = {
     add_integer_families,   add_multiply_families,    add_bit_families,      add_logic_families,   add_move_families,
@@ -38,6 +41,7 @@ constexpr void (*kFamilyGroups[])(FamilyTable&) = {
     add_atomic_families,    add_matrix_families,      add_mma_families,      add_async_families,   add_sync_families,
     add_shuffle_families,   add_control_families,     add_mbarrier_families, add_wmma_families,    add_wgmma_families,
     add_warpgroup_families,
+    add_cluster_families, add_dependency_families, add_tensor_families,
 };
 
 }  // namespace ptxsim

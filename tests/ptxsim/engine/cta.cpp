@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "cluster.h"
+#include "cluster_shadow.h"
+#include "dependent_launch.h"
 #include "grid_barrier.h"
 
 namespace ptxsim {
@@ -10,6 +13,9 @@ namespace {
 constexpr u32 kStalls = 64;       // times that waits at mbarriers give up before it is a deadlock
 constexpr u64 kSearch = 100'000;  // warp instructions in which a race may still explain an undefined value
 }  // namespace
+
+Cta::Cta() = default;
+Cta::~Cta() = default;
 
 void Cta::start(const Launch& l, u32 linear_index) {
     launch = &l;
@@ -28,6 +34,9 @@ void Cta::start(const Launch& l, u32 linear_index) {
     proxy.reset(*this);
     warpgroups.assign((warp_count + kWarpgroup - 1) / kWarpgroup, Warpgroup{});
     register_pool = RegisterPool{};
+    remote = cluster->size() > 1 ? std::make_unique<ClusterShadow>() : nullptr;
+    shadow.watch_cluster(remote.get());
+    if (remote) remote->reset(*this);
     issued = events = stalled_at_ = 0;
     polls = stalls_ = 0;
     releases.clear();
@@ -35,7 +44,8 @@ void Cta::start(const Launch& l, u32 linear_index) {
     at_whole_barrier.assign(warp_count, 0);
     epoch = l.epoch;
     grid_phase = 0;
-    at_grid_barrier = false;
+    at_grid_barrier = stuck = false;
+    past_prerequisites.assign(warp_count, 0);
     last_allocation = nullptr;
     undefined_.reset();
     warps.resize(warp_count);
@@ -48,14 +58,29 @@ void Cta::start(const Launch& l, u32 linear_index) {
 bool Cta::run(u64 budget) {
     u64 done = 0;
     polls = 0;
+    stuck = false;
     while (!finished() && done < budget && !waits()) {
         bool moved = step(budget, done) || release_stalled();
         if (undefined_ && (!moved || issued - undefined_at_ > kSearch)) throw SimError(*undefined_);
-        if (!moved) report_deadlock();
+        if (moved) continue;
+        if (!remote) report_deadlock();
+        stuck = true;
+        return false;
     }
     if (!finished()) return false;
-    leave_grid(*this);
+    finish();
     return true;
+}
+
+void Cta::finish() {
+    try {
+        if (remote) remote->check_exit();
+    } catch (SimError& error) {
+        locate(error, warps.front());
+        throw;
+    }
+    note_end(*this);
+    leave_grid(*this);
 }
 
 bool Cta::finished() const {
@@ -158,6 +183,7 @@ void Cta::locate(SimError& error, const Warp& warp) const {
 void Cta::on_lanes_exit() {
     for (int i = 0; i < kBarriers; ++i)
         if (barriers[i].arrived) complete_if_full(i);
+    cluster->complete_if_full();
 }
 
 }  // namespace ptxsim

@@ -1,6 +1,8 @@
 // The objects and their rules are in mbarrier_object.cpp; this file decodes and runs the instructions.
 #include "access.h"
 #include "async_copy.h"
+#include "cluster.h"
+#include "cluster_shadow.h"
 #include "control.h"
 #include "cta.h"
 #include "lanes.h"
@@ -12,17 +14,47 @@ namespace {
 enum ArriveFlag : u8 { kHasCount = 1, kDrops = 2, kExpects = 4, kOnlyExpects = 8 };
 constexpr int kStateShift = 20;  // of the phase in an opaque state; the pending count is below
 
-u32 object_offset(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
+SharedPlace object_place(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
     u64 address = addresses.at[lane];
     if (op.space == Space::None && resolve_generic(address) != Space::Shared)
         w.fail(ErrorKind::OutOfBounds, "An mbarrier outside shared memory.", lane);
     check_alignment(w, lane, address, 8, "mbarrier");
-    shared_pointer(w, lane, address, 8);
-    return static_cast<u32>(address);
+    return reach_shared(w, op, lane, address, 8);
 }
 
 MemoryBarrier& find(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
-    return find_barrier(w, *w.cta, object_offset(w, op, lane, addresses), lane);
+    SharedPlace place = object_place(w, op, lane, addresses);
+    if (place.cta != w.cta)
+        w.fail(ErrorKind::OutOfBounds, "This instruction takes only an mbarrier of its own CTA.", lane);
+    return find_barrier(w, *w.cta, place.offset, lane);
+}
+
+u32 own_offset(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
+    SharedPlace place = object_place(w, op, lane, addresses);
+    if (place.cta != w.cta) w.fail(ErrorKind::OutOfBounds, "mbarrier.init in another CTA's shared memory.", lane);
+    return place.offset;
+}
+
+// An mbarrier that another CTA of the cluster may own: to arrive at it and to change its transactions.
+struct Target {
+    Cta& cta;
+    MemoryBarrier& barrier;
+    Clock known(const Warp& w) const {
+        return &cta == w.cta ? w.clocks.known() : seen_from(cta, *w.cta, w.clocks.known());
+    }
+};
+
+Target find_target(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
+    SharedPlace place = object_place(w, op, lane, addresses);
+    MemoryBarrier& b = find_barrier(w, *place.cta, place.offset, lane);
+    if (place.cta == w.cta) return {*place.cta, b};
+    place.cta->remote->note(w);
+    if (w.cta->checks(kCheckRace) && !knows_remote(w, *place.cta, b.init_warp, b.init_clock))
+        w.fail(ErrorKind::Race,
+               "Race on the mbarrier at " + hex(b.offset) + " of CTA " + std::to_string(place.cta->rank) +
+                   " of the cluster: its mbarrier.init is not ordered before this.",
+               lane);
+    return {*place.cta, b};
 }
 
 u32 count_of(Warp& w, const Op& op, int lane) { return op.flags & kHasCount ? w.cells<u32>(op.b)[lane] : 1; }
@@ -31,7 +63,7 @@ void op_init(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
     w.require_defined(w.defined(op.b), "the count of an mbarrier");
-    for_lanes(w.active, [&](int i) { init_barrier(w, i, object_offset(w, op, i, addresses), w.cells<u32>(op.b)[i]); });
+    for_lanes(w.active, [&](int i) { init_barrier(w, i, own_offset(w, op, i, addresses), w.cells<u32>(op.b)[i]); });
 }
 
 void op_invalidate(Warp& w, const Op& op) {
@@ -46,11 +78,12 @@ void op_arrive(Warp& w, const Op& op) {
     if (op.flags & kHasCount) w.require_defined(w.defined(op.b), "the count of an mbarrier");
     if (op.flags & kExpects) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
     for_lanes(w.active, [&](int i) {
-        MemoryBarrier& b = find(w, op, i, addresses);
+        Target t = find_target(w, op, i, addresses);
+        MemoryBarrier& b = t.barrier;
         u64 state = b.phase << kStateShift | b.pending;
-        if (op.flags & kExpects) expect_transactions(*w.cta, b, w.cells<u32>(op.c)[i]);
+        if (op.flags & kExpects) expect_transactions(t.cta, b, w.cells<u32>(op.c)[i]);
         if (op.flags & kDrops) b.expected -= count_of(w, op, i);
-        if (!(op.flags & kOnlyExpects)) arrive_at_barrier(*w.cta, b, count_of(w, op, i), w.clocks.known());
+        if (!(op.flags & kOnlyExpects)) arrive_at_barrier(t.cta, b, count_of(w, op, i), t.known(w));
         if (op.has_result) w.cells<u64>(op.dst)[i] = state;
     });
     if (op.has_result) w.define(op.dst, kFull);
@@ -62,8 +95,10 @@ void op_complete_transactions(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
     w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
-    for_lanes(w.active,
-              [&](int i) { complete_transactions(*w.cta, find(w, op, i, addresses), w.cells<u32>(op.c)[i]); });
+    for_lanes(w.active, [&](int i) {
+        Target t = find_target(w, op, i, addresses);
+        complete_transactions(t.cta, t.barrier, w.cells<u32>(op.c)[i]);
+    });
 }
 
 void op_pending_count(Warp& w, const Op& op) {
@@ -81,6 +116,7 @@ void learn_phases(Warp& w, const Op& op, const LaneAddresses& addresses, u32 lan
         w.clocks.join(b.completed, same);
         lanes &= ~same;
     }
+    share_cluster_knowledge(w);
 }
 
 // "waits for the completion of the phase indicated by phaseParity": the current one or the one before it.
@@ -144,13 +180,12 @@ void set_address(Op& op, const Address& address) {
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
-    op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | kClusterWindow);
 }
 
 Space take_space(Form& f) {
     f.take_any({"release", "acquire", "relaxed"});
     f.take_any({"cta", "cluster"});
-    // Without a cluster .shared::cluster names the CTA's own shared memory.
     return f.take_any({"shared", "shared::cta", "shared::cluster"}).empty() ? Space::None : Space::Shared;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cluster_shadow.h"
 #include "cta.h"
 
 namespace ptxsim {
@@ -116,6 +117,7 @@ void SharedShadow::mark_read(Warp& w, int lane, u32 granule) {
 bool SharedShadow::read(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_, defined = epoch::kDefined;
     u32 checked = ~writes_[first];
+    if (remote_) remote_->check_own(w, lane, offset, bytes, false);
     for (u32 g = first; g <= last; ++g) {
         u32 entry = writes_[g];
         if (entry != checked) {  // rows are written with one epoch: most words need no second look
@@ -139,7 +141,7 @@ bool SharedShadow::read_row(Warp& w, u32 offset) {
         Row others = (Row)((SignedRow)load(marks + g) > synced) & load(readers + g);  // have read since the last sync
         unlike |= (load(writes_.data() + g) ^ splat(first)) | others;
     }
-    bool plain = !any(unlike) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
+    bool plain = !remote_ && !any(unlike) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
                  epoch::clock(first) <= w.clocks.limit(epoch::warp(first));
     if (!plain) return read(w, kWholeWarp, offset, 16);
     for (u32 g = begin; g < end; g += 4) {
@@ -183,6 +185,7 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 mine = epoch::make(w.id, lane, w.clocks.now(lane), defined ? epoch::kDefined : 0);
     u32 pc = w.current_pc();
     if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true);
     if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) return set_row(w, first, mine);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
@@ -197,6 +200,7 @@ bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     bool defined = true;
     if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         u32 entry = writes_[g];
@@ -222,6 +226,7 @@ void SharedShadow::define(u32 offset, u32 bytes, bool defined) {
 void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_;
     if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true);
     if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) {
         return set_row(w, first, epoch::make(w.id, lane, w.clocks.now(lane), epoch::kAsync));
     }

@@ -14,6 +14,7 @@ namespace ptxsim {
 
 struct Warp;
 class AsyncProxy;
+class ClusterShadow;
 
 // A last write. Two flags together, kAsync and kAtomic, say that the granule belongs to the async proxy: until phase
 // `owner_phase` of the mbarrier number `owner` completes, or as part of an mbarrier object.
@@ -71,6 +72,8 @@ class SharedShadow {
     }
     // Writes are to be checked against asynchronous reads too.
     void watch_reads(const AsyncProxy* proxy) { proxy_ = proxy; }
+    // Accesses are to be checked against those of other CTAs of the cluster.
+    void watch_cluster(const ClusterShadow* remote) { remote_ = remote; }
 
   private:
     void check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, bool reading);
@@ -83,6 +86,7 @@ class SharedShadow {
     void set_row(const Warp& w, u32 granule, u32 entry);
 
     const AsyncProxy* proxy_ = nullptr;
+    const ClusterShadow* remote_ = nullptr;
     int shift_ = 2;
     u32 granules_ = 0, warps_ = 0;
     std::vector<u32> writes_, writer_pc_;

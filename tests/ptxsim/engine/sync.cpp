@@ -1,6 +1,7 @@
 // Barriers and fences (PTX ISA 9.7.13): bar / barrier sync, arrive, red; bar.warp.sync; membar, fence.
 #include <algorithm>
 
+#include "cluster_sync.h"
 #include "control.h"
 #include "cta.h"
 #include "lanes.h"
@@ -155,7 +156,7 @@ void decode_barrier(Form& f) {
         d.emit(op_warp_barrier, OpClass::WarpSync).a = mask;
         return;
     }
-    if (f.inst.has("cluster")) f.unsupported("clusters");
+    if (f.inst.has("cluster")) return decode_cluster_barrier(f);
     f.take("cta");
     bool aligned = f.take("aligned") || f.inst.opcode == "bar";
     u8 kind = barrier_kind(f);

@@ -22,6 +22,8 @@ void Warp::start(Cta& owner, int index, u32 lanes, u64 seed) {
     copies.clear();
     wgmma.reset();
     std::fill(commits, commits + kLanes, 0u);
+    bulk_stores.clear();
+    std::fill(bulk_commits, bulk_commits + kLanes, 0u);
     fill_special_registers(*this);
     Fragment& f = fragments[0];
     f.mask = lanes;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "bulk_store.h"
 #include "error.h"
 #include "program.h"
 #include "race_clock.h"
@@ -82,6 +83,8 @@ struct Warp {
     std::shared_ptr<WgmmaState> wgmma;  // from the warp's first wgmma on
     std::vector<AsyncCopy> copies;
     u32 commits[kLanes] = {};
+    std::vector<BulkStore> bulk_stores;
+    u32 bulk_commits[kLanes] = {};
 
     u32 local_stride = 0;  // bytes of local memory per lane
     std::vector<u8> local, local_defined;
