@@ -291,7 +291,7 @@ int reduction_operation(const std::string& name) {
 
 int reduction_type(const std::string& name) {
     static const std::pair<const char*, int> types[] = {
-        {"u32", 0}, {"b32", 0}, {"s32", 1}, {"u64", 2},   {"b64", 2},  {"s64", 3},     {"f32", 4},
+        {"u32", 0}, {"b32", 0}, {"s32", 1},   {"u64", 2},  {"b64", 2},    {"s64", 3},  {"f32", 4},
         {"f64", 5}, {"f16", 6}, {"f16x2", 7}, {"bf16", 8}, {"bf16x2", 9}, {"b16", 10}, {"u16", 10}};
     for (const auto& [type, index] : types)
         if (name == type) return index;

@@ -8,8 +8,8 @@
 
 namespace ptxsim {
 
-// Global to shared memory: every row of the box lands at `to`, which belongs to the async proxy until then; the mbarrier
-// at `barrier`, of the same CTA, gets all bytes.
+// Global to shared memory: every row of the box lands at `to`, which belongs to the async proxy until then; the
+// mbarrier at `barrier`, of the same CTA, gets all bytes.
 void start_load(Warp& w, int lane, Box box, SharedPlace to, SharedPlace barrier);
 // Shared memory of this CTA to shared memory of another one, or to its own.
 void start_shared_copy(Warp& w, int lane, u32 from, u32 bytes, SharedPlace to, SharedPlace barrier);

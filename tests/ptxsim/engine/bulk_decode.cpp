@@ -34,8 +34,8 @@ constexpr u32 kLineAlign = 16;
 u32 line_size(Warp& w, const Op& op, int lane) {
     u32 bytes = w.cells<u32>(op.c)[lane];
     if (bytes == 0 || bytes % kLineAlign)
-        w.fail(ErrorKind::Misaligned, "The size " + std::to_string(bytes) + " of a bulk copy is no multiple of 16 bytes.",
-               lane);
+        w.fail(ErrorKind::Misaligned,
+               "The size " + std::to_string(bytes) + " of a bulk copy is no multiple of 16 bytes.", lane);
     return bytes;
 }
 

@@ -26,10 +26,13 @@ void each_destination(Warp& w, const Op& op, int lane, u64 to, u64 barrier, u32 
     Cluster& cluster = *w.cta->cluster;
     u32 mask = w.cells<u32>(op.d)[lane];
     if (mask == 0 || mask >> cluster.size())
-        w.fail(ErrorKind::OutOfBounds, "The mask " + hex(mask) + " of a multicast names no CTA, or one that the cluster of " +
-                                           std::to_string(cluster.size()) + " does not have.", lane);
+        w.fail(ErrorKind::OutOfBounds,
+               "The mask " + hex(mask) + " of a multicast names no CTA, or one that the cluster of " +
+                   std::to_string(cluster.size()) + " does not have.",
+               lane);
     for (u32 rank = 0; rank < cluster.size(); ++rank)
-        if (mask >> rank & 1) go(SharedPlace{&cluster.cta(rank), place.offset}, SharedPlace{&cluster.cta(rank), signal.offset});
+        if (mask >> rank & 1)
+            go(SharedPlace{&cluster.cta(rank), place.offset}, SharedPlace{&cluster.cta(rank), signal.offset});
 }
 
 }  // namespace ptxsim

@@ -35,7 +35,7 @@ class Cluster {
 
   private:
     struct Arrivals {
-        u32 lanes = 0;        // have arrived and not yet passed
+        u32 lanes = 0;  // have arrived and not yet passed
         u64 phase[kLanes] = {};
     };
     Arrivals& arrivals(const Warp& w) { return arrivals_[w.cta->rank * w.cta->warp_count + static_cast<u32>(w.id)]; }

@@ -9,8 +9,10 @@ SharedPlace shared_place(Warp& w, int lane, u64 address, u32 bytes) {
     if (u64 named = address >> kClusterShift) {
         u32 size = cta->cluster->size();
         if (named > size) {
-            SimError error(ErrorKind::OutOfBounds, "The shared address " + hex(address) + " names no CTA of the cluster, "
-                                                   "which has " + std::to_string(size) + ".");
+            SimError error(ErrorKind::OutOfBounds, "The shared address " + hex(address) +
+                                                       " names no CTA of the cluster, "
+                                                       "which has " +
+                                                       std::to_string(size) + ".");
             throw error.at_lane(lane).at_address(address).in_tensor("shared memory");
         }
         cta = &cta->cluster->cta(static_cast<u32>(named) - 1);

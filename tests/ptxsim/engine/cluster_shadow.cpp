@@ -109,10 +109,10 @@ bool ClusterShadow::access(Warp& w, int lane, u32 offset, u32 bytes, RemoteAcces
     return defined;
 }
 
-void ClusterShadow::check_own(Warp& w, int lane, u32 offset, u32 bytes, bool writes) const {
+void ClusterShadow::check_own(Warp& w, int lane, u32 offset, u32 bytes, bool writes, bool atomic) const {
     if (!w.cta->checks(kCheckRace) || (writes_.empty() && readers_.empty())) return;
     for (u32 granule = offset / kGranule; granule <= (offset + bytes - 1) / kGranule; ++granule)
-        check_marks(w, lane, granule, writes, false);
+        check_marks(w, lane, granule, writes, atomic);
 }
 
 void ClusterShadow::check_exit() const {
@@ -122,9 +122,10 @@ void ClusterShadow::check_exit() const {
         bool known = false;
         for (const Warp& w : cta_->warps) known |= knows_remote(w, cta_->cluster->cta(m.rank), m.warp, m.clock);
         if (known) continue;
-        throw SimError(ErrorKind::Race, "CTA " + std::to_string(cta_->rank) + " of the cluster ends, and nothing orders " +
-                                            name_of(m.rank, m.warp) + "'s use of its shared memory before that (" +
-                                            cta_->program->text_at(m.pc) + "): wait for the others, as by barrier.cluster.");
+        throw SimError(ErrorKind::Race, "CTA " + std::to_string(cta_->rank) +
+                                            " of the cluster ends, and nothing orders " + name_of(m.rank, m.warp) +
+                                            "'s use of its shared memory before that (" + cta_->program->text_at(m.pc) +
+                                            "): wait for the others, as by barrier.cluster.");
     }
 }
 

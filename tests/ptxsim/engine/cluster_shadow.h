@@ -22,7 +22,7 @@ class ClusterShadow {
     // An access by a warp of another CTA; false if it reads bytes that nobody has written.
     bool access(Warp& w, int lane, u32 offset, u32 bytes, RemoteAccess kind);
     // An access by a warp of the CTA itself has to come after the other CTAs' accesses it conflicts with.
-    void check_own(Warp& w, int lane, u32 offset, u32 bytes, bool writes) const;
+    void check_own(Warp& w, int lane, u32 offset, u32 bytes, bool writes, bool atomic = false) const;
     // Something of another CTA's warp reaches this CTA, so that it may not have ended before.
     void note(const Warp& w);
     // The CTA ends: every access of others has to be known to have happened before.

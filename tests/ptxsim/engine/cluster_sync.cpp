@@ -1,7 +1,7 @@
 // barrier.cluster, mapa, getctarank (PTX ISA 9.7.13.3, 9.7.9.23-24).
+#include "cluster_sync.h"
 #include "access.h"
 #include "cluster.h"
-#include "cluster_sync.h"
 #include "control.h"
 #include "lanes.h"
 

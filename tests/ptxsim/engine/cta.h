@@ -30,7 +30,7 @@ struct Launch {
     u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
     u32 cluster[3] = {1, 1, 1};  // CTAs
     std::vector<u8> params;
-    std::vector<u32> map_params;  // offsets of the tensor maps among them
+    std::vector<u32> map_params;               // offsets of the tensor maps among them
     u32 dynamic_shared = 0, shared_bytes = 0;  // shared_bytes counts from address 0
     u64 seed = 0;
     u32 checks = kAllChecks;
@@ -40,7 +40,7 @@ struct Launch {
     std::shared_ptr<const AllocationTable> memory;
     Device* device = nullptr;
     u64 instruction_limit = 0;
-    GridBarrier* grid_barrier = nullptr;     // of a cooperative launch
+    GridBarrier* grid_barrier = nullptr;           // of a cooperative launch
     const Prerequisites* prerequisites = nullptr;  // of a programmatic launch: grids that may still run
     Dependents* dependents = nullptr;
     u32 threads() const { return block[0] * block[1] * block[2]; }

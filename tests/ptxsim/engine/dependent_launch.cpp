@@ -45,9 +45,7 @@ void decode_dependency(Form& f) {
 
 }  // namespace
 
-bool Prerequisites::contains(u32 epoch) const {
-    return std::find(epochs.begin(), epochs.end(), epoch) != epochs.end();
-}
+bool Prerequisites::contains(u32 epoch) const { return std::find(epochs.begin(), epochs.end(), epoch) != epochs.end(); }
 
 void note_end(const Cta& cta) {
     if (cta.launch->prerequisites && !any_waited(cta)) cta.launch->dependents->early = true;
@@ -61,12 +59,11 @@ void check_prerequisites(Warp& w, int lane, const Allocation& a, u64 address, u3
         CtaEntry e = CtaEntry::unpack(a.shadow[word].load(std::memory_order_relaxed));
         if (!before.contains(e.epoch) || !(e.written || (writes && e.read))) continue;
         u64 at = a.base + word * 4;
-        SimError error(ErrorKind::Race, std::string("Race with a prerequisite grid: this ") +
-                                            (writes ? "write" : "read") + " of " + hex(address) + " (byte " +
-                                            std::to_string(address - a.base) + " of tensor " + a.name +
-                                            ") touches what kernel " + before.name + " " +
-                                            (e.written ? "writes" : "reads") +
-                                            ", which may still run: no griddepcontrol.wait comes before.");
+        SimError error(ErrorKind::Race,
+                       std::string("Race with a prerequisite grid: this ") + (writes ? "write" : "read") + " of " +
+                           hex(address) + " (byte " + std::to_string(address - a.base) + " of tensor " + a.name +
+                           ") touches what kernel " + before.name + " " + (e.written ? "writes" : "reads") +
+                           ", which may still run: no griddepcontrol.wait comes before.");
         throw error.at_lane(lane).at_address(at).in_tensor(a.name);
     }
 }

@@ -1,8 +1,9 @@
-// griddepcontrol and programmatic launches (PTX ISA 9.7.13.16): a grid that starts while the one before it in its stream
-// may still run. Until its griddepcontrol.wait it may not read what that grid writes, nor overwrite what it reads.
+// griddepcontrol and programmatic launches (PTX ISA 9.7.13.16): a grid that starts while the one before it in its
+// stream may still run. Until its griddepcontrol.wait it may not read what that grid writes, nor overwrite what it
+// reads.
 //
-// Grids run here one after the other; what the earlier one touched is known from the race shadow of global memory, whose
-// entries carry an epoch of their launch.
+// Grids run here one after the other; what the earlier one touched is known from the race shadow of global memory,
+// whose entries carry an epoch of their launch.
 #pragma once
 
 #include <atomic>

@@ -132,7 +132,8 @@ void check_cluster(const Program& program, const LaunchConfig& c, const DevicePr
     if (profile.major < 9) limit(program, std::string("clusters, which ") + profile.name + " does not have");
     if (size > most) limit(program, "a cluster of " + number(size) + " CTAs > " + number(most));
     if (program.function->max_cluster && size > program.function->max_cluster)
-        limit(program, "a cluster of " + number(size) + " CTAs > the kernel's " + number(program.function->max_cluster));
+        limit(program,
+              "a cluster of " + number(size) + " CTAs > the kernel's " + number(program.function->max_cluster));
     for (int d = 0; d < 3; ++d)
         if (c.grid[d] % c.cluster[d])
             limit(program, std::string("grid.") + "xyz"[d] + " = " + number(c.grid[d]) +

@@ -37,8 +37,8 @@ struct LaunchConfig {
     u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
     std::vector<u8> params;
     u32 dynamic_shared = 0;
-    bool cooperative = false;  // all CTAs are resident together, and the grid has a barrier
-    u32 cluster[3] = {};       // CTAs of a cluster; 0: what the kernel says
+    bool cooperative = false;    // all CTAs are resident together, and the grid has a barrier
+    u32 cluster[3] = {};         // CTAs of a cluster; 0: what the kernel says
     bool large_cluster = false;  // more than 8 CTAs were allowed, which not every GPU has
     bool programmatic = false;   // may start while the grid before it in its stream still runs
     const void* stream = nullptr;

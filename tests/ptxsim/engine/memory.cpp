@@ -276,8 +276,8 @@ void op_store(Warp& w, const Op& op) {
 // ---- decoding ----
 
 Space take_space(Form& f) {
-    std::string s =
-        f.take_any({"global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry", "param::func", "const"});
+    std::string s = f.take_any({"global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry",
+                                "param::func", "const"});
     if (s == "global" || s == "const") return Space::Global;
     if (s.rfind("shared", 0) == 0) return Space::Shared;
     if (s == "local") return Space::Local;

@@ -187,8 +187,9 @@ py::bytes tensor_map(u32 type, u64 base, const std::vector<u64>& dims, const std
     a.fill = nan_fill;
     size_t rank = std::min<size_t>(dims.size(), kMaxRank);
     if (box.size() != dims.size() || strides.size() + 1 != dims.size() || element_strides.size() != dims.size())
-        throw SimError(ErrorKind::BadProgram, "A tensor map of rank n needs n dims, boxes and element strides and n - 1 "
-                                              "strides.");
+        throw SimError(ErrorKind::BadProgram,
+                       "A tensor map of rank n needs n dims, boxes and element strides and n - 1 "
+                       "strides.");
     for (size_t i = 0; i < rank; ++i) {
         a.dims[i] = dims[i];
         a.box[i] = box[i];

@@ -200,7 +200,7 @@ bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     bool defined = true;
     if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
-    if (remote_) remote_->check_own(w, lane, offset, bytes, true);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true, true);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         u32 entry = writes_[g];

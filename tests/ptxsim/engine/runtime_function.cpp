@@ -15,8 +15,7 @@ namespace {
 Runtime& runtime() { return Runtime::instance(); }
 
 // cudaFuncAttribute
-constexpr int kMaxDynamicShared = 8, kCarveout = 9, kRequiredCluster = 11, kLargeCluster = 14,
-              kClusterPolicy = 15;
+constexpr int kMaxDynamicShared = 8, kCarveout = 9, kRequiredCluster = 11, kLargeCluster = 14, kClusterPolicy = 15;
 
 constexpr u32 kMaxBlockThreads = 1024;
 
@@ -95,7 +94,8 @@ int cudaFuncSetAttribute(const void* function, int attribute, int value) {
     if (attribute == kLargeCluster) return allow_large_cluster(function, value);
     if (attribute == kClusterPolicy) return ptxsim::kCudaSuccess;  // a hint
     if (attribute >= kRequiredCluster && attribute < kLargeCluster)
-        return runtime().refuse("cudaFuncSetAttribute(" + std::to_string(attribute) + "), a required cluster dimension");
+        return runtime().refuse("cudaFuncSetAttribute(" + std::to_string(attribute) +
+                                "), a required cluster dimension");
     return attribute == kCarveout ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
 }
 // Preferences for caches and banks: nothing here depends on them.

@@ -97,8 +97,8 @@ class Worker {
                 spare_.push_back(std::move(resident_[i].cluster));
                 resident_.erase(resident_.begin() + static_cast<long>(i));
             }
-            bool impatient =
-                !resident_.empty() && (resident_.back().cluster->issued() > kPatience || resident_.back().cluster->waits());
+            bool impatient = !resident_.empty() &&
+                             (resident_.back().cluster->issued() > kPatience || resident_.back().cluster->waits());
             if (resident_.empty() || (impatient && resident_.size() < kMostResident)) admit();
         }
     }
@@ -129,7 +129,8 @@ class Worker {
 }  // namespace
 
 LaunchReport run_grid(const Launch& launch, int threads) {
-    u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2], clusters = ctas / launch.cluster_size();
+    u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2],
+        clusters = ctas / launch.cluster_size();
     u64 count = std::min<u64>(static_cast<u64>(std::max(threads, 1)), clusters);
     Shared shared{launch, {clusters, launch.seed}, launch.grid_barrier ? (clusters + count - 1) / count : 1};
     std::vector<std::unique_ptr<Worker>> workers;

@@ -21,8 +21,9 @@ TensorMap load_map(Warp& w, int lane, u64 address) {
     if (space == Space::Param) {
         const std::vector<u8>& params = w.cta->launch->params;
         if (at + kTensorMapBytes > params.size())
-            w.fail(ErrorKind::OutOfBounds, "A tensor map at parameter offset " + hex(at) + " of " +
-                                               std::to_string(params.size()) + " bytes.", lane);
+            w.fail(ErrorKind::OutOfBounds,
+                   "A tensor map at parameter offset " + hex(at) + " of " + std::to_string(params.size()) + " bytes.",
+                   lane);
         bytes = params.data() + at;
     } else if (space == Space::Global) {
         Allocation* a;
@@ -43,9 +44,12 @@ TensorMap load_map(Warp& w, int lane, u64 address) {
 Box box_at(Warp& w, const Op& op, int lane, u64 address) {
     TensorMap map = load_map(w, lane, address);
     if (map.rank != op.count)
-        w.fail(ErrorKind::BadProgram, "A copy of a " + std::to_string(op.count) + "-D tensor with a map of rank " +
-                                          std::to_string(map.rank) + ".", lane);
-    if (map.interleave) w.fail(ErrorKind::Unsupported, "A tensor map with an interleaved layout is not supported.", lane);
+        w.fail(ErrorKind::BadProgram,
+               "A copy of a " + std::to_string(op.count) + "-D tensor with a map of rank " + std::to_string(map.rank) +
+                   ".",
+               lane);
+    if (map.interleave)
+        w.fail(ErrorKind::Unsupported, "A tensor map with an interleaved layout is not supported.", lane);
     const u32* coordinate = op.list + kPackedAddress * op.imm;
     s32 at[kMaxRank] = {};
     for (u32 d = 0; d < op.count; ++d) {
@@ -54,8 +58,10 @@ Box box_at(Warp& w, const Op& op, int lane, u64 address) {
     }
     Box box = tile_box(map, at);
     if (box.swizzle && box.row_bytes != 16u << box.swizzle)
-        w.fail(ErrorKind::Unsupported, "A box whose rows of " + std::to_string(box.row_bytes) +
-                                           " bytes do not fill the span of its swizzle is not supported.", lane);
+        w.fail(ErrorKind::Unsupported,
+               "A box whose rows of " + std::to_string(box.row_bytes) +
+                   " bytes do not fill the span of its swizzle is not supported.",
+               lane);
     return box;
 }
 
@@ -114,14 +120,13 @@ Address map_address(Form& f, const Operand& operand, std::vector<u32>& coordinat
 }  // namespace
 
 Reduction reduction_of_map(Warp& w, int lane, const Reduction& named, TensorType type) {
-    static const char* types[] = {"",    "",    "u32", "s32",  "u64", "s64", "f16",
-                                  "f32", "f64", "bf16", "f32", "f32", "f32"};
+    static const char* types[] = {"", "", "u32", "s32", "u64", "s64", "f16", "f32", "f64", "bf16", "f32", "f32", "f32"};
     Reduction r = named;
     int index = reduction_type(types[static_cast<int>(type)]);
     bool bitwise = named.operation >= static_cast<u8>(reduction_operation("and"));
     bool floating = type >= TensorType::F16, half = type == TensorType::F16 || type == TensorType::BF16;
-    bool fits = !floating || named.operation == 0 ||
-                (half && named.operation <= static_cast<u8>(reduction_operation("max")));
+    bool fits =
+        !floating || named.operation == 0 || (half && named.operation <= static_cast<u8>(reduction_operation("max")));
     if (index < 0 || !fits || (floating && bitwise))
         w.fail(ErrorKind::BadProgram, "A reduction that tensors of the map's type do not have.", lane);
     r.type = static_cast<u8>(index);

@@ -173,8 +173,8 @@ void fill_row(const Box& box, u8* row) {
     if (!box.nan_fill) return;
     u32 size = tensor_type_bytes(box.type);
     const u64 quiet = box.type == TensorType::F16 || box.type == TensorType::BF16 ? 0x7fff
-                      : size == 4                                                ? 0x7fff'ffff
-                                                                                 : 0x7fff'ffff'ffff'ffff;
+                      : size == 4                                                 ? 0x7fff'ffff
+                                                                                  : 0x7fff'ffff'ffff'ffff;
     for (u32 at = 0; at < box.row_bytes; at += size) std::memcpy(row + at, &quiet, size);
 }
 
