@@ -247,7 +247,7 @@ __device__ void one_warp_waits(const int* x, int* out) {
         fence_init();
     }
     cluster_sync();
-    write_in(&room[threadIdx.x], 1 - rank, x[at]);
+    write_in(&room[threadIdx.x], 1 - rank, x[at]);  // @one_warp_waits
     arrive_in(&full, 1 - rank);
     if (!bug || threadIdx.x < 32) wait(&full, 0);
     out[at] = room[threadIdx.x];  // @one_warp_waits
