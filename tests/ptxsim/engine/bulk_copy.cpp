@@ -109,6 +109,7 @@ void take_destination(Warp& w, int lane, SharedPlace to, u32 bytes, SharedPlace 
         to.cta->remote->access(w, lane, to.offset, bytes, RemoteAccess::Copy);
     }
     to.cta->proxy.begin_write(w, lane, to.offset, bytes, b);
+    to.cta->copied_phases[b.offset] = b.phase;
 }
 
 }  // namespace
@@ -143,6 +144,20 @@ void start_shared_copy(Warp& w, int lane, u32 from, u32 bytes, SharedPlace to, S
     take_destination(w, lane, to, bytes, barrier);
     w.cta->counters->bulk_shared_bytes += bytes;
     to.cta->proxy.start(std::move(copy));
+}
+
+// The memory of a CTA that has ended is another one's: whether a copy has landed by then is a matter of luck.
+void check_copies_at_end(const Cta& cta) {
+    if (!cta.checks(kCheckAsync)) return;
+    for (const auto& [offset, phase] : cta.copied_phases) {
+        auto found = cta.memory_barriers.find(offset);
+        if (found == cta.memory_barriers.end()) continue;
+        const MemoryBarrier& b = found->second;
+        if (b.phase > phase + 1 || (b.phase == phase + 1 && b.observed)) continue;
+        throw SimError(ErrorKind::Race,
+                       "The CTA ends, and none of its threads has waited for the bulk copies of the last phase of " +
+                           b.describe() + ".");
+    }
 }
 
 // ---- stores ----

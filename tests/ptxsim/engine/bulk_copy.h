@@ -22,6 +22,9 @@ void wait_bulk_groups(Warp& w, u32 pending, bool only_reads);
 // A thread that exits has waited until its stores have read shared memory.
 void finish_bulk_stores(Warp& w, u32 lanes);
 
+// Bulk loads for whose phase no thread of the CTA has waited when it ends.
+void check_copies_at_end(const Cta& cta);
+
 // Decoding: bulk_decode.cpp for lines, tensor_copy.cpp for tensors.
 void decode_bulk(Form& f);
 void decode_tensor_copy(Form& f, bool reduces, bool prefetches);

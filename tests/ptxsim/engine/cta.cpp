@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "bulk_copy.h"
 #include "cluster.h"
 #include "cluster_shadow.h"
 #include "dependent_launch.h"
@@ -31,6 +32,7 @@ void Cta::start(const Launch& l, u32 linear_index) {
     shadow.reset(l.shared_bytes, program->shared_granule_shift, warp_count);
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
+    copied_phases.clear();
     proxy.reset(*this);
     warpgroups.assign((warp_count + kWarpgroup - 1) / kWarpgroup, Warpgroup{});
     register_pool = RegisterPool{};
@@ -75,6 +77,7 @@ bool Cta::run(u64 budget) {
 void Cta::finish() {
     try {
         if (remote) remote->check_exit();
+        check_copies_at_end(*this);
     } catch (SimError& error) {
         locate(error, warps.front());
         throw;
@@ -170,12 +173,12 @@ void Cta::locate(SimError& error, const Warp& warp) const {
     error.kernel = program->name;
     std::copy(ctaid, ctaid + 3, error.cta);
     error.warp = warp.id;
-    if (!warp.fragments.empty()) {
-        const Place& place = program->places[program->code[warp.current_pc()].inst];
-        error.ptx_line = place.inst ? place.inst->line : 0;
-        error.ptx_text = place.inst ? program->module->text_of(*place.inst) : "";
-        error.source = place.inst ? program->module->full_source_of(*place.inst) : "";
-    }
+    // Of a warp that has ended the place is the kernel's last instruction.
+    u32 pc = warp.fragments.empty() ? program->functions[0].exit_pc : warp.current_pc();
+    const Place& place = program->places[program->code[pc].inst];
+    error.ptx_line = place.inst ? place.inst->line : 0;
+    error.ptx_text = place.inst ? program->module->text_of(*place.inst) : "";
+    error.source = place.inst ? program->module->full_source_of(*place.inst) : "";
     error.compose();
 }
 

@@ -79,6 +79,7 @@ struct Cta {
     RegisterPool register_pool;  // from the first setmaxnreg on
     Barrier barriers[kBarriers];
     std::map<u32, MemoryBarrier> memory_barriers;
+    std::map<u32, u64> copied_phases;  // by offset of an mbarrier: the last phase that bulk copies signal
     std::vector<Warp> warps;
     Profile* profile = nullptr;  // of the worker thread, one entry a pc
     Counters* counters = nullptr;

@@ -122,7 +122,8 @@ def test_lines_stored_and_reduced(name, dtype, numpy_type, function):
     device = ptxsim.Device(profile="sm_90", threads=1)
     target = device.tensor(np.arange(32).astype(numpy_type), name="target")
     values = device.tensor((np.arange(32) * 7 % 32).astype(numpy_type), name="values")
-    opcode = f"cp.reduce.async.bulk.global.shared::cta.bulk_group.{name}.{dtype}" if name else "cp.async.bulk.global.shared::cta.bulk_group"
+    way = "global.shared::cta.bulk_group"
+    opcode = f"cp.reduce.async.bulk.{way}.{name}.{dtype}" if name else f"cp.async.bulk.{way}"
     where = f"ld.param.u64 %a, [map]; {opcode} [%a], [%room], %n"
     expected = function(target.numpy().copy(), values.numpy())
     tma.launch(tma.STORE, device, (target.ptr.to_bytes(8, "little") + bytes(120), values), values.nbytes, (0,), copy=where)

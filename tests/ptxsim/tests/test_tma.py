@@ -169,9 +169,12 @@ BUGS = [
     Planted("refilled_without_proxy_fence", "fence.proxy.async"), Planted("stored_without_proxy_fence", "fence.proxy.async"),
     Planted("fence_after_the_barrier", "fence.proxy.async"), Planted("read_wait_dropped", "bulk store"),
     Planted("store_not_committed", "never committed"), Planted("init_without_fence", "mbarrier.init"),
-    Planted("copied_over_unread_words", "race"), Planted("cluster_barrier_dropped", "cluster|undefined", (ptxsim.Race, ptxsim.Undefined), 2),
+    Planted("copied_over_unread_words", "race"),
+    Planted("cluster_barrier_dropped", "cluster|undefined", (ptxsim.Race, ptxsim.Undefined), 2),
     Planted("relaxed_arrival", "cluster", grid=2), Planted("ends_too_early", "cluster", grid=2),
-    Planted("remote_write_unordered", "race", grid=2), Planted("one_warp_waits", "cluster|undefined", (ptxsim.Race, ptxsim.Undefined), grid=2),
+    Planted("ends_before_the_copy", "none of its threads has waited"),
+    Planted("remote_write_unordered", "race", grid=2),
+    Planted("one_warp_waits", "cluster|undefined", (ptxsim.Race, ptxsim.Undefined), 2),
 ]  # fmt: skip
 EVERY_BUG = pytest.mark.parametrize("bug", BUGS, ids=lambda b: b.name)
 

@@ -180,6 +180,22 @@ __device__ void copied_over_unread_words(const int* x, int* out) {
 }
 BUG(copied_over_unread_words)
 
+template <bool bug>
+__device__ void ends_before_the_copy(const int* x, int* out) {
+    __shared__ alignas(16) int room[64];
+    __shared__ uint64_t full;
+    init_one(&full);
+    out[threadIdx.x] = x[threadIdx.x];
+    if (threadIdx.x == 0) {
+        expect(&full, 256);
+        load_line(room, x, 256, &full);
+    }
+    __syncthreads();
+    if (!bug) wait(&full, 0);
+}
+extern "C" __global__ void ends_before_the_copy_bug(const int* x, int* out) { ends_before_the_copy<true>(x, out); }  // @ends_before_the_copy
+extern "C" __global__ void ends_before_the_copy_ok(const int* x, int* out) { ends_before_the_copy<false>(x, out); }
+
 // ---- clusters of two CTAs ----------------------------------------------------------------------
 
 #define CLUSTER_BUG(name)                                                                                       \
