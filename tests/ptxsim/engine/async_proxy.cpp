@@ -35,6 +35,11 @@ void AsyncProxy::fence_init(Warp& w) {
     w.clocks.advance();
 }
 
+u32 AsyncProxy::last_fence(const Warp& w) const {
+    const std::vector<Fence>& fences = init_fences_[static_cast<size_t>(w.id)];
+    return fences.empty() ? 0 : fences.back().clock + 1;
+}
+
 // Did what `other_lanes` of a warp did at that clock happen before what `lane` of w does next?
 bool AsyncProxy::ordered(const Warp& w, int lane, u32 warp, u32 other_lanes, u32 clock) const {
     if (clock <= w.clocks.limit(warp)) return true;

@@ -41,6 +41,8 @@ class AsyncProxy {
     void fence(Warp& w);
     // fence.mbarrier_init: the active lanes' mbarrier.init so far may be relied on by copies
     void fence_init(Warp& w);
+    // The clock that covers a warp's last fence of either kind; 0 if there was none.
+    u32 last_fence(const Warp& w) const;
 
     // ---- asynchronous reads of shared memory. `lane` issues them; kWholeWarp if all lanes do together.
     u32 begin_read(Warp& w, AsyncReader kind);

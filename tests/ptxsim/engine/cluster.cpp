@@ -82,6 +82,10 @@ void Cluster::arrive(Warp& w, u32 lanes, bool release) {
     if (release) {
         merge_clock(gathered_[w.cta->rank], w.clocks.known());
         w.clocks.advance();
+    } else {  // fence.mbarrier_init.release.cluster: a relaxed arrival is enough to hand initialised mbarriers over
+        Clock fenced(static_cast<size_t>(w.id) + 1, 0);
+        fenced.back() = w.cta->proxy.last_fence(w);
+        merge_clock(gathered_[w.cta->rank], fenced);
     }
     complete_if_full();
 }
