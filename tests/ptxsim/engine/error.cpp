@@ -58,6 +58,7 @@ u32 check_bit(const std::string& name) {
     if (name == "mbarrier") return kCheckMbarrier;
     if (name == "wgmma") return kCheckWgmma;
     if (name == "release_by_warp") return kCheckReleaseByWarp;
+    if (name == "elect") return kCheckElect;
     if (name == "undefined_branch") return kCheckUndefinedBranch;
     return 0;
 }

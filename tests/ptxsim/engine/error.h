@@ -72,8 +72,9 @@ enum Check : u32 {
     kCheckMbarrier = 1u << 13,        // the rules of mbarrier objects
     kCheckWgmma = 1u << 14,           // registers, groups and fences of wgmma
     kCheckReleaseByWarp = 1u
-        << 15,  // the reads of a wgmma end with each warp's own wait, not with any of the warpgroup
-    kAllChecks = (1u << 16) - 1,
+        << 15,               // the reads of a wgmma end with each warp's own wait, not with any of the warpgroup
+    kCheckElect = 1u << 16,  // the seed chooses the leader of elect.sync; without it, the lowest lane leads
+    kAllChecks = (1u << 17) - 1,
 };
 
 // The bit of a check's name, or 0.

@@ -203,12 +203,14 @@ void decode_activemask(Form& f) {
 }
 
 // elect.sync: "the election of a leader thread happens deterministically, i.e. the same leader thread is elected for
-// the same membermask every time"; which one is the seed's choice.
+// the same membermask every time"; which one is the seed's choice,
+// or the lowest lane with the check `elect` off.
 void op_elect(Warp& w, const Op& op) {
     for_mask_groups(w, op.d, [&] {
         u32 others = w.active;
         Random draw{w.cta->launch->seed ^ w.active};
-        for (u32 skip = draw.below(static_cast<u32>(popcount(w.active))); skip; --skip) others &= others - 1;
+        u32 choices = w.cta->checks(kCheckElect) ? static_cast<u32>(popcount(w.active)) : 1;
+        for (u32 skip = draw.below(choices); skip; --skip) others &= others - 1;
         u32 leader = static_cast<u32>(__builtin_ctz(others));
         for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = leader; });
         w.define(op.dst, kFull);

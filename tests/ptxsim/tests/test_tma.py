@@ -84,6 +84,32 @@ def test_copies_between_shared_memories(case, size):
         np.testing.assert_array_equal(out.numpy(), np.roll(x, 1, 0))
 
 
+# ---- elect ----
+
+ELECT = """.visible .entry k(.param .u64 out)
+{
+  .reg .b64 %p; .reg .b32 %r; .reg .pred %q;
+  ld.param.u64 %p, [out];
+  elect.sync %r|%q, -1;
+  @%q st.global.u32 [%p], %r;
+  ret;
+}
+"""
+
+
+def test_the_elected_lane_is_the_seeds_or_the_lowest():
+    from truth import module_text
+
+    kernel, leaders = ptxsim.load_ptx(module_text("sm_90", [ELECT])).kernel("k"), {True: set(), False: set()}
+    for on, found in leaders.items():
+        for seed in range(20):
+            dev = device(seed, checks={"elect": on})
+            out = dev.empty((1,), np.int32, "out")
+            dev.launch(kernel, 1, 32, [out])
+            found.add(out.numpy()[0])
+    assert len(leaders[True]) > 5 and leaders[False] == {0}
+
+
 # ---- cluster shapes ----
 
 SHAPES = """.visible .entry k(.param .u64 out)
