@@ -90,7 +90,10 @@ void ClusterShadow::check_owner(Warp& w, int lane, u32 granule, bool writes, boo
 bool ClusterShadow::access(Warp& w, int lane, u32 offset, u32 bytes, RemoteAccess kind) {
     bool writes = kind != RemoteAccess::Read, atomic = kind == RemoteAccess::Atomic, defined = true;
     bool strict = w.cta->checks(kCheckRace);
-    note(w);
+    // A copy ends with the phase of an mbarrier of this CTA, which has to wait for it (check_copies_at_end).
+    if (kind != RemoteAccess::Copy) note(w);
+    else if (strict && cta_->finished())
+        report(w, lane, offset / kGranule, "the end of that CTA, and the copy lands in its memory");
     int shift = cta_->shadow.granule_shift();
     for (u32 at = offset >> shift; at <= (offset + bytes - 1) >> shift; ++at)
         defined &= (cta_->shadow.write_entry(at) & epoch::kDefined) != 0;

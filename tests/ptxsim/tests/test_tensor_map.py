@@ -134,12 +134,14 @@ def test_lines_stored_and_reduced(name, dtype, numpy_type, function):
 
 GOOD = dict(dtype="FLOAT16", dims=[64, 32, 4], strides=[128, 4096], box=[64, 8, 1])
 RULES = [
-    ("globalAddress", dict(base=8)), ("globalDim", dict(dims=[64, 0, 4])), ("globalDim", dict(dims=[64, (1 << 32) + 1, 4])),
+    ("globalAddress", dict(base=8)), ("globalDim", dict(dims=[64, 0, 4])),
+    ("globalDim", dict(dims=[64, (1 << 32) + 1, 4])),
     ("globalStrides", dict(strides=[136, 4096])), ("globalStrides", dict(strides=[128, 1 << 40])), ("boxDim", dict(box=[64, 257, 1])),
     ("boxDim", dict(box=[64, 0, 1])), ("boxDim", dict(box=[63, 8, 1])), ("elementStrides", dict(element_strides=[1, 9, 1])),
     ("elementStrides", dict(element_strides=[1, 0, 1])), ("swizzle", dict(box=[128, 8, 1], swizzle=128)), ("swizzle", dict(swizzle=64)),
     ("INTERLEAVE_32B", dict(interleave=32, swizzle=64)), ("globalStrides", dict(interleave=32, swizzle=32, strides=[144, 4096])),
-    ("globalAddress", dict(interleave=32, swizzle=32, base=16)), ("tensorRank", dict(dims=[64, 32], strides=[128], box=[64, 8], interleave=16)),
+    ("globalAddress", dict(interleave=32, swizzle=32, base=16)),
+    ("tensorRank", dict(dims=[64, 32], strides=[128], box=[64, 8], interleave=16)),
     ("tensorRank", dict(dims=[16] * 6, strides=[32] * 5, box=[16] * 6)), ("oobFill", dict(dtype="INT32", nan_fill=True)),
 ]  # fmt: skip
 
