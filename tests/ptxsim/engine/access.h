@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cta.h"
+#include "lanes.h"
 #include "race_global.h"
 #include "warp.h"
 
@@ -15,7 +16,8 @@ enum AddressFlag : u16 {
     kKernelParam = 8,
     kCollective = 16,
     kReleases = 32,
-    kCtaReleases = 64
+    kCtaReleases = 64,
+    kClusterWindow = 128  // .shared::cluster
 };
 
 struct LaneAddresses { u64 at[kLanes]; };
@@ -41,6 +43,21 @@ u8* local_pointer(Warp& w, int lane, u64 address, u32 bytes, u8*& defined);
 inline void check_alignment(Warp& w, int lane, u64 address, u32 bytes, const char* what) {
     if (__builtin_expect((address & (bytes - 1)) != 0, 0) && w.cta->checks(kCheckAlign))
         fail_alignment(lane, address, bytes, what);
+}
+
+// Lanes of a generic access may point into different windows.
+template <class F>
+inline void by_window(Warp& w, LaneAddresses& addresses, F f) {
+    u32 masks[8] = {};
+    for_lanes(w.active, [&](int i) { masks[static_cast<int>(resolve_generic(addresses.at[i]))] |= 1u << i; });
+    for (int s = 0; s < 8; ++s)
+        if (masks[s]) f(static_cast<Space>(s), masks[s]);
+}
+
+// The bytes of a tensor map mean nothing to a program (tensor_map.h).
+inline void check_opaque(Warp& w, int lane, u64 address, u32 bytes, u32 map) {
+    if (address + bytes > map && address < map + 128u && w.cta->checks(kCheckBounds))
+        w.fail(ErrorKind::OutOfBounds, "Read of the bytes of a tensor map: they are opaque.", lane);
 }
 
 }  // namespace ptxsim

@@ -3,6 +3,7 @@
 #include "async_copy.h"
 
 #include "access.h"
+#include "bulk_copy.h"
 #include "control.h"
 #include "counters.h"
 #include "cta.h"
@@ -164,7 +165,8 @@ void decode_copy(Form& f) {
 
 void decode_cp(Form& f) {
     Decoder& d = f.decoder;
-    if (!f.take("async") || f.inst.has("bulk")) f.unsupported();
+    if (f.inst.has("bulk")) return decode_bulk(f);
+    if (!f.take("async")) f.unsupported();
     if (f.take("commit_group")) {
         d.emit(op_commit, OpClass::AsyncCopy);
     } else if (f.take("wait_group")) {

@@ -1,7 +1,11 @@
 // atom and red (PTX ISA 9.7.13.10-11) on global and shared memory. Lanes take their turn in an order the seed chooses.
 #include <mutex>
 
+#include "atomic.h"
+
 #include "access.h"
+#include "cluster.h"
+#include "cluster_shadow.h"
 #include "control.h"
 #include "counters.h"
 #include "cta.h"
@@ -14,6 +18,7 @@ namespace ptxsim {
 
 namespace {
 
+constexpr const char* kOperations[] = {"add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"};
 enum Operation : u8 { kAdd, kMin, kMax, kInc, kDec, kAnd, kOr, kXor, kExch, kCas };
 
 // One element's new value. T is the value's type; b is the operand, c the second operand of cas.
@@ -86,18 +91,9 @@ const Update kUpdates[] = {update_integer<u32>,
 constexpr u32 kF32Index = 4;
 
 int update_index(Form& f, const std::string& type) {
-    if (type == "u32" || type == "b32") return 0;
-    if (type == "s32") return 1;
-    if (type == "u64" || type == "b64") return 2;
-    if (type == "s64") return 3;
-    if (type == "f32") return 4;
-    if (type == "f64") return 5;
-    if (type == "f16") return 6;
-    if (type == "f16x2") return 7;
-    if (type == "bf16") return 8;
-    if (type == "bf16x2") return 9;
-    if (type == "b16" || type == "u16") return 10;
-    f.unsupported("type ." + type);
+    int index = reduction_type(type);
+    if (index < 0) f.unsupported("type ." + type);
+    return index;
 }
 
 std::mutex& atomic_mutex(u64 address) {
@@ -110,9 +106,10 @@ u8* reach(Warp& w, const Op& op, Space space, int lane, u64 address, u32 bytes, 
     check_alignment(w, lane, address, op.bytes, "atomic");
     defined = true;
     if (space == Space::Shared) {
-        u8* p = shared_pointer(w, lane, address, bytes);
-        defined = w.cta->shadow.atomic(w, lane, static_cast<u32>(address), bytes);
-        return p;
+        SharedPlace place = reach_shared(w, op, lane, address, bytes);
+        defined = place.cta == w.cta ? w.cta->shadow.atomic(w, lane, place.offset, bytes)
+                                     : place.cta->remote->access(w, lane, place.offset, bytes, RemoteAccess::Atomic);
+        return place.cta->shared.data() + place.offset;
     }
     if (space != Space::Global) w.fail(ErrorKind::Unsupported, "An atomic on local or parameter memory.", lane);
     Allocation* a;
@@ -149,8 +146,9 @@ void order_atomic(Warp& w, const Op& op, Space space, int lane, u64 address, u64
         acquire_global(w, 1u << lane, address);
         if (writes) release_global(w, address, scope);
     } else {
-        acquire_shared(w, 1u << lane, static_cast<u32>(address));
-        if (writes) release_shared(w, static_cast<u32>(address), scope);
+        SharedPlace place = reach_shared(w, op, lane, address, op.bytes);
+        acquire_place(w, lane, place);
+        if (writes) release_place(w, place, scope);
     }
 }
 
@@ -171,9 +169,10 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
     }
     if (space == Space::Shared) {
         bool operands = lane_in(known_operands(w, op), lane);
-        w.cta->shadow.define(static_cast<u32>(address), bytes, operands && (defined || op.flags == kExch));
+        SharedPlace place = reach_shared(w, op, lane, address, bytes);
+        place.cta->shadow.define(place.offset, bytes, operands && (defined || op.flags == kExch));
     }
-    if (op.p < 0) return;  // red
+    if (!op.has_result) return;  // red
     if (bytes == 8) w.cells<u64>(op.dst)[lane] = old;
     else w.cells<u32>(op.dst)[lane] = static_cast<u32>(old);
     u32& known = w.defined(op.dst);
@@ -202,8 +201,9 @@ void op_atomic(Warp& w, const Op& op) {
     else count_sectors(w.cta->profile[w.current_pc()], addresses.at, w.active, op.bytes);
 }
 
-// red.global.add.v2.f32 and friends (sm_90): element by element, each atomic on its own.
-void op_reduce_vector(Warp& w, const Op& op) {
+// red and atom.global.add.v2.f32 and friends (sm_90): element by element, each atomic on its own. op.list holds the
+// operands, then the results.
+void op_atomic_vector(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
     require_operands(w, op, Space::Global);
@@ -213,6 +213,7 @@ void op_reduce_vector(Warp& w, const Op& op) {
             Op one = op;
             one.b = op.list[k];
             one.count = 0;
+            if (op.has_result) one.dst = op.list[op.count + k];
             update_lane(w, one, Space::Global, lane, addresses.at[lane] + static_cast<u64>(k) * op.bytes);
         }
     });
@@ -220,9 +221,8 @@ void op_reduce_vector(Warp& w, const Op& op) {
 }
 
 u8 take_operation(Form& f) {
-    static const char* names[] = {"add", "min", "max", "inc", "dec", "and", "or", "xor", "exch", "cas"};
     for (u8 k = 0; k < 10; ++k)
-        if (f.take(names[k])) return k;
+        if (f.take(kOperations[k])) return k;
     f.unsupported();
 }
 
@@ -239,7 +239,7 @@ void decode_atomic(Form& f) {
     std::string order = f.take_any({"relaxed", "acquire", "release", "acq_rel"});
     std::string scope = f.take_any({"gpu", "sys", "cta", "cluster"});
     u32 releases = order != "release" && order != "acq_rel" ? 0 : scope == "cta" ? kCtaReleases : kReleases;
-    std::string where = f.take_any({"global", "shared", "shared::cta"});
+    std::string where = f.take_any({"global", "shared", "shared::cta", "shared::cluster"});
     u8 operation = take_operation(f);
     f.take_any({"noftz"});
     f.take_cache_hints();
@@ -248,34 +248,64 @@ void decode_atomic(Form& f) {
     check_type(f, operation, type);
     int bytes = type_size(type);
     size_t at = reduce ? 0 : 1;
-    if (vector && !reduce) f.unsupported("vector atom");
+    if (vector) f.require_target(90);
+    if (vector && where != "global") f.unsupported("vectors outside .global");
     Address address = d.address(f.at(at), where == "global" ? Space::Global
                                           : where.empty()   ? Space::None
                                                             : Space::Shared);
     std::vector<u32> elements;
     if (vector)
         for (const Operand& e : f.at(at + 1).items) elements.push_back(d.source(e, type));
+    size_t count = elements.size();
+    if (vector && !reduce)
+        for (const Operand& e : f.at(0).items) elements.push_back(d.dest(e, bytes));
+    if (vector && !reduce && elements.size() != 2 * count) f.unsupported("number of results");
     Ref b = vector ? elements[0] : d.source(f.at(at + 1), type),
         c = operation == kCas ? d.source(f.at(at + 2), type) : b;
-    Op& op = d.emit(vector ? op_reduce_vector : op_atomic, OpClass::Atomic);
+    Op& op = d.emit(vector ? op_atomic_vector : op_atomic, OpClass::Atomic);
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
-    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | releases);
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | releases |
+                                 (where == "shared::cluster" ? kClusterWindow : 0));
     op.b = b;
     op.c = c;
     op.bytes = static_cast<u8>(bytes);
     op.flags = operation;
     op.target = static_cast<u32>(update_index(f, type));
-    op.p = reduce ? -1 : 0;
+    op.has_result = !reduce;
     if (vector) {
         op.list = d.list(elements);
-        op.count = static_cast<u8>(elements.size());
+        op.count = static_cast<u8>(count);
     }
-    if (!reduce) op.dst = d.dest(f.at(0), bytes);
+    if (!reduce && !vector) op.dst = d.dest(f.at(0), bytes);
 }
 
 }  // namespace
+
+int reduction_operation(const std::string& name) {
+    for (int k = 0; k <= kXor; ++k)
+        if (name == kOperations[k]) return k;
+    return -1;
+}
+
+int reduction_type(const std::string& name) {
+    static const std::pair<const char*, int> types[] = {
+        {"u32", 0}, {"b32", 0}, {"s32", 1},   {"u64", 2},  {"b64", 2},    {"s64", 3},  {"f32", 4},
+        {"f64", 5}, {"f16", 6}, {"f16x2", 7}, {"bf16", 8}, {"bf16x2", 9}, {"b16", 10}, {"u16", 10}};
+    for (const auto& [type, index] : types)
+        if (name == type) return index;
+    return -1;
+}
+
+void reduce_global(u8 operation, u8 type, u64 address, const u8* value, u32 bytes) {
+    std::lock_guard<std::mutex> lock(atomic_mutex(address));
+    u64 old = 0, operand = 0;
+    std::memcpy(&old, reinterpret_cast<const u8*>(address), bytes);
+    std::memcpy(&operand, value, bytes);
+    u64 next = kUpdates[type](operation, old, operand, operand);
+    std::memcpy(reinterpret_cast<u8*>(address), &next, bytes);
+}
 
 void add_atomic_families(FamilyTable& t) {
     t["atom"] = decode_atomic;

@@ -3,13 +3,19 @@
 
 #include <algorithm>
 
+#include "bulk_copy.h"
 #include "cta.h"
 #include "host_calls.h"
 #include "lanes.h"
+#include "wgmma.h"
 
 namespace ptxsim {
 
-void op_exit(Warp& w, const Op&) { w.exit_lanes(w.active); }
+void op_exit(Warp& w, const Op&) {
+    if (w.active == w.alive) check_wgmma_at_exit(w);
+    if (!w.bulk_stores.empty()) finish_bulk_stores(w, w.active);
+    w.exit_lanes(w.active);
+}
 
 // 9.7.12.6 ret: "Return from function to instruction after call".
 void op_return(Warp& w, const Op&) {
@@ -262,7 +268,7 @@ void add_control_families(FamilyTable& t) {
     t["exit"] = decode_exit;
     t["trap"] = decode_trap;
     t["nanosleep"] = decode_nanosleep;
-    for (const char* inert : {"pmevent", "brkpt", "griddepcontrol", "setmaxnreg"}) t[inert] = decode_nothing;
+    for (const char* inert : {"pmevent", "brkpt"}) t[inert] = decode_nothing;
 }
 
 }  // namespace ptxsim

@@ -11,6 +11,12 @@ void Counters::add(const Counters& other) {
     ex2 += other.ex2;
     global_distinct_bytes += other.global_distinct_bytes;
     async_bytes += other.async_bytes;
+    wgmma_flop += other.wgmma_flop;
+    wgmma_shared_bytes += other.wgmma_shared_bytes;
+    bulk_global_bytes += other.bulk_global_bytes;
+    bulk_shared_bytes += other.bulk_shared_bytes;
+    bulk_stored_bytes += other.bulk_stored_bytes;
+    bulk_reduced_bytes += other.bulk_reduced_bytes;
 }
 
 namespace {
@@ -144,6 +150,12 @@ LaunchReport summarise(const Program& program, const std::vector<Profile>& profi
     totals["mma_flop"] = static_cast<double>(counters.mma_flop);
     totals["ex2"] = static_cast<double>(counters.ex2);
     totals["async_bytes"] = static_cast<double>(counters.async_bytes);
+    totals["wgmma_flop"] = static_cast<double>(counters.wgmma_flop);
+    totals["wgmma_shared_bytes"] = static_cast<double>(counters.wgmma_shared_bytes);
+    totals["bulk_global_bytes"] = static_cast<double>(counters.bulk_global_bytes);
+    totals["bulk_shared_bytes"] = static_cast<double>(counters.bulk_shared_bytes);
+    totals["bulk_stored_bytes"] = static_cast<double>(counters.bulk_stored_bytes);
+    totals["bulk_reduced_bytes"] = static_cast<double>(counters.bulk_reduced_bytes);
     totals["barriers"] = totals["inst_barrier"];
     return report;
 }

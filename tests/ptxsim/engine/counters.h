@@ -22,6 +22,9 @@ struct Counters {
     u64 mma_flop = 0, ex2 = 0;
     u64 global_distinct_bytes = 0;
     u64 async_bytes = 0;
+    u64 wgmma_flop = 0, wgmma_shared_bytes = 0;
+    u64 bulk_global_bytes = 0, bulk_shared_bytes = 0;   // of bulk loads: read from L2, written to shared memory
+    u64 bulk_stored_bytes = 0, bulk_reduced_bytes = 0;  // of bulk stores and reductions
     void add(const Counters& other);
 };
 

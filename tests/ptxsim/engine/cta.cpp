@@ -2,13 +2,21 @@
 
 #include <algorithm>
 
+#include "bulk_copy.h"
+#include "cluster.h"
+#include "cluster_shadow.h"
+#include "dependent_launch.h"
 #include "grid_barrier.h"
 
 namespace ptxsim {
 
 namespace {
+constexpr u32 kStalls = 64;       // times that waits at mbarriers give up before it is a deadlock
 constexpr u64 kSearch = 100'000;  // warp instructions in which a race may still explain an undefined value
-}
+}  // namespace
+
+Cta::Cta() = default;
+Cta::~Cta() = default;
 
 void Cta::start(const Launch& l, u32 linear_index) {
     launch = &l;
@@ -24,13 +32,22 @@ void Cta::start(const Launch& l, u32 linear_index) {
     shadow.reset(l.shared_bytes, program->shared_granule_shift, warp_count);
     for (Barrier& b : barriers) b = Barrier{};
     memory_barriers.clear();
-    issued = polls = 0;
+    copied_phases.clear();
+    proxy.reset(*this);
+    warpgroups.assign((warp_count + kWarpgroup - 1) / kWarpgroup, Warpgroup{});
+    register_pool = RegisterPool{};
+    remote = cluster->size() > 1 ? std::make_unique<ClusterShadow>() : nullptr;
+    shadow.watch_cluster(remote.get());
+    if (remote) remote->reset(*this);
+    issued = events = stalled_at_ = 0;
+    polls = stalls_ = 0;
     releases.clear();
     whole_barriers = 0;
     at_whole_barrier.assign(warp_count, 0);
     epoch = l.epoch;
     grid_phase = 0;
-    at_grid_barrier = false;
+    at_grid_barrier = stuck = false;
+    past_prerequisites.assign(warp_count, 0);
     last_allocation = nullptr;
     undefined_.reset();
     warps.resize(warp_count);
@@ -43,14 +60,30 @@ void Cta::start(const Launch& l, u32 linear_index) {
 bool Cta::run(u64 budget) {
     u64 done = 0;
     polls = 0;
+    stuck = false;
     while (!finished() && done < budget && !waits()) {
-        bool moved = step(budget, done);
+        bool moved = step(budget, done) || release_stalled();
         if (undefined_ && (!moved || issued - undefined_at_ > kSearch)) throw SimError(*undefined_);
-        if (!moved) report_deadlock();
+        if (moved) continue;
+        if (!remote) report_deadlock();
+        stuck = true;
+        return false;
     }
     if (!finished()) return false;
-    leave_grid(*this);
+    finish();
     return true;
+}
+
+void Cta::finish() {
+    try {
+        if (remote) remote->check_exit();
+        check_copies_at_end(*this);
+    } catch (SimError& error) {
+        locate(error, warps.front());
+        throw;
+    }
+    note_end(*this);
+    leave_grid(*this);
 }
 
 bool Cta::finished() const {
@@ -95,6 +128,26 @@ bool Cta::step(u64 budget, u64& done) {
     return false;
 }
 
+// No warp can move: copies in flight land, or else those that wait at mbarriers have waited long enough and look again.
+// That changes nothing if no event comes of it.
+bool Cta::release_stalled() {
+    while (!proxy.idle())
+        if (proxy.progress(false)) return true;
+    if (events != stalled_at_) stalls_ = 0;
+    stalled_at_ = events;
+    if (++stalls_ > kStalls) return false;
+    bool any = false;
+    for (Warp& warp : warps) any |= warp.wake_at_mbarriers(true);
+    return any;
+}
+
+std::string Cta::describe_barriers() const {
+    std::string text;
+    for (const auto& [offset, b] : memory_barriers) text += "; " + b.describe();
+    if (!proxy.idle()) text += "; in flight: " + proxy.describe_transfers();
+    return text;
+}
+
 void Cta::report_deadlock() const {
     std::string waits;
     const Warp* stuck = nullptr;
@@ -109,7 +162,7 @@ void Cta::report_deadlock() const {
     bool limit = launch->instruction_limit && issued > launch->instruction_limit;
     SimError error(ErrorKind::Deadlock, (limit ? "No end after " + std::to_string(issued) + " warp instructions: "
                                                : std::string("Deadlock: no warp of the CTA can go on: ")) +
-                                            waits + ".");
+                                            waits + describe_barriers() + ".");
     if (stuck) locate(error, *stuck);
     throw error;
 }
@@ -120,12 +173,12 @@ void Cta::locate(SimError& error, const Warp& warp) const {
     error.kernel = program->name;
     std::copy(ctaid, ctaid + 3, error.cta);
     error.warp = warp.id;
-    if (!warp.fragments.empty()) {
-        const Place& place = program->places[program->code[warp.current_pc()].inst];
-        error.ptx_line = place.inst ? place.inst->line : 0;
-        error.ptx_text = place.inst ? program->module->text_of(*place.inst) : "";
-        error.source = place.inst ? program->module->full_source_of(*place.inst) : "";
-    }
+    // Of a warp that has ended the place is the kernel's last instruction.
+    u32 pc = warp.fragments.empty() ? program->functions[0].exit_pc : warp.current_pc();
+    const Place& place = program->places[program->code[pc].inst];
+    error.ptx_line = place.inst ? place.inst->line : 0;
+    error.ptx_text = place.inst ? program->module->text_of(*place.inst) : "";
+    error.source = place.inst ? program->module->full_source_of(*place.inst) : "";
     error.compose();
 }
 
@@ -133,6 +186,7 @@ void Cta::locate(SimError& error, const Warp& warp) const {
 void Cta::on_lanes_exit() {
     for (int i = 0; i < kBarriers; ++i)
         if (barriers[i].arrived) complete_if_full(i);
+    cluster->complete_if_full();
 }
 
 }  // namespace ptxsim

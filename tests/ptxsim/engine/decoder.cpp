@@ -84,6 +84,11 @@ void Form::require_target(int capability) const {
         unsupported("it needs .target sm_" + std::to_string(capability) + ", the module's is " + target);
 }
 
+void Form::require_exact_target(const char* target) const {
+    const std::string& have = decoder.program().module->target;
+    if (have != target) unsupported(std::string("it needs .target ") + target + ", the module's is " + have);
+}
+
 void Form::finish() {
     if (!left.empty()) unsupported("modifier ." + left[0] + " is not known here");
 }
@@ -173,6 +178,7 @@ void Decoder::decode_instruction(const Inst& inst) {
         if (family == families().end()) form.unsupported("its opcode is not known");
         family->second(form);
         form.finish();
+        watch(inst, first);
     } catch (const SimError& error) {
         program_.code.resize(first);
         for (auto* fixups : {&target_fixups_, &reconverge_fixups_})
@@ -181,6 +187,28 @@ void Decoder::decode_instruction(const Inst& inst) {
         Op& op = emit(op_unsupported, OpClass::Other);
         program_.messages.push_back(text);
         op.target = static_cast<u32>(program_.messages.size() - 1);
+    }
+}
+
+// Ops of an ordinary instruction that touches registers of wgmma look at their marks first.
+void Decoder::watch(const Inst& inst, size_t first) {
+    if (watched_.empty() || inst.opcode == "wgmma") return;
+    std::vector<int> writes, reads;
+    registers_of(inst, writes, reads);
+    Watch watch;
+    auto add = [&](const std::vector<int>& ids, std::vector<u32>& slots) {
+        for (int id : ids)
+            if (watched_[static_cast<size_t>(id)]) slots.push_back(cell_[static_cast<size_t>(id)] / kLanes);
+    };
+    add(writes, watch.writes);
+    add(reads, watch.reads);
+    if (watch.writes.empty() && watch.reads.empty()) return;
+    watch.copies = copies_register(inst);
+    for (size_t i = first; i < program_.code.size(); ++i) {
+        watch.run = program_.code[i].fn;
+        program_.code[i].fn = op_watched;
+        program_.code[i].watch = static_cast<u32>(program_.watches.size());
+        program_.watches.push_back(watch);
     }
 }
 

@@ -31,6 +31,8 @@ struct Form {
     void take_cache_hints();
     // The instruction exists from this compute capability (times ten) on.
     void require_target(int capability) const;
+    // The instruction exists on this target alone: those with an `a` have no successors.
+    void require_exact_target(const char* target) const;
     void finish();
     const Operand& at(size_t i) const;
     size_t size() const { return inst.operands.size(); }
@@ -66,6 +68,10 @@ class Decoder {
     Ref constant(u64 bits, int bytes);
     Ref temporary(int bytes);
     const Ref* list(const std::vector<u32>& refs);
+    const void* keep(std::shared_ptr<const void> form) {
+        program_.forms.push_back(std::move(form));
+        return program_.forms.back().get();
+    }
     Address address(const Operand& operand, Space space);
     u32 function_index(const std::string& name);
     bool has_function(const std::string& name) const;
@@ -104,6 +110,7 @@ class Decoder {
     int label_inst(const std::string& label) const;
     bool symbol_address(const Operand& operand, u64& bits);
     void note_sub_word(const Inst& inst);
+    void watch(const Inst& inst, size_t first);
 
     Program& program_;
     const Module& module_;
@@ -116,6 +123,7 @@ class Decoder {
     std::vector<std::unordered_map<std::string, u32>> local_offsets_;  // by function
     std::unordered_map<std::string, u32> function_indices_;
     std::vector<u32> cell_;        // register id → Ref or predicate index, of the current function
+    std::vector<bool> watched_;    // register id → wgmma may use it; empty if the function has none
     std::vector<u32> inst_pc_;     // instruction → pc
     std::vector<int> reconverge_;  // instruction → instruction where its branch reconverges, -1 = the end
     std::vector<Fixup> target_fixups_, reconverge_fixups_;

@@ -3,9 +3,11 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cluster.h"
 #include "grid_barrier.h"
 #include "race_global.h"
 #include "scheduler.h"
+#include "tensor_map.h"
 
 namespace ptxsim {
 
@@ -17,13 +19,18 @@ const DeviceProfile& find_profile(const std::string& name) {
         {"sm_86", 8, 6, 84, 49152, 101376, 102400, 65536, 1536, 16, 48ull << 30, 6u << 20, 1800000, 8001000, 384, 64},
         {"sm_89", 8, 9, 128, 49152, 101376, 102400, 65536, 1536, 24, 24ull << 30, 72u << 20, 2520000, 10501000, 384, 64},
         {"sm_90", 9, 0, 132, 49152, 232448, 233472, 65536, 2048, 32, 80ull << 30, 50u << 20, 1980000, 2619000, 5120, 2},
+        {"sm_100", 10, 0, 148, 49152, 232448, 233472, 65536, 2048, 32, 180ull << 30, 126u << 20, 1965000, 3996000, 8192, 2},
+        {"sm_103", 10, 3, 148, 49152, 232448, 233472, 65536, 2048, 32, 270ull << 30, 126u << 20, 2032000, 3996000, 8192, 64},
         {"sm_120", 12, 0, 170, 49152, 101376, 102400, 65536, 1536, 24, 32ull << 30, 96u << 20, 2407000, 14001000, 512, 64},
     };
     // clang-format on
+    // sm_90a names the same device as sm_90: the `a` is one of targets.
+    std::string plain = !name.empty() && name.back() == 'a' ? name.substr(0, name.size() - 1) : name;
     for (const DeviceProfile& p : profiles)
-        if (name == p.name) return p;
-    throw SimError(ErrorKind::BadProgram,
-                   "No device profile `" + name + "`: there are sm_75, sm_80, sm_86, sm_89, sm_90 and sm_120.");
+        if (plain == p.name) return p;
+    throw SimError(ErrorKind::BadProgram, "No device profile `" + name +
+                                              "`: there are sm_75, sm_80, sm_86, sm_89, sm_90, sm_100, sm_103 and "
+                                              "sm_120.");
 }
 
 namespace {
@@ -112,11 +119,34 @@ void check_residency(const Program& program, const LaunchConfig& c, const Device
                            " holds at a time");
 }
 
+u64 cluster_size(const LaunchConfig& c) { return static_cast<u64>(c.cluster[0]) * c.cluster[1] * c.cluster[2]; }
+
+// 8 CTAs are portable; 16 are what a kernel may ask for by cudaFuncAttributeNonPortableClusterSizeAllowed.
+void check_cluster(const Program& program, const LaunchConfig& c, const DeviceProfile& profile) {
+    const u32* required = program.function->cluster;
+    u64 size = cluster_size(c), most = c.large_cluster ? kLargestCluster : kPortableCluster;
+    if (required[0] && !std::equal(required, required + 3, c.cluster))
+        limit(program, "a cluster that is not the " + number(required[0]) + "x" + number(required[1]) + "x" +
+                           number(required[2]) + " the kernel was compiled for");
+    if (size == 1) return;
+    if (profile.major < 9) limit(program, std::string("clusters, which ") + profile.name + " does not have");
+    if (size > most) limit(program, "a cluster of " + number(size) + " CTAs > " + number(most));
+    if (program.function->max_cluster && size > program.function->max_cluster)
+        limit(program,
+              "a cluster of " + number(size) + " CTAs > the kernel's " + number(program.function->max_cluster));
+    for (int d = 0; d < 3; ++d)
+        if (c.grid[d] % c.cluster[d])
+            limit(program, std::string("grid.") + "xyz"[d] + " = " + number(c.grid[d]) +
+                               " is no multiple of the cluster's " + number(c.cluster[d]));
+}
+
 // PTX for a later target may use what this device does not have.
 void check_target(const Program& program, const DeviceProfile& profile) {
     const std::string& target = program.module->target;
     int have = profile.major * 10 + profile.minor, need = target.size() > 3 ? std::atoi(target.c_str() + 3) : 0;
-    if (need <= have) return;
+    // "PTX for an architecture-specific target runs on devices of that compute capability only."
+    bool exact = !target.empty() && target.back() == 'a';
+    if (exact ? need == have : need <= have) return;
     SimError error(ErrorKind::BadProgram,
                    "The module is compiled for " + target + ", the device is " + profile.name + ".");
     error.kernel = program.name;
@@ -139,16 +169,37 @@ void Device::check_limits(const Program& program, const LaunchConfig& config) co
     check_dimensions(program, config);
     check_registers(program, config, *profile);
     check_shared(program, config, *profile);
+    check_cluster(program, config, *profile);
     if (config.cooperative) check_residency(program, config, *profile);
 }
 
-LaunchReport Device::launch(const Program& program, const LaunchConfig& config) {
+namespace {
+
+void choose_cluster(const Program& program, LaunchConfig& config) {
+    for (int d = 0; d < 3; ++d)
+        if (config.cluster[d] == 0) config.cluster[d] = std::max(program.function->cluster[d], 1u);
+}
+
+std::vector<u32> find_maps(const std::vector<u8>& params) {
+    std::vector<u32> offsets;
+    for (u32 at = 0; at + kTensorMapBytes <= params.size(); at += kTensorMapAlign)
+        if (begins_tensor_map(params.data() + at)) offsets.push_back(at);
+    return offsets;
+}
+
+}  // namespace
+
+LaunchReport Device::launch(const Program& program, const LaunchConfig& given) {
+    LaunchConfig config = given;
+    choose_cluster(program, config);
     check_limits(program, config);
     Launch launch;
     launch.program = &program;
     std::copy(config.grid, config.grid + 3, launch.grid);
     std::copy(config.block, config.block + 3, launch.block);
+    std::copy(config.cluster, config.cluster + 3, launch.cluster);
     launch.params = config.params;
+    launch.map_params = find_maps(config.params);
     launch.dynamic_shared = config.dynamic_shared;
     launch.shared_bytes = program.dynamic_begin + config.dynamic_shared;
     launch.seed = mix(seed * 0x51ed2701ull + 17);
@@ -161,11 +212,20 @@ LaunchReport Device::launch(const Program& program, const LaunchConfig& config) 
     launch.memory = MemoryMap::instance().table();
     launch.device = this;
     launch.instruction_limit = instruction_limit;
+    Prerequisites& running = running_[config.stream];
+    Dependents dependents;
+    launch.dependents = &dependents;
+    if (config.programmatic && !running.epochs.empty()) launch.prerequisites = &running;
     LaunchReport report = run_grid(launch, threads);
     forget_releases(launch.id);
+    if (!launch.prerequisites || !dependents.early) running.epochs.clear();
+    running.epochs.push_back(launch.epoch);
+    running.name = program.name;
     if (on_launch) on_launch(program.name, report);
     return report;
 }
+
+void Device::synchronise() { running_.clear(); }
 
 void Device::print(const std::string& text) {
     std::lock_guard<std::mutex> lock(print_mutex_);

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <mutex>
 #include <string>
 
 #include "cta.h"
+#include "dependent_launch.h"
 
 namespace ptxsim {
 
@@ -35,7 +37,11 @@ struct LaunchConfig {
     u32 grid[3] = {1, 1, 1}, block[3] = {1, 1, 1};
     std::vector<u8> params;
     u32 dynamic_shared = 0;
-    bool cooperative = false;  // all CTAs are resident together, and the grid has a barrier
+    bool cooperative = false;    // all CTAs are resident together, and the grid has a barrier
+    u32 cluster[3] = {};         // CTAs of a cluster; 0: what the kernel says
+    bool large_cluster = false;  // more than 8 CTAs were allowed, which not every GPU has
+    bool programmatic = false;   // may start while the grid before it in its stream still runs
+    const void* stream = nullptr;
 };
 
 struct Device {
@@ -51,6 +57,8 @@ struct Device {
         : profile(&find_profile(profile_name)), seed(seed), threads(threads), checks(checks) {}
 
     LaunchReport launch(const Program& program, const LaunchConfig& config);
+    // The host has waited: no grid runs any more.
+    void synchronise();
     void print(const std::string& text);
     std::string take_output();
 
@@ -59,6 +67,8 @@ struct Device {
     std::mutex print_mutex_;
     std::string output_;
     u64 launches_ = 0;
+    // By stream: the grids that may still run when a programmatic launch begins there.
+    std::map<const void*, Prerequisites> running_;
 };
 
 }  // namespace ptxsim

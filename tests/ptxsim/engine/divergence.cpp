@@ -167,13 +167,39 @@ void Warp::resolve_waiting_fragments() {
         return;
     }
     for (size_t i = 0; i < fragments.size(); ++i) {
-        if (fragments[i].state == FragmentState::AtBarrier || fragments[i].state == FragmentState::Halted) return;
+        FragmentState state = fragments[i].state;
+        if (state != FragmentState::AtWarpSync && state != FragmentState::Parked) return;
     }
     for (size_t i = 0; i < fragments.size(); ++i) {
         if (fragments[i].state != FragmentState::AtWarpSync) continue;
         current = static_cast<int>(i);
         active = fragments[i].mask;
         fail_partial(fragments[i].sync_mask & alive);
+    }
+}
+
+bool Warp::wake_at_mbarriers(bool gave_up) {
+    bool any = false;
+    for (Fragment& f : fragments) {
+        if (f.state != FragmentState::AtMbarrier) continue;
+        auto found = cta->memory_barriers.find(f.mbarrier);
+        bool waits = found != cta->memory_barriers.end() && found->second.phase == f.mbarrier_phase;
+        if (waits && !gave_up) continue;
+        f.state = FragmentState::Runnable;
+        f.released = waits;
+        any = true;
+    }
+    return any;
+}
+
+// Fragments that wait for registers of the pool, or for the other warps of their warpgroup.
+void Warp::wake_at_warpgroup() {
+    for (Fragment& f : fragments) {
+        bool registers = f.state == FragmentState::AtRegisters && f.registers <= cta->register_pool.free;
+        bool others = f.state == FragmentState::AtWarpgroup && cta->warpgroups[id / kWarpgroup].whole(*this);
+        if (!registers && !others) continue;
+        f.state = FragmentState::Runnable;
+        f.released = true;
     }
 }
 
@@ -184,6 +210,10 @@ std::string Warp::describe_wait() const {
         if (!text.empty()) text += "; ";
         text += "warp " + std::to_string(id) + (f.mask == kFull ? "" : " lanes " + hex(f.mask)) + " at " +
                 program->text_at(f.pc);
+        if (f.state == FragmentState::AtRegisters)
+            text += " for " + std::to_string(f.registers) + " registers a thread, the pool has " +
+                    std::to_string(cta->register_pool.free);
+        if (f.state == FragmentState::AtMbarrier) text += " for mbarrier " + hex(f.mbarrier);
     }
     return text;
 }

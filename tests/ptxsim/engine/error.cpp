@@ -53,6 +53,12 @@ u32 check_bit(const std::string& name) {
     if (name == "limits") return kCheckLimits;
     if (name == "async") return kCheckAsync;
     if (name == "race_warp") return kCheckRaceWarp;
+    if (name == "proxy") return kCheckProxy;
+    if (name == "proxy_war") return kCheckProxyWar;
+    if (name == "mbarrier") return kCheckMbarrier;
+    if (name == "wgmma") return kCheckWgmma;
+    if (name == "release_by_warp") return kCheckReleaseByWarp;
+    if (name == "elect") return kCheckElect;
     if (name == "undefined_branch") return kCheckUndefinedBranch;
     return 0;
 }

@@ -67,7 +67,14 @@ enum Check : u32 {
     kCheckAsync = 1u << 8,
     kCheckUndefinedBranch = 1u << 9,  // the part of kCheckUndefined that concerns predicates
     kCheckRaceWarp = 1u << 10,        // the part of both race checks that concerns lanes of one warp
-    kAllChecks = (1u << 11) - 1,
+    kCheckProxy = 1u << 11,           // fences between the generic and the async proxy
+    kCheckProxyWar = 1u << 12,        // the part of it that concerns generic reads before an asynchronous write
+    kCheckMbarrier = 1u << 13,        // the rules of mbarrier objects
+    kCheckWgmma = 1u << 14,           // registers, groups and fences of wgmma
+    kCheckReleaseByWarp = 1u
+        << 15,               // the reads of a wgmma end with each warp's own wait, not with any of the warpgroup
+    kCheckElect = 1u << 16,  // the seed chooses the leader of elect.sync; without it, the lowest lane leads
+    kAllChecks = (1u << 17) - 1,
 };
 
 // The bit of a check's name, or 0.

@@ -26,7 +26,8 @@ struct RegisterMap {
 };
 
 // Registers that are never live together share a cell, which keeps a warp's registers in cache.
-RegisterMap allocate_registers(const Function& function, const Flow& flow);
+// Those of `apart`, if it is not empty, are live to the end: something may hold them after their last use.
+RegisterMap allocate_registers(const Function& function, const Flow& flow, const std::vector<bool>& apart);
 
 // Register ids an instruction writes and reads.
 void registers_of(const Inst& inst, std::vector<int>& writes, std::vector<int>& reads);

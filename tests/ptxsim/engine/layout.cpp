@@ -94,7 +94,8 @@ void Decoder::lay_out_locals(const Function& function, FunctionLayout& layout) {
 
 void Decoder::lay_out_registers(const Function& function, FunctionLayout& layout) {
     Flow flow = analyse_flow(function);
-    RegisterMap map = allocate_registers(function, flow);
+    watched_ = watched_registers(function);
+    RegisterMap map = allocate_registers(function, flow, watched_);
     layout.narrow_cells = map.narrow + kTemporaries;
     layout.wide_cells = map.wide + kTemporaries;
     layout.predicates = map.predicates + kTemporaries;

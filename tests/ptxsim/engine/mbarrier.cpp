@@ -1,6 +1,8 @@
-// mbarrier objects in shared memory (PTX ISA 9.7.13.15), as far as sm_80 has them, and transaction counts.
+// The objects and their rules are in mbarrier_object.cpp; this file decodes and runs the instructions.
 #include "access.h"
 #include "async_copy.h"
+#include "cluster.h"
+#include "cluster_shadow.h"
 #include "control.h"
 #include "cta.h"
 #include "lanes.h"
@@ -9,77 +11,98 @@ namespace ptxsim {
 
 namespace {
 
-u32 object_offset(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
+enum ArriveFlag : u8 { kHasCount = 1, kDrops = 2, kExpects = 4, kOnlyExpects = 8 };
+constexpr int kStateShift = 20;  // of the phase in an opaque state; the pending count is below
+
+SharedPlace object_place(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
     u64 address = addresses.at[lane];
     if (op.space == Space::None && resolve_generic(address) != Space::Shared)
         w.fail(ErrorKind::OutOfBounds, "An mbarrier outside shared memory.", lane);
     check_alignment(w, lane, address, 8, "mbarrier");
-    shared_pointer(w, lane, address, 8);
-    return static_cast<u32>(address);
+    return reach_shared(w, op, lane, address, 8);
 }
 
 MemoryBarrier& find(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
-    u32 offset = object_offset(w, op, lane, addresses);
-    auto found = w.cta->memory_barriers.find(offset);
-    if (found == w.cta->memory_barriers.end())
-        w.fail(ErrorKind::Undefined, "The mbarrier at " + hex(offset) + " was not initialised.", lane);
-    return found->second;
+    SharedPlace place = object_place(w, op, lane, addresses);
+    if (place.cta != w.cta)
+        w.fail(ErrorKind::OutOfBounds, "This instruction takes only an mbarrier of its own CTA.", lane);
+    return find_barrier(w, *w.cta, place.offset, lane);
 }
 
-u32 count_of(Warp& w, const Op& op, int lane) { return op.flags & 1 ? w.cells<u32>(op.b)[lane] : 1; }
-
-// A phase completes when nobody is pending and no bytes are outstanding.
-void complete_phase(MemoryBarrier& b) {
-    if (b.pending != 0 || b.transactions != 0) return;
-    ++b.phase;
-    b.pending = b.expected;
-    b.completed = b.gathered;
-    b.gathered.clear();
+u32 own_offset(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
+    SharedPlace place = object_place(w, op, lane, addresses);
+    if (place.cta != w.cta) w.fail(ErrorKind::OutOfBounds, "mbarrier.init in another CTA's shared memory.", lane);
+    return place.offset;
 }
 
-void arrive(Warp& w, MemoryBarrier& b, int lane, u32 count) {
-    if (count > b.pending) w.fail(ErrorKind::Deadlock, "More arrivals at an mbarrier than its phase expects.", lane);
-    merge_clock(b.gathered, w.clocks.known());
-    b.pending -= count;
-    complete_phase(b);
+// An mbarrier that another CTA of the cluster may own: to arrive at it and to change its transactions.
+struct Target {
+    Cta& cta;
+    MemoryBarrier& barrier;
+    Clock known(const Warp& w) const {
+        return &cta == w.cta ? w.clocks.known() : seen_from(cta, *w.cta, w.clocks.known());
+    }
+};
+
+Target find_target(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
+    SharedPlace place = object_place(w, op, lane, addresses);
+    MemoryBarrier& b = find_barrier(w, *place.cta, place.offset, lane);
+    if (place.cta == w.cta) return {*place.cta, b};
+    place.cta->remote->note(w);
+    if (w.cta->checks(kCheckRace) && !knows_remote(w, *place.cta, b.init_warp, b.init_clock))
+        w.fail(ErrorKind::Race,
+               "Race on the mbarrier at " + hex(b.offset) + " of CTA " + std::to_string(place.cta->rank) +
+                   " of the cluster: its mbarrier.init is not ordered before this.",
+               lane);
+    return {*place.cta, b};
 }
+
+u32 count_of(Warp& w, const Op& op, int lane) { return op.flags & kHasCount ? w.cells<u32>(op.b)[lane] : 1; }
 
 void op_init(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
     w.require_defined(w.defined(op.b), "the count of an mbarrier");
-    for_lanes(w.active, [&](int i) {
-        u32 offset = object_offset(w, op, i, addresses);
-        w.cta->shadow.write(w, i, offset, 8, true, nullptr);
-        MemoryBarrier b;
-        b.expected = b.pending = w.cells<u32>(op.b)[i];
-        w.cta->memory_barriers[offset] = b;
-    });
+    for_lanes(w.active, [&](int i) { init_barrier(w, i, own_offset(w, op, i, addresses), w.cells<u32>(op.b)[i]); });
 }
 
 void op_invalidate(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
-    for_lanes(w.active, [&](int i) { w.cta->memory_barriers.erase(object_offset(w, op, i, addresses)); });
+    for_lanes(w.active, [&](int i) { invalidate_barrier(w, i, find(w, op, i, addresses)); });
 }
 
-// flags: 1 has a count, 2 drops, 4 expects transactions (op.c), 8 does not arrive.
 void op_arrive(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
-    if (op.flags & 1) w.require_defined(w.defined(op.b), "the count of an mbarrier");
-    if (op.flags & 4) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
+    if (op.flags & kHasCount) w.require_defined(w.defined(op.b), "the count of an mbarrier");
+    if (op.flags & kExpects) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
     for_lanes(w.active, [&](int i) {
-        MemoryBarrier& b = find(w, op, i, addresses);
-        w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
-        u64 phase = b.phase;
-        if (op.flags & 4) b.transactions += w.cells<u32>(op.c)[i];
-        if (op.flags & 2) b.expected -= count_of(w, op, i);
-        if (!(op.flags & 8)) arrive(w, b, i, count_of(w, op, i));
-        if (op.p >= 0) w.cells<u64>(op.dst)[i] = phase;
+        Target t = find_target(w, op, i, addresses);
+        MemoryBarrier& b = t.barrier;
+        u64 state = b.phase << kStateShift | b.pending;
+        if (op.flags & kExpects) expect_transactions(t.cta, b, w.cells<u32>(op.c)[i]);
+        if (op.flags & kDrops) b.expected -= count_of(w, op, i);
+        if (!(op.flags & kOnlyExpects)) arrive_at_barrier(t.cta, b, count_of(w, op, i), t.known(w));
+        if (op.has_result) w.cells<u64>(op.dst)[i] = state;
     });
-    if (op.p >= 0) w.define(op.dst, kFull);
+    if (op.has_result) w.define(op.dst, kFull);
     w.clocks.advance();  // what the warp does next is after the arrival
+}
+
+// mbarrier.complete_tx: "simulates" the completion of a copy by hand.
+void op_complete_transactions(Warp& w, const Op& op) {
+    LaneAddresses addresses;
+    gather_addresses(w, op, addresses);
+    w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
+    for_lanes(w.active, [&](int i) {
+        Target t = find_target(w, op, i, addresses);
+        complete_transactions(t.cta, t.barrier, w.cells<u32>(op.c)[i]);
+    });
+}
+
+void op_pending_count(Warp& w, const Op& op) {
+    map1<u32, u64>(w, op.dst, op.a, [](u64 state) { return static_cast<u32>(state & kMostArrivals); });
 }
 
 // Lanes that found the phase of their mbarrier complete learn what its arrivals published.
@@ -88,27 +111,55 @@ void learn_phases(Warp& w, const Op& op, const LaneAddresses& addresses, u32 lan
         u64 address = addresses.at[__builtin_ctz(lanes)];
         u32 same = 0;
         for_lanes(lanes, [&](int i) { same |= addresses.at[i] == address ? 1u << i : 0; });
-        w.clocks.join(find(w, op, __builtin_ctz(lanes), addresses).completed, same);
+        MemoryBarrier& b = find(w, op, __builtin_ctz(lanes), addresses);
+        b.observed = true;
+        w.clocks.join(b.completed, same);
         lanes &= ~same;
     }
+    share_cluster_knowledge(w);
 }
 
-// A wait that fails is a hint to try again: the warp gives its turn away.
+// "waits for the completion of the phase indicated by phaseParity": the current one or the one before it.
+bool phase_done(Warp& w, const Op& op, MemoryBarrier& b, int lane) {
+    if (!op.parity) return b.phase > w.cells<u64>(op.b)[lane] >> kStateShift;
+    u32 parity = w.cells<u32>(op.b)[lane];
+    if (parity > 1) w.fail(ErrorKind::Undefined, "The phase parity of an mbarrier is neither 0 nor 1.", lane);
+    check_parity(w, lane, b, parity);
+    return (b.phase & 1) != parity;
+}
+
+// A wait that fails may suspend the thread until the phase completes, or come back at once: the seed chooses.
 void op_test(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
     w.require_defined(w.defined(op.b), "the phase of an mbarrier");
-    u32 result = 0;
+    u32 result = 0, offset = 0;
+    bool same = true;
+    if (w.random.below(4) == 0) w.cta->proxy.progress(false);
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
-        w.cta->shadow.read(w, i, object_offset(w, op, i, addresses), 8);
-        bool done = op.flags ? (b.phase & 1) != (w.cells<u32>(op.b)[i] & 1) : b.phase > w.cells<u64>(op.b)[i];
-        result |= static_cast<u32>(done) << i;
+        if (phase_done(w, op, b, i)) {
+            result |= 1u << i;
+            return;
+        }
+        same &= offset == 0 || offset == b.offset;
+        offset = b.offset;
     });
+    Fragment& f = w.fragment();
+    bool gave_up = f.released;
+    f.released = false;
+    if (result != w.active && same && !gave_up && w.random.below(2)) {
+        f.mbarrier = offset;
+        f.mbarrier_phase = w.cta->memory_barriers.at(offset).phase;
+        w.cta->profile[f.pc].issues -= 1;  // it is counted when it comes back
+        w.cta->profile[f.pc].lanes -= static_cast<u64>(popcount(w.active));
+        w.next = f.pc;
+        return w.block(FragmentState::AtMbarrier);
+    }
     learn_phases(w, op, addresses, result);
     w.set_predicate(op.p, result, kFull);
     if (result == w.active) return;
-    w.fragment().pc = w.next;
+    f.pc = w.next;
     w.stop = true;
 }
 
@@ -120,7 +171,7 @@ void op_async_arrive(Warp& w, const Op& op) {
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
         if (!op.flags) ++b.pending;  // without .noinc "the pending count is incremented prior to the arrive-on"
-        arrive(w, b, i, 1);
+        arrive_at_barrier(*w.cta, b, 1, w.clocks.known());
     });
     w.clocks.advance();
 }
@@ -129,13 +180,13 @@ void set_address(Op& op, const Address& address) {
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.space;
-    op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | kClusterWindow);
 }
 
 Space take_space(Form& f) {
     f.take_any({"release", "acquire", "relaxed"});
     f.take_any({"cta", "cluster"});
-    return f.take_any({"shared", "shared::cta"}).empty() ? Space::None : Space::Shared;
+    return f.take_any({"shared", "shared::cta", "shared::cluster"}).empty() ? Space::None : Space::Shared;
 }
 
 void decode_arrive(Form& f, bool drop, bool expect_only) {
@@ -153,10 +204,10 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
     set_address(op, address);
     op.b = operand;
     op.c = operand;
-    op.flags =
-        static_cast<u8>((has_operand && !expect ? 1 : 0) | (drop ? 2 : 0) | (expect ? 4 : 0) | (expect_only ? 8 : 0));
-    op.p = state && f.at(0).kind == Operand::kReg ? 0 : -1;
-    if (op.p >= 0) op.dst = d.dest(f.at(0), 8);
+    op.flags = static_cast<u8>((has_operand && !expect ? kHasCount : 0) | (drop ? kDrops : 0) |
+                               (expect ? kExpects : 0) | (expect_only ? kOnlyExpects : 0));
+    op.has_result = state && f.at(0).kind == Operand::kReg;
+    if (op.has_result) op.dst = d.dest(f.at(0), 8);
 }
 
 void decode_wait(Form& f) {
@@ -169,12 +220,32 @@ void decode_wait(Form& f) {
     Op& op = d.emit(op_test, OpClass::Barrier);
     set_address(op, address);
     op.b = state;
-    op.flags = parity;
+    op.parity = parity;
     op.p = d.predicate_dest(f.at(0));
+}
+
+void decode_complete(Form& f) {
+    Space space = take_space(f);
+    f.take_type();
+    Ref bytes = f.decoder.source(f.at(1), 4);
+    Address address = f.decoder.address(f.at(0), space);
+    Op& op = f.decoder.emit(op_complete_transactions, OpClass::Barrier);
+    set_address(op, address);
+    op.c = bytes;
+}
+
+void decode_pending_count(Form& f) {
+    f.take_type();
+    Ref state = f.decoder.source(f.at(1), 8);
+    Op& op = f.decoder.emit(op_pending_count, OpClass::Barrier);
+    op.a = state;
+    op.dst = f.decoder.dest(f.at(0), 4);
 }
 
 void decode_mbarrier(Form& f) {
     Decoder& d = f.decoder;
+    if (f.take("complete_tx")) return decode_complete(f);
+    if (f.take("pending_count")) return decode_pending_count(f);
     if (f.take("arrive")) return decode_arrive(f, false, false);
     if (f.take("arrive_drop")) return decode_arrive(f, true, false);
     if (f.take("expect_tx")) return decode_arrive(f, false, true);

@@ -1,5 +1,6 @@
 // ld and st (PTX ISA 9.7.9.8, 9.7.9.11) for every state space, width and vector.
 #include "access.h"
+#include "cluster.h"
 #include "control.h"
 #include "counters.h"
 #include "cta.h"
@@ -95,8 +96,10 @@ void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     std::fill(from.defined, from.defined + op.count, kFull);
     for_lanes(mask, [&](int i) {
         check_alignment(w, i, addresses.at[i], bytes, "shared load");
-        from.bytes[i] = shared_pointer(w, i, addresses.at[i], bytes);
-        offsets[i] = static_cast<u32>(addresses.at[i]);
+        SharedPlace place = reach_shared(w, op, i, addresses.at[i], bytes);
+        from.bytes[i] = place.cta->shared.data() + place.offset;
+        offsets[i] = place.offset;
+        if (place.cta != w.cta) return load_remote(w, op, i, place, bytes, from.defined);
         if (op.flags & kStrong ? w.cta->shadow.atomic(w, i, offsets[i], bytes)
                                : w.cta->shadow.read(w, i, offsets[i], bytes))
             return;
@@ -106,7 +109,8 @@ void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     });
     count_wavefronts(w.cta->profile[w.current_pc()], offsets, mask, bytes);
     store_elements(w, op, from, mask);
-    if (op.flags & kStrong) for_lanes(mask, [&](int i) { acquire_shared(w, 1u << i, offsets[i]); });
+    if (!(op.flags & kStrong)) return;
+    for_lanes(mask, [&](int i) { acquire_place(w, i, reach_shared(w, op, i, addresses.at[i], bytes)); });
 }
 
 void load_local(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask) {
@@ -137,17 +141,9 @@ void load_param(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask)
                    i);
         }
         from.bytes[i] = params.data() + addresses.at[i];
+        for (u32 map : w.cta->launch->map_params) check_opaque(w, i, addresses.at[i], bytes, map);
     });
     store_elements(w, op, from, mask);
-}
-
-// Lanes of a generic access may point into different windows.
-template <class F>
-void by_window(Warp& w, LaneAddresses& addresses, F f) {
-    u32 masks[8] = {};
-    for_lanes(w.active, [&](int i) { masks[static_cast<int>(resolve_generic(addresses.at[i]))] |= 1u << i; });
-    for (int s = 0; s < 8; ++s)
-        if (masks[s]) f(static_cast<Space>(s), masks[s]);
 }
 
 void load_from(Warp& w, const Op& op, Space space, const LaneAddresses& addresses, u32 mask) {
@@ -227,9 +223,12 @@ void store_shared(Warp& w, const Op& op, const LaneAddresses& addresses, const S
     SharedShadow& shadow = w.cta->shadow;
     for_lanes(mask, [&](int i) {
         check_alignment(w, i, addresses.at[i], bytes, "shared store");
-        u8* p = shared_pointer(w, i, addresses.at[i], bytes);
-        u32 at = offsets[i] = static_cast<u32>(addresses.at[i]);
-        if (op.flags & kStrong) {
+        SharedPlace place = reach_shared(w, op, i, addresses.at[i], bytes);
+        u8* p = place.cta->shared.data() + place.offset;
+        u32 at = offsets[i] = place.offset;
+        if (place.cta != w.cta) {
+            store_remote(w, op, i, place, bytes, lane_in(values.all_defined, i), release_scope(op));
+        } else if (op.flags & kStrong) {
             shadow.atomic_store(w, i, at, bytes, lane_in(values.all_defined, i));
             release_shared(w, at, release_scope(op));
         } else if (lane_in(values.all_defined, i)) {
@@ -277,10 +276,10 @@ void op_store(Warp& w, const Op& op) {
 // ---- decoding ----
 
 Space take_space(Form& f) {
-    std::string s =
-        f.take_any({"global", "shared", "shared::cta", "local", "param", "param::entry", "param::func", "const"});
+    std::string s = f.take_any({"global", "shared", "shared::cta", "shared::cluster", "local", "param", "param::entry",
+                                "param::func", "const"});
     if (s == "global" || s == "const") return Space::Global;
-    if (s == "shared" || s == "shared::cta") return Space::Shared;
+    if (s.rfind("shared", 0) == 0) return Space::Shared;
     if (s == "local") return Space::Local;
     return s.empty() ? Space::None : Space::Param;
 }
@@ -307,7 +306,8 @@ void set_memory_operands(Form& f, Op& op, const Address& address, const std::vec
     op.a = address.base;
     op.imm = address.offset;
     op.space = address.framed ? Space::Local : address.space;
-    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | (address.framed ? kFramedBase : 0));
+    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | (address.framed ? kFramedBase : 0) |
+                                 (f.inst.has("shared::cluster") ? kClusterWindow : 0));
     op.list = d.list(refs);
     op.count = static_cast<u8>(refs.size());
     for (size_t k = 0; k < elements.size(); ++k) {

@@ -135,7 +135,7 @@ void define_outputs(Warp& w, const Op& op, const MmaShape& s) {
     for (int reg = 0; reg < s.c_regs; ++reg) w.defined(op.list[reg]) = outputs[reg];  // destinations may be sources
 }
 
-const MmaShape& shape_of(const Op& op) { return *reinterpret_cast<const MmaShape*>(op.targets); }
+const MmaShape& shape_of(const Op& op) { return *static_cast<const MmaShape*>(op.form); }
 
 bool enter(Warp& w, const MmaShape& s) {
     if (!enter_whole_warp(w)) return false;
@@ -283,8 +283,6 @@ void decode_mma(Form& f) {
     s.c_regs = static_cast<u8>(f.at(0).items.size());
     s.a_regs = static_cast<u8>(f.at(1).items.size());
     s.b_regs = static_cast<u8>(f.at(2).items.size());
-    std::vector<u32> packed((sizeof s + 3) / 4);
-    std::memcpy(packed.data(), &s, sizeof s);
     bool frequent =
         s.m == 16 && dt == "f32" && s.a_type == s.b_type && (s.a_type == kF16 || s.a_type == kBf16) && s.c_regs == 4;
     Handler fn = wide               ? op_mma_double
@@ -294,7 +292,7 @@ void decode_mma(Form& f) {
                                     : op_mma_half<Bfloat>;
     Op& op = d.emit(fn, OpClass::Mma);
     op.list = d.list(refs);
-    op.targets = d.list(packed);
+    op.form = d.keep(std::make_shared<MmaShape>(s));
 }
 
 }  // namespace

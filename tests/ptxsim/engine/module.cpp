@@ -7,6 +7,7 @@
 #include "device.h"
 #include "parser.h"
 #include "runtime_python.h"
+#include "tensor_map.h"
 
 namespace py = pybind11;
 using namespace ptxsim;
@@ -78,7 +79,7 @@ struct ModuleHandle {
 };
 
 py::dict launch(Device& device, Program& program, std::array<u32, 3> grid, std::array<u32, 3> block,
-                const py::bytes& params, u32 shared, bool cooperative) {
+                const py::bytes& params, u32 shared, bool cooperative, std::array<u32, 3> cluster, bool programmatic) {
     LaunchConfig config;
     std::copy(grid.begin(), grid.end(), config.grid);
     std::copy(block.begin(), block.end(), config.block);
@@ -86,6 +87,8 @@ py::dict launch(Device& device, Program& program, std::array<u32, 3> grid, std::
     config.params.assign(data.begin(), data.end());
     config.dynamic_shared = shared;
     config.cooperative = cooperative;
+    config.programmatic = programmatic;
+    std::copy(cluster.begin(), cluster.end(), config.cluster);
     LaunchReport report;
     {
         py::gil_scoped_release release;
@@ -172,6 +175,32 @@ void bind_memory(py::module_& m) {
     m.def("unregister", [](u64 address) { MemoryMap::instance().remove(address); });
 }
 
+py::bytes tensor_map(u32 type, u64 base, const std::vector<u64>& dims, const std::vector<u64>& strides,
+                     const std::vector<u32>& box, const std::vector<u32>& element_strides, u32 interleave, u32 swizzle,
+                     bool nan_fill) {
+    TensorMapArguments a;
+    a.type = type;
+    a.rank = static_cast<u32>(dims.size());
+    a.base = base;
+    a.interleave = interleave;
+    a.swizzle = swizzle;
+    a.fill = nan_fill;
+    size_t rank = std::min<size_t>(dims.size(), kMaxRank);
+    if (box.size() != dims.size() || strides.size() + 1 != dims.size() || element_strides.size() != dims.size())
+        throw SimError(ErrorKind::BadProgram,
+                       "A tensor map of rank n needs n dims, boxes and element strides and n - 1 "
+                       "strides.");
+    for (size_t i = 0; i < rank; ++i) {
+        a.dims[i] = dims[i];
+        a.box[i] = box[i];
+        a.element_strides[i] = element_strides[i];
+        if (i + 1 < rank) a.strides[i] = strides[i];
+    }
+    char bytes[kTensorMapBytes];
+    write_tensor_map(encode_tensor_map(a), reinterpret_cast<u8*>(bytes));
+    return py::bytes(bytes, sizeof bytes);
+}
+
 void bind_device(py::module_& m) {
     py::class_<Device, std::shared_ptr<Device>>(m, "Device")
         .def(py::init<const std::string&, u64, int, u32>())
@@ -183,6 +212,7 @@ void bind_device(py::module_& m) {
         .def("take_output", &Device::take_output)
         .def("launch", &launch);
     m.def("check_bit", &check_bit);
+    m.def("tensor_map", &tensor_map);
 }
 
 }  // namespace

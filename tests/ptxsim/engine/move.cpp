@@ -195,7 +195,7 @@ void add_move_families(FamilyTable& t) {
     t["cvta"] = decode_cvta;
     t["isspacep"] = decode_isspacep;
     t["createpolicy"] = decode_createpolicy;
-    for (const char* hint : {"prefetch", "prefetchu", "applypriority", "discard"}) t[hint] = decode_nothing;
+    for (const char* hint : {"prefetchu", "applypriority", "discard"}) t[hint] = decode_nothing;
 }
 
 }  // namespace ptxsim

@@ -138,10 +138,15 @@ void Parser::parse_performance_directives(Function& function) {
     while (lexer_.peek().kind == Token::kDirective) {
         std::string name = lexer_.take().text;
         int product = 1;
+        std::vector<u32> values;
         while (lexer_.peek().kind == Token::kNumber || lexer_.peek().kind == Token::kString) {
-            product *= static_cast<int>(lexer_.take().bits);
+            values.push_back(static_cast<u32>(lexer_.take().bits));
+            product *= static_cast<int>(values.back());
             if (!lexer_.accept(",")) break;
         }
+        if (name == ".reqnctapercluster")
+            for (size_t d = 0; d < 3; ++d) function.cluster[d] = d < values.size() ? values[d] : 1;
+        if (name == ".maxclusterrank" && !values.empty()) function.max_cluster = values[0];
         if (name == ".maxntid" || name == ".reqntid") function.max_threads = product;
         if (name == ".pragma") lexer_.accept(";");
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ptx.h"
+#include "wgmma_watch.h"
 
 namespace ptxsim {
 
@@ -59,11 +60,15 @@ struct Op {
     u8 count = 0;  // elements of a vector access
     u8 flags = 0;
     u16 flags2 = 0;
-    int p = -1, q = -1;  // predicate indices of sources or destinations
-    u32 target = 0;      // pc of a branch
-    u32 reconverge = 0;  // pc where a divergent branch's lanes meet again; kNoPc if nowhere
+    bool has_result = false;  // dst is written
+    bool parity = false;      // of an mbarrier's wait: by parity, not by state
+    int p = -1, q = -1;       // predicate indices of sources or destinations
+    u32 target = 0;           // pc of a branch
+    u32 reconverge = 0;       // pc where a divergent branch's lanes meet again; kNoPc if nowhere
     s64 imm = 0;
-    const Ref* list = nullptr;  // vector operands
+    const void* form = nullptr;  // of a matrix instruction: its shape and types
+    u32 watch = 0;               // index into Program::watches
+    const Ref* list = nullptr;   // vector operands
     const u32* targets = nullptr;
     u32 inst = 0;  // index into Program::places
 };
@@ -106,10 +111,12 @@ struct Program {
     const Function* function = nullptr;
     std::vector<Op> code;
     std::vector<Place> places;
-    std::vector<FunctionLayout> functions;  // [0] is the entry
-    std::vector<u32> constants;             // broadcast immediates, 32 lanes each
-    std::deque<std::vector<u32>> lists;     // storage behind Op::list and Op::targets
-    std::vector<std::string> messages;      // of ops that stop
+    std::vector<FunctionLayout> functions;           // [0] is the entry
+    std::vector<u32> constants;                      // broadcast immediates, 32 lanes each
+    std::deque<std::vector<u32>> lists;              // storage behind Op::list and Op::targets
+    std::vector<std::string> messages;               // of ops that stop
+    std::vector<std::shared_ptr<const void>> forms;  // storage behind Op::form
+    std::vector<Watch> watches;                      // of ops that touch registers of wgmma
     std::vector<ParamSlot> params;
     u32 param_bytes = 0;
     u32 static_shared = 0;               // bytes, before the dynamic part

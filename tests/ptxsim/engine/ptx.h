@@ -87,6 +87,8 @@ struct Function {
     std::map<std::pair<int, std::string>, Label> labels;
     int line = 0;
     int max_threads = 0;  // product of .maxntid / .reqntid, 0 if absent
+    u32 cluster[3] = {};  // .reqnctapercluster, 0 if absent
+    u32 max_cluster = 0;  // .maxclusterrank
 
     const Label* find_label(int scope, const std::string& label) const {
         for (; scope >= 0; scope = scope_parent[scope]) {

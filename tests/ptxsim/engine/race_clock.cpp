@@ -73,10 +73,11 @@ void WarpClocks::sync_part(u32 lanes) {
 }
 
 void WarpClocks::join(const Clock& other, u32 lanes) {
+    if (other.size() > known_.size()) known_.resize(other.size(), 0);
     for (size_t i = 0; i < other.size(); ++i) {
         if (i == own_) continue;
         known_[i] = std::max(known_[i], other[i]);
-        limit_[i] = known_[i];
+        if (i < kLanes) limit_[i] = known_[i];
     }
     if (own_ < other.size() && lanes_race_ && other[own_] > synced_) join_lanes(other[own_], lanes);
 }

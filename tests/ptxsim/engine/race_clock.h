@@ -49,6 +49,8 @@ class WarpClocks {
     // These lanes learn what another clock knows.
     void join(const Clock& other, u32 lanes);
     u32 all_lanes() const { return all_; }
+    // Behind the warps' clocks follow the phases of mbarriers that are known to have completed.
+    u32 phases_known(u32 entry) const { return entry < known_.size() ? known_[entry] : 0; }
 
   private:
     struct Apart { u32 now[kLanes], known[kLanes][kLanes]; };

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cta.h"
+#include "dependent_launch.h"
 #include "race_words.h"
 
 namespace ptxsim {
@@ -248,6 +249,7 @@ bool read_already(const Warp& w, int lane, const Allocation& a, u64 first, u64 l
 
 void check_global_race(Warp& w, int lane, Allocation& a, u64 address, u32 bytes, GlobalAccess access, const u8* data) {
     if (!w.cta->checks(kCheckRaceGlobal) || !a.shadow || w.cta->index + 2 >= kManyCtas) return;
+    if (w.cta->launch->prerequisites) check_prerequisites(w, lane, a, address, bytes, access);
     u64 begin = address - a.base, end = begin + bytes;
     bool reads = access == GlobalAccess::Read || access == GlobalAccess::ReadNonCoherent;
     if (reads && read_already(w, lane, a, begin / 4, (end - 1) / 4)) return;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "cluster_shadow.h"
 #include "cta.h"
 
 namespace ptxsim {
@@ -57,6 +58,7 @@ void SharedShadow::report(Warp& w, int lane, u32 granule, const std::string& oth
 }
 
 void SharedShadow::check_write_epoch(Warp& w, int lane, u32 granule, u32 entry, bool reading) {
+    if (epoch::owned(entry)) return w.cta->proxy.check_owned(w, lane, granule << shift_, entry);
     if (entry & epoch::kAsync && w.cta->checks(kCheckAsync)) {
         report(w, lane, granule,
                std::string("the cp.async of warp ") + std::to_string(epoch::warp(entry)) + " lane " +
@@ -115,6 +117,7 @@ void SharedShadow::mark_read(Warp& w, int lane, u32 granule) {
 bool SharedShadow::read(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_, defined = epoch::kDefined;
     u32 checked = ~writes_[first];
+    if (remote_) remote_->check_own(w, lane, offset, bytes, false);
     for (u32 g = first; g <= last; ++g) {
         u32 entry = writes_[g];
         if (entry != checked) {  // rows are written with one epoch: most words need no second look
@@ -138,7 +141,7 @@ bool SharedShadow::read_row(Warp& w, u32 offset) {
         Row others = (Row)((SignedRow)load(marks + g) > synced) & load(readers + g);  // have read since the last sync
         unlike |= (load(writes_.data() + g) ^ splat(first)) | others;
     }
-    bool plain = !any(unlike) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
+    bool plain = !remote_ && !any(unlike) && (first & (epoch::kDefined | epoch::kAsync)) == epoch::kDefined &&
                  epoch::clock(first) <= w.clocks.limit(epoch::warp(first));
     if (!plain) return read(w, kWholeWarp, offset, 16);
     for (u32 g = begin; g < end; g += 4) {
@@ -170,7 +173,7 @@ void SharedShadow::set_row(const Warp& w, u32 begin, u32 entry) {
 }
 
 bool SharedShadow::same_store(const Warp& w, u32 granule, u32 entry, u32 offset, u32 bytes, const u8* data) const {
-    if (!data || epoch::warp(entry) != static_cast<u32>(w.id)) return false;
+    if (!data || epoch::owned(entry) || epoch::warp(entry) != static_cast<u32>(w.id)) return false;
     if (epoch::clock(entry) != w.clocks.now(static_cast<int>(epoch::lane(entry)))) return false;
     if (writer_pc_[granule] != w.current_pc()) return false;
     u32 begin = std::max(granule << shift_, offset), end = std::min((granule + 1) << shift_, offset + bytes);
@@ -181,6 +184,8 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     u32 mine = epoch::make(w.id, lane, w.clocks.now(lane), defined ? epoch::kDefined : 0);
     u32 pc = w.current_pc();
+    if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true);
     if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) return set_row(w, first, mine);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
@@ -194,11 +199,13 @@ void SharedShadow::write(Warp& w, int lane, u32 offset, u32 bytes, bool defined,
 bool SharedShadow::atomic(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_, last = (offset + bytes - 1) >> shift_;
     bool defined = true;
+    if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true, true);
     check_reads(w, lane, first, last);
     for (u32 g = first; g <= last; ++g) {
         u32 entry = writes_[g];
         defined &= (entry & epoch::kDefined) != 0;
-        if (!(entry & epoch::kAtomic)) check_write_epoch(w, lane, g, entry, false);
+        if ((entry & epoch::kOwned) != epoch::kAtomic) check_write_epoch(w, lane, g, entry, false);
         writes_[g] = epoch::make(w.id, lane, w.clocks.now(lane), (entry & epoch::kDefined) | epoch::kAtomic);
         writer_pc_[g] = w.current_pc();
     }
@@ -218,6 +225,8 @@ void SharedShadow::define(u32 offset, u32 bytes, bool defined) {
 
 void SharedShadow::begin_async(Warp& w, int lane, u32 offset, u32 bytes) {
     u32 first = offset >> shift_;
+    if (proxy_) proxy_->check_generic_write(w, lane, offset, bytes);
+    if (remote_) remote_->check_own(w, lane, offset, bytes, true);
     if (bytes == 16 && offset % 16 == 0 && row_is_free(w, first)) {
         return set_row(w, first, epoch::make(w.id, lane, w.clocks.now(lane), epoch::kAsync));
     }

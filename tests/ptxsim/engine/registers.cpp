@@ -1,6 +1,7 @@
 // Liveness and linear-scan assignment of virtual registers to cells. Lanes run one program each, so what is dead on a
 // lane's path may be reused although other lanes of the warp are elsewhere: writes are masked.
 #include <algorithm>
+#include <climits>
 #include <queue>
 
 #include "flow.h"
@@ -16,9 +17,9 @@ void collect(const Operand& operand, std::vector<int>& ids) {
 
 bool writes_first_operand(const Inst& inst) {
     static const std::vector<std::string> none{
-        "st",       "red",   "bra",     "brx",           "bar",     "barrier",       "ret",       "exit",
-        "trap",     "call",  "cp",      "membar",        "fence",   "prefetch",      "prefetchu", "nanosleep",
-        "stmatrix", "brkpt", "discard", "applypriority", "pmevent", "griddepcontrol"};
+        "st",       "red",   "bra",     "brx",           "bar",     "barrier",        "ret",       "exit",
+        "trap",     "call",  "cp",      "membar",        "fence",   "prefetch",       "prefetchu", "nanosleep",
+        "stmatrix", "brkpt", "discard", "applypriority", "pmevent", "griddepcontrol", "setmaxnreg"};
     if (inst.opcode == "bar" || inst.opcode == "barrier") return inst.has("red") && inst.operands.size() > 1;
     if (inst.opcode == "mbarrier")
         return inst.has("test_wait") || inst.has("try_wait") || inst.has("pending_count") || inst.has("arrive") ||
@@ -146,13 +147,15 @@ void registers_of(const Inst& inst, std::vector<int>& writes, std::vector<int>& 
         collect(inst.operands[i], written ? writes : reads);
     }
     if (inst.guard >= 0) reads.push_back(inst.guard);
+    if (inst.opcode == "wgmma" && inst.has("mma_async")) reads.insert(reads.end(), writes.begin(), writes.end());
 }
 
-RegisterMap allocate_registers(const Function& function, const Flow& flow) {
+RegisterMap allocate_registers(const Function& function, const Flow& flow, const std::vector<bool>& apart) {
     RegisterMap map;
     map.index.assign(function.regs.size(), 0);
     SlotPool narrow, wide, predicates;
-    for (const Interval& interval : Liveness(function, flow).intervals()) {
+    for (Interval interval : Liveness(function, flow).intervals()) {
+        if (!apart.empty() && apart[static_cast<size_t>(interval.id)]) interval.end = INT_MAX;
         RegClass cls = function.regs[interval.id].cls;
         SlotPool& pool = cls == RegClass::Pred ? predicates : cls == RegClass::B64 ? wide : narrow;
         map.index[interval.id] = pool.take(interval);

@@ -92,6 +92,7 @@ int code_of(const SimError& error, bool device) {
     auto says = [&](const char* word) { return error.message.find(word) != std::string::npos; };
     if (error.kind == ErrorKind::LaunchLimit)
         return says("cooperative launch") ? kCudaCooperativeLaunchTooLarge
+               : says("cluster")          ? kCudaInvalidClusterSize
                : says("registers")        ? kCudaLaunchOutOfResources
                                           : kCudaInvalidConfiguration;
     return error.kind == ErrorKind::BadProgram ? kCudaInvalidSource : kCudaLaunchFailure;
@@ -127,7 +128,8 @@ std::shared_ptr<Program> Runtime::program(HostFunction& f) {
     return f.program;
 }
 
-void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared, bool cooperative) {
+void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared,
+                     const LaunchOptions& options) {
     HostFunction* f = function(host);
     if (!f) throw SimError(ErrorKind::BadProgram, "Host code launches a function that is no registered kernel.");
     std::shared_ptr<Program> p = program(*f);
@@ -135,7 +137,11 @@ void Runtime::launch(const void* host, const u32* grid, const u32* block, void**
     std::copy(grid, grid + 3, config.grid);
     std::copy(block, block + 3, config.block);
     config.dynamic_shared = static_cast<u32>(shared);
-    config.cooperative = cooperative;
+    config.cooperative = options.cooperative;
+    config.programmatic = options.programmatic;
+    config.stream = options.stream;
+    config.large_cluster = f->large_cluster;
+    std::copy(options.cluster, options.cluster + 3, config.cluster);
     config.params.resize(p->param_bytes);
     for (size_t i = 0; i < p->params.size(); ++i)
         std::memcpy(config.params.data() + p->params[i].offset, args[i], p->params[i].size);

@@ -31,6 +31,7 @@ enum CudaError : int {
     kCudaLaunchFailure = 719,
     kCudaCooperativeLaunchTooLarge = 720,
     kCudaNotSupported = 801,
+    kCudaInvalidClusterSize = 912,
 };
 const char* cuda_error_name(int code);
 const char* cuda_error_text(int code);
@@ -45,6 +46,14 @@ struct HostFunction {
     std::string name;
     std::shared_ptr<Program> program;  // decoded when first needed
     u32 dynamic_shared_limit = 0;
+    bool large_cluster = false;  // cudaFuncAttributeNonPortableClusterSizeAllowed
+};
+
+// What the attributes of a launch ask for.
+struct LaunchOptions {
+    bool cooperative = false, programmatic = false;
+    u32 cluster[3] = {};
+    const void* stream = nullptr;
 };
 
 struct HostVariable {
@@ -88,11 +97,16 @@ class Runtime {
     int peek_last_error() const { return last_error_; }
 
     Device& device();  // throws if none is active
+    // The host has waited for the device.
+    void synchronise() {
+        if (device_) device_->synchronise();
+    }
     bool has_device() const { return device_ != nullptr; }
     void set_device(std::shared_ptr<Device> device) { device_ = std::move(device); }
     void parse(FatBinary& binary);
     std::shared_ptr<Program> program(HostFunction& function);
-    void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared, bool cooperative);
+    void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared,
+                const LaunchOptions& options);
     u64 variable_address(const void* host, u64* bytes);
 
     // Memory of the device is undefined until it is written. Of what the host writes directly nobody can tell, so

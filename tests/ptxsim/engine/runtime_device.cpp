@@ -60,12 +60,13 @@ enum Attribute : int {
     kBlocksPerSm = 106,
     kReservedShared = 111,
     kMemoryPools = 115,
+    kClusterLaunch = 120,
     kMemSyncDomains = 126,
     kNumaId = 131,
     kHostNumaId = 134,
 };
 
-// What the stand-in refuses it does not have either: textures, surfaces and arrays, clusters, persistence in L2, IPC,
+// What the stand-in refuses it does not have either: textures, surfaces and arrays, persistence in L2, IPC,
 // RDMA. A name of CUDA 13 that is not in the switch is 0 for that reason, or because no board is there (PCI, ECC).
 bool has_name(int attribute) {
     bool gap = attribute == 44 || attribute == 96 || (attribute >= 92 && attribute <= 94) ||
@@ -105,6 +106,7 @@ u64 attribute_of(const DeviceProfile& p, int attribute) {
         case kDoubleRatio: return p.double_ratio;
         case kSharedPerBlockOptin: return p.shared_per_block_optin;
         case kBlocksPerSm: return p.max_blocks_per_sm;
+        case kClusterLaunch: return p.major >= 9;
         case kReservedShared: return p.reserved_shared();
         case kNumaId:
         case kHostNumaId: return static_cast<u64>(-1);
@@ -206,6 +208,7 @@ DeviceProperties properties_of(const DeviceProfile& p) {
     out.reserved_shared = size(kReservedShared);
     out.host_register = at(kHostRegister);
     out.memory_pools = at(kMemoryPools);
+    out.cluster_launch = at(kClusterLaunch);
     out.numa_id = at(kNumaId);
     out.host_numa_id = at(kHostNumaId);
     return out;
@@ -260,7 +263,10 @@ int cudaDriverGetVersion(int* version) {
 }
 int cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
-int cudaDeviceSynchronize() { return runtime().peek_last_error(); }
+int cudaDeviceSynchronize() {
+    runtime().synchronise();
+    return runtime().peek_last_error();
+}
 int cudaDeviceReset() { return ptxsim::kCudaSuccess; }
 int cudaDeviceGetLimit(std::size_t* value, int limit) {
     if (limit < 0 || limit >= kLimits) return runtime().refuse("cudaDeviceGetLimit(" + std::to_string(limit) + ")");

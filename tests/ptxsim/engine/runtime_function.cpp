@@ -15,7 +15,7 @@ namespace {
 Runtime& runtime() { return Runtime::instance(); }
 
 // cudaFuncAttribute
-constexpr int kMaxDynamicShared = 8, kCarveout = 9, kFirstOfClusters = 10;
+constexpr int kMaxDynamicShared = 8, kCarveout = 9, kRequiredCluster = 11, kLargeCluster = 14, kClusterPolicy = 15;
 
 constexpr u32 kMaxBlockThreads = 1024;
 
@@ -30,6 +30,13 @@ int set_dynamic_shared(const void* host, int value) {
     if (code) return code;
     if (value < 0 || static_cast<u32>(value) + fixed > limit) return runtime().fail(ptxsim::kCudaInvalidValue);
     f->dynamic_shared_limit = static_cast<u32>(value);
+    return ptxsim::kCudaSuccess;
+}
+
+int allow_large_cluster(const void* host, int value) {
+    HostFunction* f = runtime().function(host);
+    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
+    f->large_cluster = value != 0;
     return ptxsim::kCudaSuccess;
 }
 
@@ -64,6 +71,9 @@ FunctionAttributes attributes_of(const HostFunction& f, const Program& program) 
     out.max_dynamic_shared =
         static_cast<int>(std::max(f.dynamic_shared_limit, p.shared_per_block - program.static_shared));
     out.carveout = -1;  // cudaSharedmemCarveoutDefault
+    for (int d = 0; d < 3; ++d) out.cluster[d] = static_cast<int>(program.function->cluster[d]);
+    out.cluster_must_be_set = out.cluster[0] != 0;
+    out.non_portable_cluster = f.large_cluster;
     return out;
 }
 
@@ -80,9 +90,12 @@ int about(const void* host, Ask ask) {
 extern "C" {
 
 int cudaFuncSetAttribute(const void* function, int attribute, int value) {
-    if (attribute >= kFirstOfClusters)
-        return runtime().refuse("cudaFuncSetAttribute(" + std::to_string(attribute) + "), an attribute of clusters");
     if (attribute == kMaxDynamicShared) return set_dynamic_shared(function, value);
+    if (attribute == kLargeCluster) return allow_large_cluster(function, value);
+    if (attribute == kClusterPolicy) return ptxsim::kCudaSuccess;  // a hint
+    if (attribute >= kRequiredCluster && attribute < kLargeCluster)
+        return runtime().refuse("cudaFuncSetAttribute(" + std::to_string(attribute) +
+                                "), a required cluster dimension");
     return attribute == kCarveout ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidValue);
 }
 // Preferences for caches and banks: nothing here depends on them.

@@ -1,4 +1,6 @@
 // What nvcc's host code calls: registration of binaries and kernels, the <<<>>> configuration, launches.
+#include <algorithm>
+
 #include "runtime.h"
 
 using ptxsim::Runtime;
@@ -29,6 +31,7 @@ struct LaunchConfigC {
 enum LaunchAttributeId : int {
     kCooperative = 2,
     kClusterDimension = 4,
+    kProgrammaticSerialization = 6,
     kProgrammaticEvent = 7,
     kPreferredClusterDimension = 11,
     kCompletionEvent = 12,
@@ -39,7 +42,6 @@ enum LaunchAttributeId : int {
 const char* refused_attribute(const LaunchAttribute& a) {
     bool one_block = a.value[0] * a.value[1] * a.value[2] <= 1;
     switch (a.id) {
-        case kClusterDimension: return one_block ? nullptr : "cudaLaunchAttributeClusterDimension";
         case kPreferredClusterDimension: return one_block ? nullptr : "cudaLaunchAttributePreferredClusterDimension";
         case kProgrammaticEvent: return "cudaLaunchAttributeProgrammaticEvent";
         case kCompletionEvent: return "cudaLaunchAttributeLaunchCompletionEvent";
@@ -50,10 +52,11 @@ const char* refused_attribute(const LaunchAttribute& a) {
 
 Runtime& runtime() { return Runtime::instance(); }
 
-int launch(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, bool cooperative = false) {
+int launch(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared,
+           const ptxsim::LaunchOptions& options) {
     return runtime().guarded([&] {
         u32 g[3] = {grid.x, grid.y, grid.z}, b[3] = {block.x, block.y, block.z};
-        runtime().launch(function, g, b, args, shared, cooperative);
+        runtime().launch(function, g, b, args, shared, options);
     });
 }
 
@@ -101,25 +104,56 @@ int __cudaGetKernel(const void** kernel, const void* host) {
     return ptxsim::kCudaSuccess;
 }
 int cudaGetKernel(const void** kernel, const void* host) { return __cudaGetKernel(kernel, host); }
-int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
-    return launch(kernel, grid, block, args, shared);
+int __cudaLaunchKernel(const void* kernel, Dim3 grid, Dim3 block, void** args, std::size_t shared, void* stream) {
+    ptxsim::LaunchOptions options;
+    options.stream = stream;
+    return launch(kernel, grid, block, args, shared, options);
 }
-int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
-    return launch(function, grid, block, args, shared);
+int cudaLaunchKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void* stream) {
+    return __cudaLaunchKernel(function, grid, block, args, shared, stream);
 }
-int cudaLaunchCooperativeKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared, void*) {
-    return launch(function, grid, block, args, shared, true);
+int cudaLaunchCooperativeKernel(const void* function, Dim3 grid, Dim3 block, void** args, std::size_t shared,
+                                void* stream) {
+    ptxsim::LaunchOptions options;
+    options.stream = stream;
+    options.cooperative = true;
+    return launch(function, grid, block, args, shared, options);
 }
 int cudaLaunchKernelExC(const LaunchConfigC* config, const void* function, void** args) {
-    bool cooperative = false;
+    ptxsim::LaunchOptions options;
+    options.stream = config->stream;
     for (unsigned i = 0; i < config->attribute_count; ++i) {
         const LaunchAttribute& a = config->attributes[i];
         if (const char* name = refused_attribute(a))
             return runtime().refuse(std::string("cudaLaunchKernelExC with ") + name);
-        cooperative |= a.id == kCooperative && a.value[0];
+        options.cooperative |= a.id == kCooperative && a.value[0];
+        options.programmatic |= a.id == kProgrammaticSerialization && a.value[0];
+        if (a.id == kClusterDimension) std::copy(a.value, a.value + 3, options.cluster);
     }
-    auto launch_kind = cooperative ? cudaLaunchCooperativeKernel : cudaLaunchKernel;
-    return launch_kind(function, config->grid, config->block, args, config->shared, config->stream);
+    return launch(function, config->grid, config->block, args, config->shared, options);
+}
+
+// How many clusters of the launch the device holds at a time, if CTAs could be placed anywhere.
+int cudaOccupancyMaxActiveClusters(int* clusters, const void* function, const LaunchConfigC* config) {
+    ptxsim::HostFunction* f = runtime().function(function);
+    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
+    return runtime().guarded([&] {
+        const ptxsim::DeviceProfile& p = *runtime().device().profile;
+        const ptxsim::Program& program = *runtime().program(*f);
+        u32 shape[3] = {1, 1, 1};
+        for (unsigned i = 0; i < config->attribute_count; ++i)
+            if (config->attributes[i].id == kClusterDimension)
+                std::copy(config->attributes[i].value, config->attributes[i].value + 3, shape);
+        u32 ctas = resident_ctas(program, p, config->block.x * config->block.y * config->block.z,
+                                 program.static_shared + config->shared);
+        *clusters = static_cast<int>(p.sm_count * ctas / (shape[0] * shape[1] * shape[2]));
+    });
+}
+int cudaOccupancyMaxPotentialClusterSize(int* size, const void* function, const LaunchConfigC*) {
+    ptxsim::HostFunction* f = runtime().function(function);
+    if (!f) return runtime().fail(ptxsim::kCudaInvalidDeviceFunction);
+    *size = f->large_cluster ? 16 : 8;
+    return ptxsim::kCudaSuccess;
 }
 
 }  // extern "C"

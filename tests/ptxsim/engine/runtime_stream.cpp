@@ -81,7 +81,10 @@ int cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
     return ptxsim::kCudaSuccess;
 }
 
-int cudaStreamSynchronize(void*) { return runtime().peek_last_error(); }
+int cudaStreamSynchronize(void*) {
+    runtime().synchronise();
+    return runtime().peek_last_error();
+}
 int cudaStreamQuery(void*) { return ptxsim::kCudaSuccess; }
 int cudaStreamWaitEvent(void*, void* event, unsigned) {
     return event ? ptxsim::kCudaSuccess : runtime().fail(ptxsim::kCudaInvalidResourceHandle);
@@ -129,6 +132,7 @@ int cudaEventDestroy(void* event) {
 int cudaEventRecord(void* event, void*) { return record(event); }
 int cudaEventRecordWithFlags(void* event, void*, unsigned) { return record(event); }
 int cudaEventSynchronize(void* event) {
+    runtime().synchronise();
     return event ? runtime().peek_last_error() : runtime().fail(ptxsim::kCudaInvalidResourceHandle);
 }
 int cudaEventQuery(void* event) {

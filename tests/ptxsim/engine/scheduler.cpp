@@ -2,6 +2,8 @@
 
 #include <thread>
 
+#include "cluster.h"
+
 namespace ptxsim {
 
 namespace {
@@ -11,19 +13,19 @@ constexpr u64 kPatience = 1'000'000;  // a CTA that runs longer may be waiting f
 constexpr size_t kMostResident = 4096;
 constexpr u64 kGraceTurns = 100;  // for CTAs before the failed one: time to fail too, unless they wait for it
 
-// Hands out CTA numbers once each, permuted by a Feistel network so that a grid of any size needs no table.
-class CtaOrder {
+// Hands out numbers of clusters once each, permuted by a Feistel network so that a grid of any size needs no table.
+class ClusterOrder {
   public:
-    CtaOrder(u64 count, u64 seed) : count_(count), seed_(seed) {
+    ClusterOrder(u64 count, u64 seed) : count_(count), seed_(seed) {
         while ((1ull << (2 * half_bits_)) < count_) ++half_bits_;
     }
     // The position tells how many were handed out before.
-    bool next(u64& cta, u64& position) {
+    bool next(u64& cluster, u64& position) {
         u64 n = position = taken_++;
         if (n >= count_) return false;
         do n = permute(n);
         while (n >= count_);
-        cta = n;
+        cluster = n;
         return true;
     }
 
@@ -44,8 +46,8 @@ class CtaOrder {
 
 struct Shared {
     const Launch& launch;
-    CtaOrder order;
-    u64 together;  // CTAs a worker begins with: its share of a cooperative launch, else one
+    ClusterOrder order;
+    u64 together;  // clusters a worker begins with: its share of a cooperative launch, else one
     // Threads fail in any order. The error reported is that of the CTA handed out first, as with one thread.
     std::atomic<u64> failed_at{kNever};
     std::mutex mutex;
@@ -62,7 +64,7 @@ struct Shared {
 };
 
 struct Resident {
-    std::unique_ptr<Cta> cta;
+    std::unique_ptr<Cluster> cluster;  // mostly of one CTA
     u64 position;
 };
 
@@ -88,15 +90,15 @@ class Worker {
             for (size_t i = 0; i < resident_.size() && grace;) {
                 position_ = resident_[i].position;
                 if (shared_.failed()) --grace;
-                if (position_ < shared_.failed_at && !resident_[i].cta->run(kTurn)) {
+                if (position_ < shared_.failed_at && !resident_[i].cluster->run(kTurn)) {
                     ++i;
                     continue;
                 }
-                spare_.push_back(std::move(resident_[i].cta));
+                spare_.push_back(std::move(resident_[i].cluster));
                 resident_.erase(resident_.begin() + static_cast<long>(i));
             }
-            bool impatient =
-                !resident_.empty() && (resident_.back().cta->issued > kPatience || resident_.back().cta->waits());
+            bool impatient = !resident_.empty() &&
+                             (resident_.back().cluster->issued() > kPatience || resident_.back().cluster->waits());
             if (resident_.empty() || (impatient && resident_.size() < kMostResident)) admit();
         }
     }
@@ -104,17 +106,15 @@ class Worker {
     bool admit() {
         u64 index;
         if (shared_.failed() || !shared_.order.next(index, position_)) return false;
-        std::unique_ptr<Cta> cta;
+        std::unique_ptr<Cluster> cluster;
         if (spare_.empty()) {
-            cta = std::make_unique<Cta>();
+            cluster = std::make_unique<Cluster>();
         } else {
-            cta = std::move(spare_.back());
+            cluster = std::move(spare_.back());
             spare_.pop_back();
         }
-        cta->profile = profile_.data();
-        cta->counters = &counters_;
-        cta->start(shared_.launch, static_cast<u32>(index));
-        resident_.push_back({std::move(cta), position_});
+        cluster->start(shared_.launch, index, profile_.data(), &counters_);
+        resident_.push_back({std::move(cluster), position_});
         return true;
     }
 
@@ -122,16 +122,17 @@ class Worker {
     std::vector<Profile> profile_;
     Counters counters_;
     std::vector<Resident> resident_;
-    std::vector<std::unique_ptr<Cta>> spare_;
-    u64 position_ = 0;  // of the CTA at work
+    std::vector<std::unique_ptr<Cluster>> spare_;
+    u64 position_ = 0;  // of the cluster at work
 };
 
 }  // namespace
 
 LaunchReport run_grid(const Launch& launch, int threads) {
-    u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
-    u64 count = std::min<u64>(static_cast<u64>(std::max(threads, 1)), ctas);
-    Shared shared{launch, {ctas, launch.seed}, launch.grid_barrier ? (ctas + count - 1) / count : 1};
+    u64 ctas = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2],
+        clusters = ctas / launch.cluster_size();
+    u64 count = std::min<u64>(static_cast<u64>(std::max(threads, 1)), clusters);
+    Shared shared{launch, {clusters, launch.seed}, launch.grid_barrier ? (clusters + count - 1) / count : 1};
     std::vector<std::unique_ptr<Worker>> workers;
     for (u64 i = 0; i < count; ++i) workers.push_back(std::make_unique<Worker>(shared));
     std::vector<std::thread> others;

@@ -1,5 +1,6 @@
 // Exchange within a warp (PTX ISA 9.7.9.6 shfl, 9.7.13.5 vote, .6 match, .7 activemask, .8 redux; 9.7.13.9 elect).
 #include "control.h"
+#include "cta.h"
 #include "lanes.h"
 #include "warp_sync.h"
 
@@ -201,10 +202,16 @@ void decode_activemask(Form& f) {
     f.decoder.program().code.back().dst = f.decoder.dest(f.at(0), 4);
 }
 
-// elect.sync: one leader of the membermask; which is not said, here the lowest.
+// elect.sync: "the election of a leader thread happens deterministically, i.e. the same leader thread is elected for
+// the same membermask every time"; which one is the seed's choice,
+// or the lowest lane with the check `elect` off.
 void op_elect(Warp& w, const Op& op) {
     for_mask_groups(w, op.d, [&] {
-        u32 leader = static_cast<u32>(__builtin_ctz(w.active));
+        u32 others = w.active;
+        Random draw{w.cta->launch->seed ^ w.active};
+        u32 choices = w.cta->checks(kCheckElect) ? static_cast<u32>(popcount(w.active)) : 1;
+        for (u32 skip = draw.below(choices); skip; --skip) others &= others - 1;
+        u32 leader = static_cast<u32>(__builtin_ctz(others));
         for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = leader; });
         w.define(op.dst, kFull);
         w.set_predicate(op.p, 1u << leader, kFull);

@@ -27,7 +27,6 @@ enum Index : u32 {
     kSmid,
     kNsmid,
     kZero,
-    kOne,
     kMaskEq,
     kMaskLe,
     kMaskLt,
@@ -39,6 +38,20 @@ enum Index : u32 {
     kTrue,
     kEnvreg1,
     kEnvreg2,
+    kClusteridX,
+    kClusteridY,
+    kClusteridZ,
+    kNclusteridX,
+    kNclusteridY,
+    kNclusteridZ,
+    kClusterCtaidX,
+    kClusterCtaidY,
+    kClusterCtaidZ,
+    kClusterNctaidX,
+    kClusterNctaidY,
+    kClusterNctaidZ,
+    kClusterCtarank,
+    kClusterNctarank,
     kGridid /* 64 bits: two cells */,
     kCount = kGridid + 2,
 };
@@ -55,12 +68,12 @@ const std::map<std::string, u32>& names() {
         {"%dynamic_smem_size", kDynamicShared}, {"%reserved_smem_offset_begin", kZero},
         {"%reserved_smem_offset_end", kSharedReserved}, {"%reserved_smem_offset_0", kZero}, {"%gridid", kGridid},
         {"%envreg1", kEnvreg1}, {"%envreg2", kEnvreg2},  // "driver-defined": the grid's workspace
-        // A cluster of one CTA is what a launch without a cluster has (PTX ISA 10, %cluster_*).
-        {"%clusterid.x", kCtaidX}, {"%clusterid.y", kCtaidY}, {"%clusterid.z", kCtaidZ}, {"%nclusterid.x", kNctaidX},
-        {"%nclusterid.y", kNctaidY}, {"%nclusterid.z", kNctaidZ}, {"%cluster_ctaid.x", kZero},
-        {"%cluster_ctaid.y", kZero}, {"%cluster_ctaid.z", kZero}, {"%cluster_nctaid.x", kOne},
-        {"%cluster_nctaid.y", kOne}, {"%cluster_nctaid.z", kOne}, {"%cluster_ctarank", kZero},
-        {"%cluster_nctarank", kOne}, {"WARP_SZ", kTrue}};
+        {"%clusterid.x", kClusteridX}, {"%clusterid.y", kClusteridY}, {"%clusterid.z", kClusteridZ},
+        {"%nclusterid.x", kNclusteridX}, {"%nclusterid.y", kNclusteridY}, {"%nclusterid.z", kNclusteridZ},
+        {"%cluster_ctaid.x", kClusterCtaidX}, {"%cluster_ctaid.y", kClusterCtaidY},
+        {"%cluster_ctaid.z", kClusterCtaidZ}, {"%cluster_nctaid.x", kClusterNctaidX},
+        {"%cluster_nctaid.y", kClusterNctaidY}, {"%cluster_nctaid.z", kClusterNctaidZ},
+        {"%cluster_ctarank", kClusterCtarank}, {"%cluster_nctarank", kClusterNctarank}, {"WARP_SZ", kTrue}};
     // clang-format on
     return table;
 }
@@ -89,7 +102,6 @@ u32 per_lane(u32 index, const Warp& w, u32 lane) {
         case kNwarpid: return cta.warp_count;
         case kSmid: return cta.index % launch.sm_count;
         case kNsmid: return launch.sm_count;
-        case kOne: return 1;
         case kMaskEq: return 1u << lane;
         case kMaskLe: return (2u << lane) - 1;
         case kMaskLt: return (1u << lane) - 1;
@@ -101,6 +113,20 @@ u32 per_lane(u32 index, const Warp& w, u32 lane) {
         case kTrue: return kLanes;
         case kEnvreg1: return static_cast<u32>(workspace(launch) >> 32);
         case kEnvreg2: return static_cast<u32>(workspace(launch));
+        case kClusteridX:
+        case kClusteridY:
+        case kClusteridZ: return cta.ctaid[index - kClusteridX] / launch.cluster[index - kClusteridX];
+        case kNclusteridX:
+        case kNclusteridY:
+        case kNclusteridZ: return launch.grid[index - kNclusteridX] / launch.cluster[index - kNclusteridX];
+        case kClusterCtaidX:
+        case kClusterCtaidY:
+        case kClusterCtaidZ: return cta.ctaid[index - kClusterCtaidX] % launch.cluster[index - kClusterCtaidX];
+        case kClusterNctaidX:
+        case kClusterNctaidY:
+        case kClusterNctaidZ: return launch.cluster[index - kClusterNctaidX];
+        case kClusterCtarank: return cta.rank;
+        case kClusterNctarank: return launch.cluster_size();
     }
     return 0;
 }

@@ -1,6 +1,7 @@
 // Barriers and fences (PTX ISA 9.7.13): bar / barrier sync, arrive, red; bar.warp.sync; membar, fence.
 #include <algorithm>
 
+#include "cluster_sync.h"
 #include "control.h"
 #include "cta.h"
 #include "lanes.h"
@@ -114,9 +115,23 @@ void op_warp_barrier(Warp& w, const Op& op) {
 // 9.7.13.4 membar, fence: what the warp did and knew before may be published by a strong write after it.
 void op_fence(Warp& w, const Op& op) { fence_memory(w, op.flags ? Scope::Grid : Scope::Cta); }
 
+// 9.7.13.4 fence.proxy.async, fence.mbarrier_init: what the lanes wrote may be seen by the async proxy (async_proxy.h).
+void op_proxy_fence(Warp& w, const Op&) { w.cta->proxy.fence(w); }
+void op_init_fence(Warp& w, const Op&) { w.cta->proxy.fence_init(w); }
+
 void decode_fence(Form& f) {
+    if (f.inst.has("async") && !f.inst.has("global")) {  // shared memory is among what it covers
+        f.left.clear();
+        f.decoder.emit(op_proxy_fence, OpClass::Other);
+        return;
+    }
+    if (f.inst.has("mbarrier_init")) {
+        f.left.clear();
+        f.decoder.emit(op_init_fence, OpClass::Other);
+        return;
+    }
     bool wide = f.inst.has("gl") || f.inst.has("sys") || f.inst.has("gpu") || f.inst.has("cluster");
-    bool inert = f.inst.has("proxy") || f.inst.has("mbarrier_init");
+    bool inert = f.inst.has("proxy");
     f.left.clear();
     if (!inert) f.decoder.emit(op_fence, OpClass::Other).flags = wide;
 }
@@ -141,7 +156,7 @@ void decode_barrier(Form& f) {
         d.emit(op_warp_barrier, OpClass::WarpSync).a = mask;
         return;
     }
-    if (f.inst.has("cluster")) f.unsupported("clusters");
+    if (f.inst.has("cluster")) return decode_cluster_barrier(f);
     f.take("cta");
     bool aligned = f.take("aligned") || f.inst.opcode == "bar";
     u8 kind = barrier_kind(f);
@@ -187,6 +202,7 @@ void Cta::complete_if_full(int id) {
         // With lanes that have exited "it is as if all the threads in the warp have executed the bar instruction".
         if (waited) warp.clocks.join(b.clock, waited == warp.alive ? warp.clocks.all_lanes() : waited);
     }
+    ++events;
     u32 population = b.population;
     bool all = b.all, any = b.any;
     b = Barrier{};

@@ -20,7 +20,10 @@ void Warp::start(Cta& owner, int index, u32 lanes, u64 seed) {
     clocks.start(owner.warp_count, static_cast<u32>(index), lanes, owner.checks(kCheckRaceWarp));
     acquired_word = 0;
     copies.clear();
+    wgmma.reset();
     std::fill(commits, commits + kLanes, 0u);
+    bulk_stores.clear();
+    std::fill(bulk_commits, bulk_commits + kLanes, 0u);
     fill_special_registers(*this);
     Fragment& f = fragments[0];
     f.mask = lanes;
@@ -105,6 +108,8 @@ bool Warp::pick_fragment() {
 
 u32 Warp::run(u32 quantum) {
     u32 done = 0;
+    wake_at_mbarriers(false);
+    wake_at_warpgroup();
     while (done < quantum && alive) {
         if (!pick_fragment()) {
             resolve_waiting_fragments();

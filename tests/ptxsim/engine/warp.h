@@ -1,8 +1,10 @@
 // One warp: 32 lanes of registers in struct-of-arrays cells, and the fragments its lanes have split into.
 #pragma once
 
+#include <memory>
 #include <vector>
 
+#include "bulk_store.h"
 #include "error.h"
 #include "program.h"
 #include "race_clock.h"
@@ -10,6 +12,7 @@
 namespace ptxsim {
 
 struct Cta;
+struct WgmmaState;
 
 struct Frame {
     u32 cells = 0, predicates = 0, local = 0;  // bases of this call's registers and local memory
@@ -24,7 +27,7 @@ struct Join {
     u32 depth = 0;  // of calls
 };
 
-enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, Halted };
+enum class FragmentState : u8 { Runnable, Parked, AtBarrier, AtWarpSync, AtMbarrier, AtRegisters, AtWarpgroup, Halted };
 
 // Lanes that share a pc.
 struct Fragment {
@@ -33,7 +36,10 @@ struct Fragment {
     FragmentState state = FragmentState::Runnable;
     u32 sync_mask = 0;      // lanes this fragment waits for at a warp-level .sync
     int barrier = -1;       // the barrier it waits at
-    bool released = false;  // the barrier it waited at has completed
+    bool released = false;  // the barrier it waited at has completed, or it has waited long enough
+    u32 mbarrier = 0;       // the mbarrier it waits at until this phase completes
+    u64 mbarrier_phase = 0;
+    u32 registers = 0;  // that setmaxnreg waits for
     std::vector<Frame> frames;
 };
 
@@ -74,8 +80,11 @@ struct Warp {
     u64 acquired_word = 0, acquired_version = 0;
     u32 acquired_lanes = 0;
 
+    std::shared_ptr<WgmmaState> wgmma;  // from the warp's first wgmma on
     std::vector<AsyncCopy> copies;
     u32 commits[kLanes] = {};
+    std::vector<BulkStore> bulk_stores;
+    u32 bulk_commits[kLanes] = {};
 
     u32 local_stride = 0;  // bytes of local memory per lane
     std::vector<u8> local, local_defined;
@@ -124,6 +133,9 @@ struct Warp {
     // An active lane that its own membermask does not name is an error.
     void check_members(u32 wanted) const;
     void resolve_waiting_fragments();
+    // Fragments that wait at an mbarrier go on when its phase has completed; all of them if it `gave_up`.
+    bool wake_at_mbarriers(bool gave_up);
+    void wake_at_warpgroup();
     std::string describe_wait() const;
 
     void require_defined(u32 lanes_defined, const char* what) const;

@@ -162,7 +162,7 @@ void decode_wmma_mma(Form& f) {
                                        : op_wmma<float>,
                     OpClass::Mma);
     op.list = d.list(refs);
-    op.targets = wmma_payload(d, s);
+    op.form = wmma_payload(d, s);
 }
 
 void decode_wmma(Form& f) {

@@ -72,14 +72,13 @@ bool take_wmma_layout(Form& f);
 
 // A struct that travels with an Op.
 template <class S>
-const Ref* wmma_payload(Decoder& d, const S& s) {
-    std::vector<u32> words((sizeof s + 3) / 4);
-    std::memcpy(words.data(), &s, sizeof s);
-    return d.list(words);
+const void* wmma_payload(Decoder& d, const S& s) {
+    return d.keep(std::make_shared<S>(s));
 }
+
 template <class S>
 const S& wmma_payload(const Op& op) {
-    return *reinterpret_cast<const S*>(op.targets);
+    return *static_cast<const S*>(op.form);
 }
 
 void decode_wmma_load(Form& f);

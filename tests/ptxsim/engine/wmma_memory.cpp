@@ -189,7 +189,7 @@ void emit_transfer(Form& f, bool load, size_t address_operand, const Transfer& t
     op.flags = f.size() > 2 ? kHasStride : 0;
     op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
     op.list = d.list(refs);
-    op.targets = wmma_payload(d, t);
+    op.form = wmma_payload(d, t);
 }
 
 }  // namespace

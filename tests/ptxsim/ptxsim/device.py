@@ -16,6 +16,14 @@ from .module import Kernel, probe_resources
 # one thread.
 CHECKS = (
     "bounds", "align", "undefined", "undefined_branch", "race", "race_warp", "race_global", "divergence", "deadlock", "limits", "async",
+    "proxy", "proxy_war", "mbarrier", "wgmma", "release_by_warp", "elect",
+)  # fmt: skip
+
+
+# CUtensorMapDataType, in order.
+TENSOR_TYPES = (
+    "UINT8", "UINT16", "UINT32", "INT32", "UINT64", "INT64", "FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16", "FLOAT32_FTZ", "TFLOAT32",
+    "TFLOAT32_FTZ",
 )  # fmt: skip
 
 
@@ -178,13 +186,48 @@ class Device:
     def unregister(self, address: int) -> None:
         native.unregister(address)
 
+    def tensor_map(
+        self,
+        base: Tensor | int,
+        dtype: str,
+        dims: Sequence[int],
+        strides: Sequence[int],
+        box: Sequence[int],
+        element_strides: Sequence[int] | None = None,
+        interleave: int = 0,
+        swizzle: int = 0,
+        nan_fill: bool = False,
+    ) -> bytes:
+        """What cuTensorMapEncodeTiled writes, to be passed to a kernel by value. Innermost dimension first; strides are
+        in bytes, of all dimensions but the innermost; `swizzle` is the span in bytes: 0, 32, 64 or 128; `interleave`
+        16 or 32 bytes, or 0. `dtype` is the name of a CUtensorMapDataType, such as "FLOAT16"."""
+        address = base.ptr if isinstance(base, Tensor) else base
+        steps = [1] * len(dims) if element_strides is None else list(element_strides)
+        modes = {0: 0, 32: 1, 64: 2, 128: 3}[swizzle], {0: 0, 16: 1, 32: 2}[interleave]
+        return native.tensor_map(
+            TENSOR_TYPES.index(dtype), address, list(dims), list(strides), list(box), steps, modes[1], modes[0], nan_fill
+        )
+
     # Launches.
 
-    def launch(self, kernel: Kernel, grid: Any, block: Any, args: Sequence[Any], smem: int = 0, cooperative: bool = False) -> Counters:
-        """Runs a kernel; all CTAs of a cooperative launch are resident together, and its grid has a barrier."""
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: Any,
+        block: Any,
+        args: Sequence[Any],
+        smem: int = 0,
+        cooperative: bool = False,
+        cluster: Any = None,
+        programmatic: bool = False,
+    ) -> Counters:
+        """Runs a kernel. All CTAs of a cooperative launch are resident together, and its grid has a barrier. `cluster` is the
+        shape of a cluster in CTAs; without it the kernel's own counts. A programmatic launch may start while the grid
+        launched before it still runs: until its griddepcontrol.wait it may not touch what that grid writes."""
         probe_resources(kernel, self.profile)
         data = pack_arguments(kernel, args)
-        return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem, cooperative))
+        shape = [0, 0, 0] if cluster is None else dim3(cluster)
+        return Counters(self.native.launch(kernel.program, dim3(grid), dim3(block), data, smem, cooperative, shape, programmatic))
 
     def launches(self) -> list[tuple[str, Counters]]:
         """Kernel name and counters of every launch host code made since the last call, in order."""

@@ -231,5 +231,7 @@ def probe_resources(kernel: Kernel, arch: str) -> None:
 def kernel_resources(text: str, name: str, arch: str) -> tuple[int, int]:
     if os.environ.get("PTXSIM_PTXAS", "1") == "0":
         return 1, 0
-    found = resources_of_build(name, arch) or ptxas_resources(one_kernel_text(text, name), arch).get(name)
+    target = re.search(r"^\.target\s+(sm_\d+[af])\b", text, re.M)
+    exact = target[1] if target and target[1][:-1] == arch else arch  # code for sm_90a is not assembled for sm_90
+    found = resources_of_build(name, arch) or ptxas_resources(one_kernel_text(text, name), exact).get(name)
     return (found["registers"], found["spill_bytes"]) if found else (1, 0)

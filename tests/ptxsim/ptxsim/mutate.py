@@ -1,4 +1,5 @@
-"""Mutation of PTX: one barrier, wait, predicate, fence, address term or fragment register at a time.
+"""Mutation of PTX: one barrier, wait, predicate, fence, address term, fragment register, commit, phase parity, count of an
+mbarrier or matrix descriptor at a time.
 
 A suite that lets a mutant live does not test what the mutated line is there for:
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from .mutation_runner import MutationReport, run_in_processes
 
-KINDS = ("barrier", "wait", "predicate", "fence", "address", "fragment")
+KINDS = ("barrier", "wait", "predicate", "fence", "address", "fragment", "commit", "parity", "count", "descriptor")
 
 INSTRUCTION = re.compile(r"^(?P<indent>\s*)(?:@(?P<guard>!?%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)(?:\s+(?P<operands>[^;]*))?;")
 REGISTER = re.compile(r"%[a-z_]\w*")
@@ -109,7 +110,7 @@ def barrier_changes(line, context):
 
 def wait_changes(line, context):
     """Drop a wait; or let one more group be in flight."""
-    if re.match(r"cp\.(reduce\.)?async(\.bulk)?\.wait_(group|all)", line.opcode):
+    if re.match(r"(cp\.(reduce\.)?async(\.bulk)?|wgmma)\.wait_(group|all)", line.opcode):
         yield ""
         if "wait_group" in line.opcode and line.operands and line.operands[0].isdigit():
             yield line.rewritten(line.opcode, str(int(line.operands[0]) + 1))
@@ -133,8 +134,47 @@ def predicate_changes(line, context):
 
 
 def fence_changes(line, context):
-    if line.family in ("membar", "fence"):
+    if line.family in ("membar", "fence") or line.opcode.startswith("wgmma.fence"):
         yield ""
+
+
+def commit_changes(line, context):
+    """Drop a commit: what it would have put in a group is waited for by nobody."""
+    if "commit_group" in line.opcode:
+        yield ""
+
+
+def parity_changes(line, context):
+    """Wait for the other phase."""
+    if not re.match(r"mbarrier\.(test|try)_wait\.parity", line.opcode):
+        return
+    parity = line.operands[2]
+    if parity.isdigit():
+        yield line.rewritten(line.opcode, *line.operands[:2], str(int(parity) ^ 1), *line.operands[3:])
+    else:
+        flip = f"xor.b32 {parity}, {parity}, 1;"
+        yield f"{line.indent}{flip} {line.rewritten(line.opcode, *line.operands).strip()} {flip}"
+
+
+def count_changes(line, context):
+    """An mbarrier that expects an arrival more or less, or 16 bytes."""
+    if line.family != "mbarrier" or not line.operands[-1].isdigit():
+        return
+    count, step = int(line.operands[-1]), 16 if "expect_tx" in line.opcode else 1
+    if step == 1 and ".init" not in line.opcode:
+        return
+    for changed in (count - step, count + step):
+        if changed > 0:
+            yield line.rewritten(line.opcode, *line.operands[:-1], str(changed))
+
+
+def descriptor_changes(line, context):
+    """The constant part of a matrix descriptor: another stride, another swizzle."""
+    if not context.multiplies_warpgroups or not re.search(r"\.[bus]64$", line.opcode) or line.family not in ("or", "add", "mov"):
+        return
+    if re.fullmatch(r"-?\d+", line.operands[-1]) and abs(bits := int(line.operands[-1])) >> 32:
+        for changed in (bits + (1 << 32), bits ^ 3 << 62 if bits > 0 else bits ^ 1 << 62):
+            yield line.rewritten(line.opcode, *line.operands[:-1], str(changed if changed < 1 << 63 else changed - (1 << 64)))
 
 
 def address_changes(line, context):
@@ -181,6 +221,10 @@ CHANGES = {
     "fence": fence_changes,
     "address": address_changes,
     "fragment": fragment_changes,
+    "commit": commit_changes,
+    "parity": parity_changes,
+    "count": count_changes,
+    "descriptor": descriptor_changes,
 }
 
 
@@ -189,6 +233,7 @@ class Context:
 
     def __init__(self, lines, labels):
         self.labels = labels
+        self.multiplies_warpgroups = any(line.opcode.startswith("wgmma.mma_async") for line in lines)
         self.definitions = defaultdict(list)
         for line in lines:
             if line.operands:

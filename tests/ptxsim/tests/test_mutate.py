@@ -7,6 +7,7 @@ import time
 import pytest
 from programs import gemm_mutant_check
 from ptxsim.mutate import KINDS, mutants_of, run_mutants
+from wgmma_gemm import run as run_wgmma_gemm
 
 TEXT = """.version 9.0
 .target sm_80
@@ -32,16 +33,32 @@ LOOP:
 \tldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r2, %r3}, [%r4];
 \tselp.b32 %r5, 16, 0, %p1;
 \t@%p1 bra LOOP;
+\tor.b64 %rd3, %rd4, 4611686293305294848;
+\tmbarrier.init.shared::cta.b64 [%r4], 2;
+\tmbarrier.arrive.expect_tx.shared::cta.b64 %rd2, [%r4], 64;
+\tmbarrier.try_wait.parity.shared::cta.b64 %p2, [%r4], %r3;
+\tmbarrier.try_wait.parity.shared::cta.b64 %p2, [%r4], 1;
+\twgmma.fence.sync.aligned;
+\twgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r2, %r3, %r5, %r6}, %rd3, %rd4, %p1, 1, 1, 0, 0;
+\twgmma.commit_group.sync.aligned;
+\twgmma.wait_group.sync.aligned 0;
 END:
 \tret;
 }
 """
 CHANGED = {
-    "barrier": [(19, ""), (19, "\tbar.warp.sync 0xffffffff;"), (20, "")],
-    "wait": [(18, ""), (18, "\tcp.async.wait_group 2;")],
+    "barrier": [(19, ""), (19, "\tbar.warp.sync 0xffffffff;"), (20, ""), (27, "")],
+    "wait": [(18, ""), (18, "\tcp.async.wait_group 2;"), (33, ""), (33, "\twgmma.wait_group.sync.aligned 1;")],
     "predicate": [(13, ""), (13, "\tbra END;"), (17, "\tld.global.u32 %r2, [%rd2+16];"), (23, "\tmov.b32 %r5, 16;"),
                   (23, "\tmov.b32 %r5, 0;"), (24, "")],
-    "fence": [(21, "")],
+    "fence": [(21, ""), (30, "")],
+    "commit": [(32, "")],
+    "parity": [(28, "\txor.b32 %r3, %r3, 1; mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r4], %r3; xor.b32 %r3, %r3, 1;"),
+               (29, "\tmbarrier.try_wait.parity.shared::cta.b64 %p2, [%r4], 0;")],
+    "count": [(26, "\tmbarrier.init.shared::cta.b64 [%r4], 1;"), (26, "\tmbarrier.init.shared::cta.b64 [%r4], 3;"),
+              (27, "\tmbarrier.arrive.expect_tx.shared::cta.b64 %rd2, [%r4], 48;"),
+              (27, "\tmbarrier.arrive.expect_tx.shared::cta.b64 %rd2, [%r4], 80;")],
+    "descriptor": [(25, "\tor.b64 %rd3, %rd4, 4611686297600262144;"), (25, "\tor.b64 %rd3, %rd4, -9223371761976868864;")],
     "address": [(15, "\tmov.b64 %rd2, %rd1;"), (15, "\tmul.wide.u32 %rd2, %r8, 4;"), (17, "\t@!%p1 ld.global.u32 %r2, [%rd2];")],
     "fragment": [(22, "\tldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r3, %r2}, [%r4];")],
 }
@@ -83,9 +100,9 @@ def test_the_score():
     report = run_mutants(TEXT, verdict_by_line, kinds=("barrier", "wait", "fence", "fragment"), timeout=1)
     killed = {m.ptx_line: why.split(":")[0] for m, why in report.killed}
     assert killed == {18: "Timeout", 19: "AssertionError", 21: "Crash"}
-    assert [m.ptx_line for m in report.survived] == [18, 20]
+    assert [m.ptx_line for m in report.survived] == [18, 20, 27, 30, 33, 33]
     assert [m.ptx_line for m, _ in report.invalid] == [22] and [m.ptx_line for m, _ in report.crashed] == [21]
-    assert report.rate == pytest.approx(4 / 6) and "bar.sync 1, 64" in str(report) and "4 of 6" in str(report)
+    assert report.rate == pytest.approx(4 / 10) and "bar.sync 1, 64" in str(report) and "4 of 10" in str(report)
 
 
 def test_a_test_that_fails_anyway_is_refused():
@@ -103,6 +120,18 @@ def test_the_gemm_kills_its_mutants(compile_case):
     assert not report.crashed, str(report)
     for kind in ("barrier", "wait"):
         assert not [m for m in report.survived if m.kind == kind], str(report)
+
+
+def test_the_wgmma_gemm_kills_its_mutants(compile_case):
+    """Every barrier, wait, fence, commit, parity, count and descriptor."""
+    def check(text):
+        right, _ = run_wgmma_gemm(text, 0)
+        assert right
+
+    text = compile_case("wgmma_gemm", arch="sm_90a").text
+    kinds = ("barrier", "wait", "fence", "commit", "parity", "count", "descriptor")
+    report = run_mutants(text, check, kinds=kinds, timeout=30)
+    assert not report.survived and not report.crashed and {m.kind for m, _ in report.killed} == set(kinds), str(report)
 
 
 def test_ptxas_takes_the_mutants_of_the_gemm(compile_case, nvcc, tmp_path):

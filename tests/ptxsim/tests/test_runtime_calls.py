@@ -190,8 +190,8 @@ def test_streams_and_events(library, inside):
 # ---- what is refused ---------------------------------------------------------------------------
 
 REFUSED = {"begin_capture": "cudaStreamBeginCapture", "make_graph": "cudaGraphCreate",
-           "entry_point": 'cudaGetDriverEntryPointByVersion\\("cuTensorMapEncodeTiled"\\)',
-           "cluster_attribute": "cudaFuncSetAttribute\\(14\\), an attribute of clusters"}
+           "entry_point": 'cudaGetDriverEntryPointByVersion\\("cuTensorMapEncodeIm2col"\\)',
+           "cluster_attribute": "cudaFuncSetAttribute\\(11\\), a required cluster dimension"}
 
 
 @pytest.mark.parametrize("call", REFUSED)
@@ -210,7 +210,7 @@ def test_the_host_sees_a_code_too(library, inside):
         library.free_memory()
 
 
-@pytest.mark.parametrize("blocks, attribute, refused", [(1, 4, ""), (2, 4, "ClusterDimension"), (2, 11, "PreferredClusterDimension"),
+@pytest.mark.parametrize("blocks, attribute, refused", [(1, 4, ""), (2, 11, "PreferredClusterDimension"),
                                                         (1, 6, ""), (1, 7, "ProgrammaticEvent"), (1, 2, "")])
 def test_launch_attributes(library, inside, blocks, attribute, refused):
     x = inside.tensor(np.zeros(8, np.int32), "x")

@@ -212,7 +212,7 @@ extern "C" int make_graph() {
 extern "C" int entry_point() {
     void* f = (void*)1;
     cudaDriverEntryPointQueryResult status;
-    int code = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &status);
+    int code = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeIm2col", &f, 12000, cudaEnableDefault, &status);
     return f || status == cudaDriverEntryPointSuccess ? -1 : code;
 }
 extern "C" int launch_cluster(int* x, int n, unsigned blocks, int id) {
@@ -227,4 +227,4 @@ extern "C" int launch_cluster(int* x, int n, unsigned blocks, int id) {
     config.numAttrs = 1;
     return cudaLaunchKernelEx(&config, add_counter, x, n);
 }
-extern "C" int cluster_attribute() { return cudaFuncSetAttribute(add_counter, cudaFuncAttributeNonPortableClusterSizeAllowed, 1); }
+extern "C" int cluster_attribute() { return cudaFuncSetAttribute(add_counter, cudaFuncAttributeRequiredClusterWidth, 1); }
