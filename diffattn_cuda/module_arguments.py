@@ -44,7 +44,7 @@ def check_cache(
     heads: tuple[int, int],
     widths: tuple[int, int],
 ) -> None:
-    """All that the kernels ask of its shapes: they come after the projections, which take memory."""
+    """All that the kernels ask of its shapes, before the projections take memory."""
     for name, t, count, width in zip(("cache.k", "cache.v"), (k, v), heads, widths, strict=True):
         arguments.require_dense(name, t)
         if t.dim() < 4 or t.shape[-1] != width or t.shape[2:].numel() != count * width:

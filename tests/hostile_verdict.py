@@ -198,7 +198,7 @@ def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arg
 
 
 def _of_cancelled_gradients(given: Arguments) -> float:
-    """Under a norm dO is orthogonal to O: of ⟨dO, O2⟩, which is λ's gradient, rounding may be left."""
+    """Under a norm dO is orthogonal to O: of ⟨dO, O2⟩, λ's gradient, rounding may be left."""
     a = _converted(given, torch.float64)
     plain = a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
     of_lambda = [hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1)]
