@@ -166,9 +166,16 @@ def test_queries_alone_beyond_the_tables_use_their_last(
     p = cache.problem
     cos, sin = rotary_tables(256, 32, p.q)
     cos[101:], sin[101:] = cos[100], sin[100]
-    nothing = {"k": flat(p.k)[:, :0], "v": p.v[:, :0], "rotary_interleaved": interleaved}
+    nothing: dict[str, Any] = {
+        "k": flat(p.k)[:, :0],
+        "v": p.v[:, :0],
+        "rotary_interleaved": interleaved,
+    }
     expected = call(impl, cache, rotary_cos=cos, rotary_sin=sin, **nothing)
-    short_tables = {"rotary_cos": cos[:101].clone(), "rotary_sin": sin[:101].clone()}
+    short_tables: dict[str, Any] = {
+        "rotary_cos": cos[:101].clone(),
+        "rotary_sin": sin[:101].clone(),
+    }
     assert same_bits(call(impl, cache, **short_tables, **nothing), expected)
     monkeypatch.setenv("DIFFATTN_CHECK", "1")
     with refuses("rotary_cos", "101", "103"):
