@@ -116,6 +116,6 @@ def launch_into(sim: Simulator, params: Any, outputs: dict[str, Tensor]) -> None
     """The binding allocates gradients densely, so these are put in behind it."""
     for name, to in outputs.items():
         for comp, view in enumerate(params.views(name)):
-            apart = comp * to.stride(3) * to.element_size()  # of the two maps
+            apart = to.stride(3) * to.element_size() if comp else 0  # of the two maps
             view.data, (view.batch, view.row, view.head) = to.data_ptr() + apart, to.stride()[:3]
     sim.launch_described(params)

@@ -54,7 +54,7 @@ Runs runs_of(const Params& p, Dim rows) {
 }
 
 // Name, role, address, bytes of an element, sizes, strides; and where rows are packed, their dimension and
-// the runs that belong to a sequence.
+// the runs that belong to a sequence, else None.
 template <class Params>
 py::list operands_of(const Params& p) {
   py::list found;
@@ -62,7 +62,7 @@ py::list operands_of(const Params& p) {
   const auto add = [&](const Operand& o, const void* data, const auto& stride_of) {
     std::vector<int64_t> sizes, strides;
     int64_t row_dim = 0;
-    Runs runs;
+    std::optional<Runs> runs;
     for_each_dim(o, e.packed, [&](int64_t at, Dim dim) {
       sizes.push_back(e[dim]);
       strides.push_back(stride_of(dim));

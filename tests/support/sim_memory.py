@@ -54,11 +54,11 @@ def _pieces(
     sizes: list[int],
     strides: list[int],
     row_dim: int,
-    runs: list[tuple[int, int]],
+    runs: list[tuple[int, int]] | None,
 ) -> Iterator[Memory]:
     written, changed = role == 1, role == 2  # Role of csrc/operands.h
     whole = Memory(name, address, itemsize, tuple(sizes), tuple(strides), written, changed)
-    if not written or not runs or not whole.exists():
+    if not written or runs is None or not whole.exists():
         yield whole
         return
     for first, last in runs:

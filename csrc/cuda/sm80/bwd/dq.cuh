@@ -23,12 +23,14 @@ class Turn {
  public:
   __device__ Turn(int* turns, bool ordered) : turns_(turns), ordered_(ordered) {}
 
-  // For block `block` of all, where `before` key blocks come first.
-  __device__ void wait(unsigned block, int before) const {
+  // For block `block` of all, where before() key blocks come first.
+  template <class Before>
+  __device__ void wait(unsigned block, const Before& before) const {
     if (!ordered_) return;
+    const int turn = before();
     if (threadIdx.x == 0)
       while (__nv_atomic_load_n(turns_ + block, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) !=
-             before) {}
+             turn) {}
     __syncthreads();  // those before have added their part
   }
 
@@ -71,9 +73,10 @@ __device__ void multiply_dq(DqFragment<T>& dq, const char* ds, const char* k) {
 
 // dq += dS·K over the parts of the keys that the step sees: the first, the last, or both. ds and k:
 // this lane's row of the first block.
-template <class T>
+template <class T, class Before>
 __device__ void accumulate_dq(const char* ds, const char* k, float* dq, bool sees_first,
-                              bool sees_last, const Turn& turn, unsigned block, int before) {
+                              bool sees_last, const Turn& turn, unsigned block,
+                              const Before& before) {
   constexpr int kBlocks = T::kPartKeys / 16;
   DqFragment<T> acc = {};
   const int from = sees_first ? 0 : kBlocks;

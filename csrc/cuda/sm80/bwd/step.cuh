@@ -142,11 +142,22 @@ class MapWriter {
         target_(keep(MapTile::offset(lane / 4, lane % 4 * 2))),
         log2_scale_(log2_scale) {}
 
-  // dp is less D1. Keys are counted from key 0 of the sequence where there is a mask.
-  template <bool kMasked>
+  // dp is less D1. All of the warp's rows see all of its keys if the step is full.
   __device__ void run(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
-                      const LaneConstants& constants, const SequenceMask& mask, int step_row,
-                      int block_key) const {
+                      const LaneConstants& constants, const SequenceMask& mask, bool full,
+                      int step_row, int block_key) const {
+    if (full)
+      write<false>(s, dp, constants, mask, step_row, block_key);
+    else
+      write<true>(s, dp, constants, mask, step_row, block_key);
+  }
+
+ private:
+  // Keys are counted from key 0 of the sequence where there is a mask.
+  template <bool kMasked>
+  __device__ void write(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
+                        const LaneConstants& constants, const SequenceMask& mask, int step_row,
+                        int block_key) const {
 #pragma unroll
     for (int m = 0; m < T::kRowTiles; ++m)
 #pragma unroll
@@ -175,7 +186,6 @@ class MapWriter {
       }
   }
 
- private:
   __device__ void store(int map, int r, int n, const float (&x)[2]) const {
     char* const to = maps_ + (target_ ^ n * 16) + map * MapTile::kBytes + r * MapTile::kRowBytes;
     *reinterpret_cast<uint32_t*>(to) = Half<Element>::pack(x[0], x[1]);
@@ -209,25 +219,5 @@ __device__ void accumulate_keys(Acc& grad, const char* map, const char* rows) {
     }
   }
 }
-
-// Which keys and columns of dV, dK1 and dK2 a warp has.
-template <class T>
-struct GradPart {
-  int first_key;
-  int which;      // 0: dV, 1: dK1, 2: dK2; without meaning if K is shared, for a warp then has both
-  int first_col;  // of that gradient
-
-  __device__ explicit GradPart(int warp) {
-    const int group = warp % T::kGradColGroups;
-    first_key = warp / T::kGradColGroups * T::kGradKeys;
-    if (T::kJointK) {
-      which = 0;
-      first_col = group * T::kGradCols;
-    } else {
-      which = max(group / T::kQuarter - 1, 0);
-      first_col = (which == 0 ? group : group % T::kQuarter) * T::kGradCols;
-    }
-  }
-};
 
 }  // namespace diffattn::cuda::sm80

@@ -42,8 +42,8 @@ __device__ void append_tokens(const DecodeParams& p, const CachedSequence& s, in
 
 // Writes one CTA's share of the new tokens: the CTAs of a KV head take turns.
 template <class T>
-__device__ void append_share(const DecodeParams& params, const DecodePlan& plan, const Place& place,
-                             const CachedSequence& sequence) {
+__device__ void append_share(const DecodeParams& params, const DecodePlan& plan,
+                             const SplitPlace& place, const CachedSequence& sequence) {
   static_assert(T::kThreads >= kMostTokenChunks);
   const int row_blocks = plan.row_blocks.divisor;
   append_tokens<typename T::Element>(params, sequence, place.head_k,

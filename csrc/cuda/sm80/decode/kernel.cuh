@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                   const __grid_constant__ DecodePlan plan) {
   extern __shared__ __align__(1024) char smem[];
   const Shape& shape = params.shape;
-  const Place place(plan, T::kOneBlock);
+  const SplitPlace place(plan, T::kOneBlock);
   const Role role(T::kGroupThreads);
   const CachedSequence sequence(params, plan, place.batch);
   const PackedRows rows(plan, place.row_block);

@@ -126,7 +126,7 @@ __device__ inline int64_t row_index(const DecodePlan& plan, int64_t batch, int h
 }
 
 // Tells the combine kernel how many splits of a CTA's rows there are to merge.
-__device__ inline void store_counts(const DecodePlan& plan, const Place& place,
+__device__ inline void store_counts(const DecodePlan& plan, const SplitPlace& place,
                                     const PackedRows& rows, int count) {
   const int m = rows.begin + threadIdx.x;
   if (m >= rows.end) return;
@@ -143,8 +143,9 @@ class DecodeEpilogue {
   static constexpr int kColTiles = sizeof(O) / sizeof(float[4]);
 
  public:
-  __device__ DecodeEpilogue(const DecodeParams& params, const DecodePlan& plan, const Place& place,
-                            const PackedRows& rows, const Role& role, const GroupMerge<T>& merge)
+  __device__ DecodeEpilogue(const DecodeParams& params, const DecodePlan& plan,
+                            const SplitPlace& place, const PackedRows& rows, const Role& role,
+                            const GroupMerge<T>& merge)
       : p_(params),
         plan_(plan),
         merge_(merge),

@@ -4,13 +4,13 @@
 
 namespace diffattn::cuda::sm80 {
 
-struct Place {
+struct SplitPlace {
   int row_block;  // of the query rows of a KV head
   int head_k, split, batch;
 
   // Neighbouring CTAs read the same keys for different rows, and then the keys of neighbouring heads.
   // The last row block comes first because its rows see the most keys.
-  __device__ Place(const DecodePlan& plan, bool one_block) {
+  __device__ SplitPlace(const DecodePlan& plan, bool one_block) {
     int rest = int(blockIdx.x), from_last = 0;
     if (!one_block) plan.row_blocks(rest, from_last, rest);
     row_block = one_block ? 0 : plan.row_blocks.divisor - 1 - from_last;

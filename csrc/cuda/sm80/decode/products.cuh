@@ -11,7 +11,7 @@ namespace diffattn::cuda::sm80 {
 // Copies the Q of all row warps to shared memory, rotated. The sign of a negative scale goes into Q, so
 // that the largest product stays the largest logit.
 template <class T>
-__device__ void copy_queries(char* tiles, const DecodeParams& p, const Place& place,
+__device__ void copy_queries(char* tiles, const DecodeParams& p, const SplitPlace& place,
                              const CachedSequence& s, const PackedRows& rows) {
   using Element = typename T::Element;
   constexpr int kChunks = T::kHeadDim / kChunk;

@@ -88,7 +88,7 @@ class KeyStream {
   enum class Content { keys, values };
 
  public:
-  __device__ KeyStream(const DecodeParams& params, const DecodePlan& plan, const Place& place,
+  __device__ KeyStream(const DecodeParams& params, const DecodePlan& plan, const SplitPlace& place,
                        const CachedSequence& sequence, const Splits& splits, const Role& role,
                        char* smem)
       : p_(params),

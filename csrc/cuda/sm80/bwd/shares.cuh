@@ -1,0 +1,123 @@
+// What each warp has of a step's products: its rows, keys and columns, as places in shared memory.
+#pragma once
+#include "dq.cuh"
+#include "step.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+// Where a lane's row of an operand's first block lies, if that block is a tile's first.
+template <class T>
+struct LaneRows {
+  const char *rows, *chunks;  // see rows_first() and chunks_first()
+
+  __device__ LaneRows(const char* smem, int lane)
+      : rows(smem + keep(rows_first<typename T::MapTile>(lane))),
+        chunks(smem + keep(chunks_first<typename T::MapTile>(lane))) {}
+};
+
+// S1, S2 and dP: a warp's rows of a step and its keys.
+template <class T>
+struct ScoreShare {
+  int first_row_tile, first_key;
+  int rows, keys;         // bytes to them in a tile of rows, and in K
+  const char* constants;  // of this lane's first rows, in the first stage
+
+  __device__ ScoreShare(const char* smem, int warp, int lane)
+      : first_row_tile(warp % T::kRowGroups * T::kRowTiles),
+        first_key(key_of(warp)),
+        rows(keep_uniform(T::UTile::blocks(first_row_tile, 0))),
+        keys(keep_uniform(T::KTile::blocks(first_key / 16, 0))),
+        constants(smem + T::kStages + keep(LaneConstants::offset(first_row_tile, lane))) {}
+
+  __device__ static int key_of(int warp) { return warp / T::kRowGroups * 16; }
+  __device__ const char* q(const LaneRows<T>& at, int stage) const {
+    return at.rows + rows + T::kQ + stage;
+  }
+  __device__ const char* u(const LaneRows<T>& at, int stage) const {
+    return at.rows + rows + T::kU + (T::kTwoStagesU ? stage : 0);
+  }
+  __device__ const char* k(const LaneRows<T>& at) const { return at.chunks + keys; }
+};
+
+// dV, dK1 and dK2: the keys and columns of a warp, in one of the three; or in dV and dK, if K is shared.
+template <class T>
+class GradShare {
+ public:
+  enum Of { kDv, kDk1, kDk2 };  // kDv is meant of both if K is shared
+  int first_key, first_col;
+  Of of;
+
+  __device__ explicit GradShare(int warp)
+      : first_key(warp / T::kGradColGroups * T::kGradKeys),
+        first_col(group(warp) * T::kGradCols),
+        of(gradient(warp)),
+        map_(keep_uniform(T::kMaps + of * T::MapTile::kBytes +
+                          T::MapTile::blocks(0, first_key / 16))),
+        rows_(keep_uniform(multiplied() + T::UTile::blocks(0, first_col / 16))) {}
+
+  // Adds a step's products.
+  __device__ void accumulate(GradFragment<T>& grad, const LaneRows<T>& at, int stage) const {
+    const char *const rows = at.rows + rows_, *const map = at.chunks + map_;
+    if constexpr (T::kJointK) {
+      accumulate_keys<T>(grad[0], map, rows + T::kU + (T::kTwoStagesU ? stage : 0));
+      accumulate_keys<T>(grad[1], map + T::MapTile::kBytes, rows + T::kQ + stage);
+      accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes,
+                         rows + T::kQ + T::QTile::kBytes + stage);
+    } else {
+      accumulate_keys<T>(grad[0], map, rows + (T::kTwoStagesU || of != kDv ? stage : 0));
+    }
+  }
+
+ private:
+  __device__ static Of gradient(int warp) {
+    if (T::kJointK) return kDv;
+    return Of(max(warp % T::kGradColGroups / T::kQuarter - 1, 0));
+  }
+  // Of the column groups of that gradient.
+  __device__ static int group(int warp) {
+    const int all = warp % T::kGradColGroups;
+    return T::kJointK || gradient(warp) == kDv ? all : all % T::kQuarter;
+  }
+  // Where the rows lie that the map is multiplied with: u, Q1 or Q2.
+  __device__ int multiplied() const {
+    if (T::kJointK) return 0;
+    return of == kDv ? T::kU : T::kQ + (of - kDk1) * T::QTile::kBytes;
+  }
+
+  int map_, rows_;
+};
+
+// dQ1 and dQ2: a warp's rows and columns, in one of the two.
+template <class T>
+class DqShare {
+ public:
+  __device__ DqShare(int warp, int lane)
+      : ds_(keep_uniform(T::kMaps + (1 + map(warp)) * T::MapTile::kBytes +
+                         T::MapTile::blocks(row_tile(warp), 0))),
+        keys_(keep_uniform(map(warp) % T::kComponentsK * T::KTile::kBytes +
+                           T::KTile::blocks(0, group(warp) % kGroups * T::kDqCols / 16))),
+        to_(4 * keep(lane +
+                     DqLayout<T::kHeadDim>::tile(row_tile(warp), group(warp) * T::kDqCols / 8))) {}
+
+  // Adds a step's products to those of the other key blocks, before() of which come first.
+  template <class Before>
+  __device__ void accumulate(float* dq, const LaneRows<T>& at, unsigned block,
+                             const KeyParts<T>& parts, int step, const Turn& turn,
+                             const Before& before) const {
+    char* const to = reinterpret_cast<char*>(dq) +
+                     (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + to_);
+    accumulate_dq<T>(at.rows + ds_, at.rows + keys_, reinterpret_cast<float*>(to),
+                     parts.first_is_seen(step), parts.last_is_seen(step), turn, block, before);
+  }
+
+ private:
+  static constexpr int kGroups = T::kDqColGroups / 2;  // of each of the two
+  __device__ static int group(int warp) { return warp % T::kDqColGroups; }
+  __device__ static int map(int warp) { return group(warp) / kGroups; }
+  __device__ static int row_tile(int warp) { return warp / T::kDqColGroups * T::kDqRowTiles; }
+
+  int ds_, keys_;
+  unsigned to_;
+};
+
+}  // namespace diffattn::cuda::sm80
