@@ -39,14 +39,16 @@ std::vector<float> forward(Tensors& t) {
   FwdParams p{};
   p.dtype = DType::f32;
   p.shape = {1, kRows, kRows, kHeads, kHeads, kDim, kDimV, 2};
-  p.q = {t.q.data(), 0, kHeads * 2 * kDim, 2 * kDim, kDim};
-  p.k = {t.k.data(), 0, kHeads * 2 * kDim, 2 * kDim, kDim};
-  p.v = {t.v.data(), 0, kHeads * kDimV, kDimV, 0};
-  p.lam = {&t.lam, 0, 0, 0, 0};
-  p.out = {out.data(), 0, kHeads * kDimV, kDimV, 0};
-  p.lse = {lse.data(), 0, 1, kRows, kHeads * kRows};
+  for (int map : {kSignal, kNoise}) {
+    p.maps[map].q = {t.q.data() + map * kDim, 0, kHeads * 2 * kDim, 2 * kDim};
+    p.maps[map].k = {t.k.data() + map * kDim, 0, kHeads * 2 * kDim, 2 * kDim};
+    p.maps[map].lse = {lse.data() + map * kHeads * kRows, 0, 1, kRows};
+  }
+  p.v = {t.v.data(), 0, kHeads * kDimV, kDimV};
+  p.lam = {&t.lam, 0, 0, 0};
+  p.out = {out.data(), 0, kHeads * kDimV, kDimV};
   p.softmax_scale = 1 / std::sqrt(double(kDim));
-  p.window = {-1, 0};  // causal
+  p.mask = {-1, 0};  // causal
   cpu::fwd(p, {2, run_serially});
   return out;
 }
