@@ -18,7 +18,7 @@ struct DqLayout {
 };
 
 // Key blocks add to dQ in a fixed order: the last that a block of rows sees begins. It is the order
-// in which the diagonal of a causal mask reaches the row blocks, so that nobody waits there.
+// in which the diagonal of a causal mask reaches the row blocks, so that no CTA waits there.
 class Turn {
  public:
   __device__ Turn(int* turns, bool ordered) : turns_(turns), ordered_(ordered) {}

@@ -22,7 +22,7 @@ struct MergedSplits {
   // lses and rests [split, comp] and columns [split, comp, pitch] of `count` splits.
   __device__ MergedSplits(const float2* lses, const float2* rests, const float2* columns,
                           unsigned count, unsigned pitch) {
-    // Copies of a thread's own. ptxas puts plain loads beside their uses, one latency after the other.
+    // Copies of a thread's own. ptxas puts plain loads next to their uses, one latency after the other.
     __shared__ float2 slots[kAtOnce][2][kMostCombineThreads];
     __shared__ float2 weights[kMostCombineThreads / 32][2][kAtOnce];  // a warp's own, in turn
     const unsigned thread = threadIdx.x, split = thread % kAtOnce;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const unsigned col = exist ? 2 * threadIdx.x : 0;
   const unsigned count = plan.counts[blockIdx.x];
 
-  // Used at the end, but asked for now: nobody has to wait for these.
+  // Used at the end, but asked for now, so that no thread waits for these.
   int batch = int(blockIdx.x), head, row;
   plan.seqlen_q(batch, row, batch);
   plan.nheads(batch, head, batch);

@@ -16,7 +16,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t partial_bytes(const Shape& s) { return 2 * (s.headdim_v + 2) * int64_t(sizeof(float)); }
 
 // The fewest splits that come within a tenth of the best at two things together: few processors idle
-// in the last wave of CTAs, and few bytes of workspace beside those of the cache.
+// in the last wave of CTAs, and few bytes of workspace compared with those of the cache.
 int64_t choose_splits(const Shape& s, int64_t rows, int64_t units, int64_t most) {
   int device = 0, processors = 0;
   check(cudaGetDevice(&device), "device");

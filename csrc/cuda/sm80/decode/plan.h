@@ -31,7 +31,7 @@ struct DecodePlan {
 constexpr int kFewRows = 8, kManyRows = 32;
 
 // From here on the LSE of a split is *coarse*: as an fp32 number it has lost more of the logarithm of
-// the sum (2^-14) than its weight among the splits can spare. What it has lost is stored beside it.
+// the sum (2^-14) than its weight among the splits can spare. What it has lost is stored next to it.
 constexpr float kCoarseFrom = 1 << 10;
 __device__ inline bool is_coarse(float lse) {
   return fabsf(lse) >= kCoarseFrom && fabsf(lse) < INFINITY;
