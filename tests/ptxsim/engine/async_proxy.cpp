@@ -24,14 +24,19 @@ void AsyncProxy::reset(Cta& cta) {
     cta.shadow.watch_reads(nullptr);
 }
 
+void AsyncProxy::note_fence(std::vector<Fence>& fences, const Warp& w) {
+    const u32* limits = w.clocks.limits();
+    fences.push_back({w.clocks.known()[w.id], w.active, Clock(limits, limits + cta_->warp_count)});
+}
+
 void AsyncProxy::fence(Warp& w) {
-    fences_[w.id].push_back({w.clocks.known()[w.id], w.active});
+    note_fence(fences_[w.id], w);
     fence_init(w);
 }
 
 // The clock advances, so that what the lanes do next is after the fence and what is published next covers it.
 void AsyncProxy::fence_init(Warp& w) {
-    init_fences_[w.id].push_back({w.clocks.known()[w.id], w.active});
+    note_fence(init_fences_[w.id], w);
     w.clocks.advance();
 }
 
@@ -50,16 +55,25 @@ bool AsyncProxy::ordered(const Warp& w, int lane, u32 warp, u32 other_lanes, u32
     return true;
 }
 
-// Has each of `lanes` fenced at or after `clock`, and is that fence ordered before what `lane` of w does next?
-bool AsyncProxy::fenced(const std::vector<Fence>& fences, const Warp& w, int lane, u32 warp, u32 lanes,
+// Does a fence stand between what `lanes` of a warp did at that clock and what `lane` of w does next? Each of these
+// lanes has fenced since; or someone has who comes after them, as everything up to the clocks it knew does.
+bool AsyncProxy::fenced(const std::vector<std::vector<Fence>>& all, const Warp& w, int lane, u32 warp, u32 lanes,
                         u32 clock) const {
+    const std::vector<Fence>& fences = all[warp];
     for (size_t i = fences.size(); i-- > 0 && fences[i].clock >= clock;) {
         u32 covered = fences[i].lanes & lanes;
         if (!covered || !ordered(w, lane, warp, covered, fences[i].clock + 1)) continue;
         lanes &= ~covered;
         if (!lanes) return true;
     }
-    return lanes == 0;
+    for (u32 n = 0, count = cta_->warp_count; n < count; ++n) {
+        u32 other = (static_cast<u32>(w.id) + n) % count;  // its own fences are the likeliest
+        for (size_t i = all[other].size(); i-- > 0 && all[other][i].known[warp] >= clock;) {
+            const Fence& f = all[other][i];
+            if (ordered(w, lane, other, f.lanes & -f.lanes, f.clock + 1)) return true;
+        }
+    }
+    return false;
 }
 
 void AsyncProxy::report(const Warp& w, int lane, u32 offset, const std::string& message) const {
@@ -94,11 +108,12 @@ void AsyncProxy::check_written(Warp& w, int lane, u32 offset, u32 granule, const
     if (epoch::owned(entry)) return check_owned(w, lane, offset, entry);
     cta_->shadow.check_ordered(w, lane, granule, entry);
     u32 warp = epoch::warp(entry), writer = 1u << epoch::lane(entry);
-    if (!w.cta->checks(kCheckProxy) || fenced(fences_[warp], w, lane, warp, writer, epoch::clock(entry))) return;
-    report(w, lane, offset,
-           std::string(what) + " bytes that " + thread_name(warp, writer) + " wrote through the generic proxy (" +
-               w.program->text_at(shadow.writer_pc(granule)) +
-               "): between them that thread has no fence.proxy.async that is ordered before");
+    if (!w.cta->checks(kCheckProxy) || fenced(fences_, w, lane, warp, writer, epoch::clock(entry))) return;
+    report(
+        w, lane, offset,
+        std::string(what) + " bytes that " + thread_name(warp, writer) + " wrote through the generic proxy (" +
+            w.program->text_at(shadow.writer_pc(granule)) +
+            "): no fence.proxy.async stands between them, by that thread or by one that the write is ordered before");
 }
 
 bool AsyncProxy::read_rows(Warp& w, int lane, AsyncReader kind, u32 number, u32 offset, u32 bytes) {
@@ -178,10 +193,10 @@ void AsyncProxy::check_read_before(Warp& w, int lane, u32 offset, u32 granule) c
         u32 readers = 0, clock = shadow.last_read(warp, granule, readers);
         if (!clock) continue;
         if (!readers) readers = cta_->warps[warp].clocks.all_lanes();
-        if (fenced(fences_[warp], w, lane, warp, readers, clock)) continue;
+        if (fenced(fences_, w, lane, warp, readers, clock)) continue;
         report(w, lane, offset,
                "a copy overwrites bytes that " + thread_name(warp, readers) +
-                   " read through the generic proxy: the reader has no fence.proxy.async between, ordered before");
+                   " read through the generic proxy: no fence.proxy.async stands between them");
     }
 }
 
@@ -225,7 +240,7 @@ void AsyncProxy::check_owned(Warp& w, int lane, u32 offset, u32 entry) const {
 
 void AsyncProxy::check_signal(Warp& w, int lane, const MemoryBarrier& b) const {
     if (!w.cta->checks(kCheckProxy) || w.cta != cta_) return;
-    if (fenced(init_fences_[b.init_warp], w, lane, b.init_warp, 1u << b.init_lane, b.init_clock)) return;
+    if (fenced(init_fences_, w, lane, b.init_warp, 1u << b.init_lane, b.init_clock)) return;
     report(w, lane, b.offset,
            "a copy signals this mbarrier, whose mbarrier.init by " + thread_name(b.init_warp, 1u << b.init_lane) +
                " was not followed by a fence.mbarrier_init or fence.proxy.async that is ordered before");

@@ -1,8 +1,9 @@
 // The async proxy of one CTA (PTX ISA 8.3, 9.7.15, 9.7.9.27): what wgmma and bulk copies do to shared memory behind the
 // threads' backs, and what a thread has to do before and after.
 //
-// - A generic write is seen by the async proxy only after its own thread's fence.proxy.async, and that fence has to be
-//   ordered before the asynchronous operation: checked against the writer's epoch in the race shadow.
+// - A generic write is seen by the async proxy only after a fence.proxy.async on the way from it to the asynchronous
+//   operation: by its own thread, or by one that the write is ordered before (PTX ISA 8.9.4, "linked by a proxy fence
+//   along the base causality path"). Checked against the writer's epoch in the race shadow.
 // - An asynchronous read lasts from its issue until the wait that covers it. A write by anyone in between is a race,
 // and
 //   so is one that is not ordered after that wait.
@@ -96,7 +97,10 @@ class AsyncProxy {
     void complete_phase(u32 barrier, u64 phases) { phases_[barrier] = phases; }
 
   private:
-    struct Fence { u32 clock, lanes; };
+    struct Fence {
+        u32 clock, lanes;
+        Clock known;  // what every warp had done that is ordered before it
+    };
     struct Series {
         Series(int warp, AsyncReader kind, size_t rows) : warp(warp), kind(kind), last(rows, 0), ended(1, 0) {}
         int warp;
@@ -108,7 +112,9 @@ class AsyncProxy {
     Series* series(const Warp& w, AsyncReader kind);
     bool ended_in_warpgroup(const Warp& w, u32 warp, u32 number) const;
     bool ordered(const Warp& w, int lane, u32 warp, u32 other_lanes, u32 clock) const;
-    bool fenced(const std::vector<Fence>& fences, const Warp& w, int lane, u32 warp, u32 lanes, u32 clock) const;
+    void note_fence(std::vector<Fence>& fences, const Warp& w);
+    bool fenced(const std::vector<std::vector<Fence>>& fences, const Warp& w, int lane, u32 warp, u32 lanes,
+                u32 clock) const;
     void check_written(Warp& w, int lane, u32 offset, u32 granule, const char* what) const;
     void check_read_before(Warp& w, int lane, u32 offset, u32 granule) const;
     [[noreturn]] void report(const Warp& w, int lane, u32 offset, const std::string& message) const;

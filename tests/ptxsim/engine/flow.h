@@ -26,7 +26,7 @@ struct RegisterMap {
 };
 
 // Registers that are never live together share a cell, which keeps a warp's registers in cache.
-// Those of `apart`, if it is not empty, are live to the end: something may hold them after their last use.
+// Those of `apart`, if it is not empty, share theirs with none: something may hold them after their last use.
 RegisterMap allocate_registers(const Function& function, const Flow& flow, const std::vector<bool>& apart);
 
 // Register ids an instruction writes and reads.

@@ -154,12 +154,18 @@ RegisterMap allocate_registers(const Function& function, const Flow& flow, const
     RegisterMap map;
     map.index.assign(function.regs.size(), 0);
     SlotPool narrow, wide, predicates;
-    for (Interval interval : Liveness(function, flow).intervals()) {
-        if (!apart.empty() && apart[static_cast<size_t>(interval.id)]) interval.end = INT_MAX;
+    std::vector<Interval> intervals = Liveness(function, flow).intervals();
+    auto stays = [&](const Interval& i) { return !apart.empty() && apart[static_cast<size_t>(i.id)]; };
+    auto place = [&](const Interval& interval) {
         RegClass cls = function.regs[interval.id].cls;
         SlotPool& pool = cls == RegClass::Pred ? predicates : cls == RegClass::B64 ? wide : narrow;
         map.index[interval.id] = pool.take(interval);
-    }
+    };
+    // What is held over the end of a loop is held when the loop's first instructions run again, so these come first.
+    for (const Interval& interval : intervals)
+        if (stays(interval)) place({interval.id, 0, INT_MAX});
+    for (const Interval& interval : intervals)
+        if (!stays(interval)) place(interval);
     map.narrow = narrow.count();
     map.wide = wide.count();
     map.predicates = predicates.count();

@@ -192,3 +192,19 @@ def test_other_targets_have_no_wgmma(target):
     tensors = [dev.tensor(np.zeros(shape, np.uint8), "x") for shape in (4096, 2048, 2048)]
     with pytest.raises(ptxsim.Unsupported, match="sm_90a"):
         dev.launch(ptxsim.load_ptx(text).kernel("k"), 1, 128, [*tensors, out])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_registers_of_a_are_kept_over_the_end_of_a_loop(seed):
+    """A product is pending while the next turn's first instructions use registers of their own (a kernel of Triton's)."""
+    a, b = np.full((1, 64, 16), 2), np.full((1, 8, 16), 3)
+    image = np.zeros((1, 1024), np.uint8)
+    place(image, bits_of_integers("bf16", b), 0, "none", "k", 128, 256)
+    text = kernel(instruction(8, "f32", "bf16", "bf16"), 4, "f32", 1024, None, descriptor("none", 128, 256), tail=", 1, 1, 0",
+                  commit="wgmma.commit_group.sync.aligned; add.u32 %k, %k, 1; setp.lt.u32 %p, %k, 3; @%p bra TURN;",
+                  fence="mov.u32 %k, 0;\nTURN:\n" + " ".join(f"mad.lo.u32 %z{i}, %t, 77, {i}; add.u32 %sum, %sum, %z{i};" for i in range(9))
+                  + "wgmma.wait_group.sync.aligned 0;" + " ".join(f"add.u32 %b{i}, %a{i}, 0;" for i in range(4))
+                  + "wgmma.fence.sync.aligned;")
+    text = text.replace("{%a0, %a1, %a2, %a3}", "{%b0, %b1, %b2, %b3}").replace("%a<4>;", "%a<4>, %b<4>, %z<9>, %sum;")
+    words, _ = launch(text, image, a_to_registers(bits_of_integers("bf16", a)), np.zeros((1, 4, 128), np.uint32), seed)
+    assert (words.view(np.float32) == 3 * 16 * 2 * 3).all()

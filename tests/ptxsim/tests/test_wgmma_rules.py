@@ -37,9 +37,11 @@ MOVE_BACK = " ".join(f"mov.b32 %d{i}, %v{i};" for i in range(4))
 TOUCH = "add.f32 %d0, %d0, %d0;"
 OTHER_SHAPE = "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%d0, %d1, %d2, %d3}, %da, %db, %go, 1, 1;"
 DONE = f"{FENCE}\n{GROUP}\n{WAIT}"  # a product from beginning to end
-WORDS = "bar.sync 0; mad.lo.u32 %y, %t, 4, %s;"
+WORDS = "bar.sync 0; mad.lo.u32 %y, %t, 4, %s; add.u32 %y, %y, 2048;"  # of B, which every warp reads
 STORE = f"{WORDS} st.shared.b32 [%y], %t;"
 ASYNC = "fence.proxy.async.shared::cta;"
+COPIED = "cp.async.wait_all;"  # cp.async writes through the generic proxy
+COPY_ASYNC = f"{WORDS} cp.async.ca.shared.global [%y], [%c], 4; {COPIED}"
 WARPS_0_TO_2 = "setp.lt.u32 %p, %t, 96;"
 
 # The wrong body, the line it stops at, the right body, the check that lets the wrong one pass (None: another error would).
@@ -76,12 +78,15 @@ RULES = {
                               f"{DONE}\nbar.sync 0;\nmad.lo.u32 %y, %t, 4, %s; st.shared.b32 [%y + 2048], %t;", None),
     "written without a fence": (f"{STORE} bar.sync 0;\n{DONE}", "wgmma.mma_async",
                                 f"{STORE} {ASYNC} bar.sync 0;\n{DONE}", "proxy"),
-    "fenced by another": (f"{STORE} setp.lt.u32 %p, %t, 32; bar.sync 0; @%p {ASYNC} bar.sync 0;\n{DONE}",
-                          "wgmma.mma_async",
-        f"bar.sync 0; setp.lt.u32 %p, %t, 32; mad.lo.u32 %y, %t, 4, %s; @%p st.shared.b32 [%y], %t; @%p {ASYNC} bar.sync 0;\n{DONE}",
-        "proxy"),
-    "fenced after the barrier": (f"{STORE} bar.sync 0; {ASYNC}\n{DONE}", "wgmma.mma_async",
-                                 f"{STORE} bar.sync 0; {ASYNC} bar.sync 0;\n{DONE}", "proxy"),
+    "fenced before the write": (f"{ASYNC} {STORE} bar.sync 0;\n{DONE}", "wgmma.mma_async", f"{STORE} {ASYNC} bar.sync 0;\n{DONE}", "proxy"),
+    "fenced by another too early": (f"{STORE} setp.lt.u32 %p, %t, 32; @%p {ASYNC} bar.sync 0;\n{DONE}", "wgmma.mma_async",
+                                    f"{STORE} setp.lt.u32 %p, %t, 32; bar.sync 0; @%p {ASYNC} bar.sync 0;\n{DONE}", "proxy"),
+    "fenced by another too late": (f"{STORE} setp.lt.u32 %p, %t, 32; bar.sync 0; @%p {ASYNC}\n{DONE}", "wgmma.mma_async",
+                                   f"{STORE} bar.sync 0; {ASYNC}\n{DONE}", "proxy"),
+    "cp.async without a fence": (f"{COPY_ASYNC} bar.sync 0;\n{DONE}", "wgmma.mma_async",
+                                 f"{COPY_ASYNC} {ASYNC} bar.sync 0;\n{DONE}", "proxy"),
+    "a fence before cp.async has landed": (f"{COPY_ASYNC.replace(COPIED, ASYNC + COPIED)} bar.sync 0;\n{DONE}", "wgmma.mma_async",
+                                           f"{COPY_ASYNC} {ASYNC} bar.sync 0;\n{DONE}", "proxy"),
     "a fence of global memory": (f"{STORE} fence.proxy.async.global; bar.sync 0;\n{DONE}", "wgmma.mma_async",
                                  f"{DONE}", "proxy"),
 }  # fmt: skip
