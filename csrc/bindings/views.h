@@ -16,6 +16,12 @@ void for_each_dim(const Operand& o, bool packed, const F& f) {
     if (!(packed && o.dims[i] == Dim::batch)) f(at++, o.dims[i]);
 }
 
+inline int64_t rank_of(const Operand& o, bool packed) {
+  int64_t rank = 0;
+  for_each_dim(o, packed, [&](int64_t, Dim) { ++rank; });
+  return rank;
+}
+
 inline std::vector<int64_t> sizes_of(const Operand& o, const Extents& e) {
   std::vector<int64_t> sizes;
   for_each_dim(o, e.packed, [&](int64_t, Dim dim) { sizes.push_back(e[dim]); });
@@ -38,23 +44,18 @@ inline void check_given(const Operand& o, const Tensor& t) {
 
 inline void check_rank(const Operand& o, const Tensor& t, bool packed = false) {
   check_given(o, t);
-  int64_t rank = 0;
-  for_each_dim(o, packed, [&](int64_t, Dim) { ++rank; });
-  check(t.dim() == rank, o.name, " has shape ", shape_of(t), ", expected ", in_words(o, packed));
+  check(t.dim() == rank_of(o, packed), o.name, " has shape ", shape_of(t), ", expected ",
+        in_words(o, packed));
 }
 
 inline void check_shape(const Operand& o, const Tensor& t, const Extents& e) {
   check_given(o, t);
-  int64_t rank = 0;
-  bool same = true;
-  for_each_dim(o, e.packed, [&](int64_t at, Dim dim) {
-    same = same && at < t.dim() && t.size(at) == e[dim];
-    ++rank;
-  });
-  if (same && t.dim() == rank) return;
+  bool same = t.dim() == rank_of(o, e.packed);
+  for_each_dim(o, e.packed, [&](int64_t at, Dim dim) { same = same && t.size(at) == e[dim]; });
+  if (same) return;
   const std::vector<int64_t> want = sizes_of(o, e);
   check(false, o.name, " has shape ", shape_of(t), ", expected ", in_words(o, e.packed), " = ",
-        joined(want.data(), rank));
+        joined(want.data(), want.size()));
 }
 
 // In the dtype that the operand holds, on q's device, in memory that is there.

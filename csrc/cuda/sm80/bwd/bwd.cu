@@ -1,6 +1,8 @@
 // The memory that the backward's kernels share, and which of them serves a call.
 #include "bwd.h"
 
+#include "../shared/headdims.h"
+
 namespace diffattn::cuda::sm80 {
 namespace {
 
@@ -86,10 +88,8 @@ void bwd(const BwdParams& params, void* workspace, cudaStream_t stream) {
   check(cudaMemsetAsync(workspace, 0, zeros, stream), "backward: clearing the workspace");
 
   const int64_t d = params.shape.headdim;
-  const auto& launches = d <= 32   ? kLaunches<32>
-                         : d <= 64 ? kLaunches<64>
-                         : d <= 96 ? kLaunches<96>
-                                   : kLaunches<128>;
+  const auto& launches =
+      for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);
   launches[!is_narrow(params.shape)][params.dtype == DType::bf16](params, work, stream);
 
   if (!params.dnorm_weight) return;

@@ -2,6 +2,7 @@
 #include "decode.h"
 
 #include "../../common/limits.h"
+#include "../shared/headdims.h"
 
 namespace diffattn::cuda::sm80 {
 namespace {
@@ -108,10 +109,8 @@ void decode(const DecodeParams& p, void* workspace, cudaStream_t stream) {
   if (plan.append_first && p.cache.seqlen_new > 0) launch_append(p, plan, stream);
   if (rows_of(s) == 0) return;
   const int64_t d = s.headdim;
-  const auto& launches = d <= 32   ? kLaunches<32>
-                         : d <= 64 ? kLaunches<64>
-                         : d <= 96 ? kLaunches<96>
-                                   : kLaunches<128>;
+  const auto& launches =
+      for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);
   launches[plan.rows == kManyRows][s.headdim_v != d][p.dtype == DType::bf16](p, plan, stream);
   if (plan.splits.divisor > 1) launch_combine(p, plan, stream);
 }

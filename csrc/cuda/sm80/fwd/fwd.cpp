@@ -1,6 +1,8 @@
 // Which of the forward's kernels serves a call.
 #include "fwd.h"
 
+#include "../shared/headdims.h"
+
 namespace diffattn::cuda::sm80 {
 namespace {
 
@@ -17,10 +19,8 @@ constexpr Launch kLaunches[2][2] = {
 
 void fwd(const FwdParams& params, cudaStream_t stream) {
   const int64_t d = params.shape.headdim;
-  const auto& launches = d <= 32   ? kLaunches<32>
-                         : d <= 64 ? kLaunches<64>
-                         : d <= 96 ? kLaunches<96>
-                                   : kLaunches<128>;
+  const auto& launches =
+      for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);
   launches[params.shape.headdim_v != d][params.dtype == DType::bf16](params, stream);
 }
 
