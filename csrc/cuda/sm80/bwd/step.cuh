@@ -64,7 +64,7 @@ class LaneConstants {
   __device__ explicit LaneConstants(const char* first)
       : first_(reinterpret_cast<const RowConstants*>(first)) {}
 
-  __device__ const float4& of_row(int row_tile, int half) const {
+  __device__ const ScoreConstants& of_row(int row_tile, int half) const {
     return first_[row_tile].of_row[half][0];
   }
   __device__ const float4& minus_d1(int row_tile) const { return first_[row_tile].minus_d1[0]; }
@@ -115,8 +115,12 @@ __device__ void multiply_dp(ScoreFragment<T>& dp, const char* u, const VFragment
     // shapes, of one row tile, are near their mark of the latter, the others of the former.
     const float4 start = T::kRowTiles == 1 ? from : float4{from.x, from.x, from.z, from.z};
 #pragma unroll
-    for (int n = 0; n < 2; ++n)
-      dp[m][n][0] = start.x, dp[m][n][1] = start.y, dp[m][n][2] = start.z, dp[m][n][3] = start.w;
+    for (int n = 0; n < 2; ++n) {
+      dp[m][n][0] = start.x;
+      dp[m][n][1] = start.y;
+      dp[m][n][2] = start.z;
+      dp[m][n][3] = start.w;
+    }
   }
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth) {
@@ -163,7 +167,7 @@ class MapWriter {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = m * 16 + half * 8, row = first_row_ + r + lane_ / 4;
-        const float4 c = constants.of_row(m, half);
+        const ScoreConstants c = constants.of_row(m, half);
         const int begin = kMasked ? mask.begin(step_row + row) - block_key - first_key_ : 0;
         const int end = kMasked ? mask.end(step_row + row) - block_key - first_key_ : 0;
 #pragma unroll
@@ -172,12 +176,12 @@ class MapWriter {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int key = n * 8 + lane_ % 4 * 2 + i, at = half * 2 + i;
-            float p1 = exp2f(fmaf(s[0][m][n][at], log2_scale_, c.x));
-            float p2 = exp2f(fmaf(s[1][m][n][at], log2_scale_, c.y));
+            float p1 = exp2f(fmaf(s[0][m][n][at], log2_scale_, c.l1));
+            float p2 = exp2f(fmaf(s[1][m][n][at], log2_scale_, c.l2));
             if (kMasked && (key < begin || key >= end)) p1 = p2 = 0;
-            a[i] = fmaf(c.w, p2, p1);
+            a[i] = fmaf(c.minus_lambda, p2, p1);
             ds1[i] = p1 * dp[m][n][at];
-            ds2[i] = p2 * fmaf(c.w, dp[m][n][at], c.z);
+            ds2[i] = p2 * fmaf(c.minus_lambda, dp[m][n][at], c.e2);
           }
           store(0, r, n, a);
           store(1, r, n, ds1);

@@ -9,11 +9,16 @@ constexpr int kRowBlock = 32;
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Of one row; l1 and l2 are in log2 units. See prepare.cuh.
+struct alignas(16) ScoreConstants {
+  float l1, l2, e2, minus_lambda;
+};
+
 // The numbers of 16 rows that the main kernel needs, in units of u. Its accumulators hold rows g and
 // g + 8, so these stand together.
 struct RowConstants {
-  float4 of_row[2][8];  // L1, L2 in log2 units, E2, -lambda
-  float4 minus_d1[8];   // of row g twice, of row g + 8 twice: an accumulator for dP to start from
+  ScoreConstants of_row[2][8];
+  float4 minus_d1[8];  // of row g twice, of row g + 8 twice: an accumulator for dP to start from
 };
 constexpr int kConstantsBytes = kRowBlock / 16 * sizeof(RowConstants);
 
