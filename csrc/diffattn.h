@@ -46,10 +46,14 @@ struct Shape {
   int64_t k_components;  // 2, or 1 where both maps share K (DIFF V2)
 };
 
-// Which keys a row sees: key j is visible to row i iff i + sk - sq - left <= j <= i + sk - sq + right; negative: unbounded. At
-// most 2^41, as sizes are added to them.
+// Which keys a row sees: key j is visible to row i iff D - left <= j <= D + right, where D = i + sk - sq; negative: unbounded.
+// At most 2^41, because sizes are added to them. A head that streams also sees the first `sink` keys of the sequence, counted
+// from its padding, as far as `right` allows. A head that does not stream sees every key that `right` allows.
 struct Mask {
   int64_t left, right;
+  int64_t sink = 0;
+  uint64_t streaming =
+      ~uint64_t(0);  // bit h: KV head h streams; all bits set: every head does, even beyond 64
 };
 
 // Y = O·rsqrt(mean(O²) + eps)·weight·scale; Y = O·scale where eps is negative.

@@ -7,6 +7,7 @@ accepted. What depends on the kernels (dtypes, head dims, shapes) is checked in 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from . import ops
 
 Lambda = float | Tensor
 Window = tuple[int, int]
+Heads = Sequence[bool] | Tensor | None
 
+ALL_STREAM = -1  # of streaming_heads as bits: every KV head, however many
+MOST_STREAMING = 64  # KV heads that can be told apart
 UNBOUNDED = 2**62  # a window that is wider than any sequence; int64 sums with it do not overflow
 
 _INTEGERS = (int, torch.SymInt)
@@ -174,9 +178,66 @@ def softmax_scale_of(softmax_scale: float | None, q: Tensor) -> float:
     return scale
 
 
-def window_of(window_size: Window, causal: bool) -> tuple[int, int]:
-    """The window with causal folded in: (left, right), −1 unbounded."""
+def mask_of(
+    window_size: Window, causal: bool, sink_size: int, streaming_heads: Heads, v: Tensor
+) -> tuple[int, int, int, int]:
+    """The mask as the ops take it: (left, right, sink_size, a bit for each head that streams)."""
     causal = flag("causal", causal)
+    left, right = _window_of(window_size, causal)
+    sink, heads = _sink_of(sink_size), _bits_of(streaming_heads, v)
+    for name, value, unused in (("sink_size", sink, 0), ("streaming_heads", heads, ALL_STREAM)):
+        if value != unused and not causal:
+            raise ValueError(f"{name} was given with causal=False, accepted: causal=True")
+    if left < 0 or heads == 0:  # no head has a window, so each sees what causality allows
+        return -1, right, 0, ALL_STREAM
+    return left, right, sink, heads
+
+
+def _sink_of(sink_size: Any) -> int:
+    if isinstance(sink_size, Tensor):
+        raise TypeError(
+            "sink_size is a tensor, accepted: an integer, how many of a sequence's first keys stay "
+            "visible. It is not a learned sink logit in the softmax's denominator: in differential "
+            "attention λ does what that would do"
+        )
+    sink = integer("sink_size", sink_size, "an integer >= 0")
+    if sink < 0:
+        raise ValueError(f"sink_size is {sink}, accepted: an integer >= 0")
+    return min(sink, UNBOUNDED)
+
+
+def _bits_of(streaming_heads: Heads, v: Tensor) -> int:
+    """int64 with bit h set where KV head h streams."""
+    if streaming_heads is None:
+        return ALL_STREAM
+    nheads_k = v.shape[-2]
+    accepted = f"None, or a bool for each of the {nheads_k} KV heads"
+    heads: Any = streaming_heads
+    if isinstance(heads, Tensor):
+        if heads.device.type != "cpu":
+            raise ValueError(
+                f"streaming_heads is on device {heads.device}, where reading it would wait for the "
+                f"device; accepted: {accepted}, in a sequence or a CPU tensor"
+            )
+        heads = heads.tolist()
+    try:
+        streams = [flag("streaming_heads[i]", head) for head in heads]
+    except TypeError:
+        raise TypeError(f"streaming_heads is {streaming_heads!r}, accepted: {accepted}") from None
+    if len(streams) != nheads_k:
+        raise ValueError(f"streaming_heads has {len(streams)} entries, accepted: {accepted}")
+    if nheads_k > MOST_STREAMING:
+        raise ValueError(
+            f"streaming_heads is given for {nheads_k} KV heads, accepted: up to {MOST_STREAMING}"
+        )
+    if all(streams):
+        return ALL_STREAM
+    bits = sum(1 << head for head, streaming in enumerate(streams) if streaming)
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
+def _window_of(window_size: Window, causal: bool) -> tuple[int, int]:
+    """The window with causal folded in: (left, right), −1 unbounded."""
     try:
         left, right = (operator.index(_no_bool(n)) for n in window_size)
     except (TypeError, ValueError):

@@ -10,6 +10,7 @@ fp32 or fp64 on the CPU, fp16 or bf16 on CUDA, and all on one device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from . import arguments, autograd
 
 Lambda = float | Tensor
 Window = tuple[int, int]
+Heads = Sequence[bool] | Tensor | None
 # A tensor, or (out, lse) with return_lse. Any, so that a type checker lets callers use either.
 Result = Any
 
@@ -36,6 +38,9 @@ def diff_flash_attn_func(
     out_scale: float = 1.0,
     deterministic: bool = False,
     return_lse: bool = False,
+    *,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> Result:
     """Differential attention over a dense batch; differentiable in q, k, v, lam, norm_weight.
 
@@ -54,6 +59,13 @@ def diff_flash_attn_func(
         window_size: (left, right): row i sees i + seqlen_k − seqlen_q − left ≤ j ≤ i + seqlen_k −
             seqlen_q + right; −1 is unbounded, and so is a value beyond any sequence, such as
             sys.maxsize. With causal, right is 0.
+        sink_size: keys at the start of each sequence that stay visible to every later row, next to
+            its window (attention sinks, StreamingLLM, arXiv 2309.17453). Needs causal=True. Without
+            a bound on the left it changes nothing.
+        streaming_heads: a bool for each of the nheads_k KV heads, in a sequence or a CPU tensor: a
+            head that is False ignores window and sinks, and sees every key that causality allows
+            (a retrieval head of DuoAttention, arXiv 2410.10819). None: every head streams. Needs
+            causal=True, and at most 64 KV heads.
         norm_weight: (dv,), the weight of the headwise RMSNorm; None: no weight.
         norm_eps: switches the norm on: O·rsqrt(mean(O²) + norm_eps)·norm_weight.
         out_scale: multiplies the output, normed or not; 1 − λ_init in DIFF V1.
@@ -88,8 +100,9 @@ def diff_flash_attn_func(
     q, k = arguments.query_heads(q, "q", 5), arguments.key_heads(k, v, "k", "v", 4)
     return_lse = arguments.flag("return_lse", return_lse)
     out, lse = _attend(
-        q, k, v, lam, None, None, 0, 0, softmax_scale, causal, window_size, norm_weight, norm_eps,
-        out_scale, deterministic,
+        q, k, v, lam, None, None, 0, 0, softmax_scale,
+        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v), norm_weight,
+        norm_eps, out_scale, deterministic,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -111,6 +124,9 @@ def diff_flash_attn_varlen_func(
     out_scale: float = 1.0,
     deterministic: bool = False,
     return_lse: bool = False,
+    *,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> Result:
     """Differential attention over sequences of different lengths, packed one after another.
 
@@ -156,7 +172,8 @@ def diff_flash_attn_varlen_func(
     return_lse = arguments.flag("return_lse", return_lse)
     out, lse = _attend(
         q, k, v, lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
-        causal, window_size, norm_weight, norm_eps, out_scale, deterministic,
+        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v), norm_weight,
+        norm_eps, out_scale, deterministic,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -183,6 +200,9 @@ def diff_flash_attn_with_kvcache(
     out_scale: float = 1.0,
     num_splits: int = 0,
     return_lse: bool = False,
+    *,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> Result:
     """Differential attention of new queries over cached keys; appends in place. No autograd.
 
@@ -247,12 +267,12 @@ def diff_flash_attn_with_kvcache(
     norm_weight, norm_eps, out_scale = arguments.epilogue(
         norm_weight, norm_eps, out_scale, q, v_cache
     )
-    left, right = arguments.window_of(window_size, causal)
+    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache)
     return_lse = arguments.flag("return_lse", return_lse)  # before the caches are written
     out, lse = autograd.decode(
         q, k_cache, v_cache, arguments.expand_lambda(lam, q), k, v, rotary_cos, rotary_sin,
         arguments.seqlens_of(cache_seqlens, q), cache_batch_idx, cache_leftpad, block_table,
-        norm_weight, arguments.softmax_scale_of(softmax_scale, q), left, right,
+        norm_weight, arguments.softmax_scale_of(softmax_scale, q), *mask,
         arguments.flag("rotary_interleaved", rotary_interleaved), norm_eps, out_scale,
         arguments.integer("num_splits", num_splits),
     )  # fmt: skip
@@ -269,18 +289,16 @@ def _attend(
     max_seqlen_q: int,
     max_seqlen_k: int,
     softmax_scale: float | None,
-    causal: bool,
-    window_size: Window,
+    mask: tuple[int, int, int, int],
     norm_weight: Tensor | None,
     norm_eps: float | None,
     out_scale: float,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
-    left, right = arguments.window_of(window_size, causal)
     out, lse, *_ = torch.ops.diffattn.fwd(
         q, k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q, cu_seqlens_k,
-        max_seqlen_q, max_seqlen_k, arguments.softmax_scale_of(softmax_scale, q), left, right,
+        max_seqlen_q, max_seqlen_k, arguments.softmax_scale_of(softmax_scale, q), *mask,
         norm_eps, out_scale, arguments.flag("deterministic", deterministic), False,
     )  # fmt: skip
     return out, lse

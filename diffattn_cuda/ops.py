@@ -79,6 +79,8 @@ def _fwd_fake(
     softmax_scale: float,
     window_left: int,
     window_right: int,
+    sink_size: int,
+    streaming_heads: int,
     norm_eps: float | None,
     out_scale: float,
     deterministic: bool,

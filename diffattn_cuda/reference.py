@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arguments import UNBOUNDED
+from .arguments import UNBOUNDED, Heads
 
 Lambda = float | Tensor
 Window = tuple[int, int]
@@ -35,6 +35,9 @@ def diff_flash_attn_func(
     out_scale: float = 1.0,
     deterministic: bool = False,
     return_lse: bool = False,
+    *,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> Any:
     """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q).
 
@@ -52,9 +55,12 @@ def diff_flash_attn_func(
     q = split_components(q, q.shape[2] // 2 if q.dim() == 4 else q.shape[2])
     k = split_components(k, v.shape[2])
     group = q.shape[2] // k.shape[2]  # query head h reads KV head h // group
+    if streaming_heads is not None:
+        streaming_heads = [bool(streaming_heads[h // group]) for h in range(q.shape[2])]
     p, lse = attention_maps(
-        q, k.repeat_interleave(group, dim=2), softmax_scale, causal, window_size
-    )
+        q, k.repeat_interleave(group, dim=2), softmax_scale, causal, window_size, sink_size,
+        streaming_heads,
+    )  # fmt: skip
     p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
     v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
     out = (p_diff.to(v.dtype) @ v).transpose(1, 2).to(p.dtype)  # (b, sq, h, dv)
@@ -83,6 +89,9 @@ def diff_flash_attn_varlen_func(
     out_scale: float = 1.0,
     deterministic: bool = False,
     return_lse: bool = False,
+    *,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> Any:
     """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q).
 
@@ -103,6 +112,7 @@ def diff_flash_attn_varlen_func(
         out, lse = diff_flash_attn_func(
             q[None, rows], k[None, keys], v[None, keys], lam_i,
             softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale, return_lse=True,
+            sink_size=sink_size, streaming_heads=streaming_heads,
         )  # fmt: skip
         outs.append(out[0])
         lses.append(lse[:, 0])
@@ -133,6 +143,9 @@ def diff_flash_attn_with_kvcache(
     out_scale: float = 1.0,
     num_splits: int = 0,
     return_lse: bool = False,
+    *,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> Any:
     """Decoding: append k, v to the caches in place, then attend to the valid slots only.
 
@@ -182,6 +195,7 @@ def diff_flash_attn_with_kvcache(
         out, lse = diff_flash_attn_func(
             q_i, k_cache[slots][None], v_cache[slots][None], lam_i,
             softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale, return_lse=True,
+            sink_size=sink_size, streaming_heads=streaming_heads,
         )  # fmt: skip
         outs.append(out)
         lses.append(lse)
@@ -195,12 +209,19 @@ def attention_maps(
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: Window = (-1, -1),
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
 ) -> tuple[Tensor, Tensor]:
     """Both softmax maps, P1 and P2, and their log-sum-exp.
 
     Args:
         q: (batch, seqlen_q, nheads, 2, d).
         k: (batch, seqlen_k, nheads, 2, d), or 1 for 2 where both components share the key.
+        softmax_scale: as in `diffattn_cuda.diff_flash_attn_func`.
+        causal: as there.
+        window_size: as there.
+        sink_size: as there.
+        streaming_heads: a bool for each of the nheads heads here.
 
     Returns:
         P (2, batch, nheads, seqlen_q, seqlen_k) and LSE (2, batch, nheads, seqlen_q), in fp32 (fp64
@@ -217,23 +238,37 @@ def attention_maps(
     q = q.permute(3, 0, 2, 1, 4)  # (2, b, h, sq, d)
     k = k.permute(3, 0, 2, 4, 1)  # (2 or 1, b, h, d, sk)
     s = (q @ k).to(_accumulate_dtype(q)) * scale  # (2, b, h, sq, sk)
-    visible = visible_keys(seqlen_q, seqlen_k, causal, window_size, q.device)
-    empty = ~visible.any(-1)  # (sq,)
+    visible = visible_keys(seqlen_q, seqlen_k, causal, window_size, q.device, sink_size)
+    if streaming_heads is not None:
+        streams = torch.as_tensor(streaming_heads, device=q.device)[:, None, None]  # (h, 1, 1)
+        full = visible_keys(seqlen_q, seqlen_k, causal, (-1, -1), q.device)
+        visible = torch.where(streams, visible, full)  # (h, sq, sk)
+    empty = ~visible.any(-1)  # (sq,) or (h, sq)
     s = s.masked_fill(~visible, float("-inf"))
     # Softmax of an empty row is NaN, and so is its gradient, which the mask above turns into 0.
-    p = s.softmax(-1).masked_fill(empty[:, None], 0.0)
+    p = s.softmax(-1).masked_fill(empty[..., None], 0.0)
     return p, s.logsumexp(-1)
 
 
 def visible_keys(
-    seqlen_q: int, seqlen_k: int, causal: bool, window_size: Window, device: torch.device | str
+    seqlen_q: int,
+    seqlen_k: int,
+    causal: bool,
+    window_size: Window,
+    device: torch.device | str,
+    sink_size: int = 0,
 ) -> Tensor:
     """Bool (seqlen_q, seqlen_k): row i sees key j.  Bottom-right aligned; window inclusive.
+
+    The first sink_size keys are seen whatever the window's left side is.
 
     Examples:
         >>> visible_keys(2, 4, causal=True, window_size=(1, -1), device="cpu").int()
         tensor([[0, 1, 1, 0],
                 [0, 0, 1, 1]], dtype=torch.int32)
+        >>> visible_keys(2, 4, causal=True, window_size=(0, -1), device="cpu", sink_size=1).int()
+        tensor([[1, 0, 1, 0],
+                [1, 0, 0, 1]], dtype=torch.int32)
     """
     # No row sees further than all keys, and int64 sums overflow near sys.maxsize.
     left, right = (min(side, seqlen_q + seqlen_k) for side in window_size)
@@ -242,7 +277,7 @@ def visible_keys(
     key = torch.arange(seqlen_k, device=device)
     visible = torch.ones(seqlen_q, seqlen_k, dtype=torch.bool, device=device)
     if left >= 0:
-        visible &= key >= row - left
+        visible &= (key >= row - left) | (key < min(sink_size, seqlen_k))
     if right >= 0:
         visible &= key <= row + right
     return visible

@@ -15,7 +15,7 @@ struct FwdArguments {
   OptionalTensor norm_weight, cu_seqlens_q, cu_seqlens_k;
   int64_t max_seqlen_q, max_seqlen_k;
   double softmax_scale;
-  int64_t window_left, window_right;
+  int64_t window_left, window_right, sink_size, streaming_heads;
   std::optional<double> norm_eps;
   double out_scale;
   bool deterministic;
@@ -31,7 +31,7 @@ struct DecodeArguments {
   Tensor q, k_cache, v_cache, lam;
   OptionalTensor k, v, cos, sin, seqlens, batch_idx, leftpad, block_table, norm_weight;
   double softmax_scale;
-  int64_t window_left, window_right;
+  int64_t window_left, window_right, sink_size, streaming_heads;
   bool rotary_interleaved;
   std::optional<double> norm_eps;
   double out_scale;
@@ -42,10 +42,12 @@ template <Outputs (*fwd)(const FwdArguments&, bool training)>
 Outputs fwd_from_schema(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor norm_weight,
                         OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                         int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
-                        int64_t window_left, int64_t window_right, std::optional<double> norm_eps,
-                        double out_scale, bool deterministic, bool training) {
+                        int64_t window_left, int64_t window_right, int64_t sink_size,
+                        int64_t streaming_heads, std::optional<double> norm_eps, double out_scale,
+                        bool deterministic, bool training) {
   return fwd({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-              softmax_scale, window_left, window_right, norm_eps, out_scale, deterministic},
+              softmax_scale, window_left, window_right, sink_size, streaming_heads, norm_eps,
+              out_scale, deterministic},
              training);
 }
 
@@ -54,10 +56,12 @@ Outputs bwd_from_schema(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Te
                         OptionalTensor norm_weight, Tensor o, Tensor o2, Tensor lse, Tensor rstd,
                         OptionalTensor cu_seqlens_q, OptionalTensor cu_seqlens_k,
                         int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
-                        int64_t window_left, int64_t window_right, std::optional<double> norm_eps,
-                        double out_scale, bool deterministic) {
+                        int64_t window_left, int64_t window_right, int64_t sink_size,
+                        int64_t streaming_heads, std::optional<double> norm_eps, double out_scale,
+                        bool deterministic) {
   return bwd({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-              softmax_scale, window_left, window_right, norm_eps, out_scale, deterministic},
+              softmax_scale, window_left, window_right, sink_size, streaming_heads, norm_eps,
+              out_scale, deterministic},
              {dout, dlse, o, o2, lse, rstd});
 }
 
@@ -67,7 +71,8 @@ std::tuple<Tensor, Tensor> decode_from_schema(
     OptionalTensor rotary_cos, OptionalTensor rotary_sin, OptionalTensor cache_seqlens,
     OptionalTensor cache_batch_idx, OptionalTensor cache_leftpad, OptionalTensor block_table,
     OptionalTensor norm_weight, double softmax_scale, int64_t window_left, int64_t window_right,
-    bool rotary_interleaved, std::optional<double> norm_eps, double out_scale, int64_t num_splits) {
+    int64_t sink_size, int64_t streaming_heads, bool rotary_interleaved,
+    std::optional<double> norm_eps, double out_scale, int64_t num_splits) {
   return decode({q,
                  k_cache,
                  v_cache,
@@ -84,6 +89,8 @@ std::tuple<Tensor, Tensor> decode_from_schema(
                  softmax_scale,
                  window_left,
                  window_right,
+                 sink_size,
+                 streaming_heads,
                  rotary_interleaved,
                  norm_eps,
                  out_scale,

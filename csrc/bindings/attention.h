@@ -87,7 +87,7 @@ Params params_of(const Attention& a) {
   p.shape = a.shape;
   set_views(p, a.packed, {{kQ, a.q}, {kK, a.k}, {kV, a.v}, {kLam, a.lam}});
   p.softmax_scale = a.softmax_scale;
-  p.mask = mask_of(a.window_left, a.window_right, a.shape);
+  p.mask = mask_of(a.window_left, a.window_right, a.sink_size, a.streaming_heads, a.shape);
   p.norm = norm_of(a.norm_weight, a.norm_eps, a.out_scale);
   p.varlen = a.varlen();
   return p;

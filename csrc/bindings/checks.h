@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -138,9 +139,20 @@ inline const int32_t* int32_data(const OptionalTensor& t) {
 // A window so wide that it hides nothing may be given as any large number. Positions are added to it, so
 // it is made as small as hides nothing: the left side reaches back over all keys, the right side over all
 // rows.
-inline Mask mask_of(int64_t left, int64_t right, const Shape& s) {
+inline Mask mask_of(int64_t left, int64_t right, int64_t sink, int64_t streaming, const Shape& s) {
+  constexpr int64_t kAllStream = -1, kMostHeads = 64;
+  check(sink >= 0, "sink_size is ", sink, ", expected >= 0");
+  check((sink == 0 && streaming == kAllStream) || right == 0,
+        "sink_size and streaming_heads need a causal mask (window_right = 0), window_right is ",
+        right);
+  check(streaming == kAllStream || s.nheads_k <= kMostHeads, "streaming_heads is given for ",
+        s.nheads_k, " KV heads, accepted: up to ", kMostHeads);
   const int64_t all = s.seqlen_q + s.seqlen_k;
-  return {left < all ? left : all, right < all ? right : all};
+  const Mask full{left < 0 ? left : -1, right < all ? right : all};
+  const uint64_t heads = ~uint64_t(0) >> (kMostHeads - std::min(s.nheads_k, kMostHeads));
+  if (left < 0 || (uint64_t(streaming) & heads) == 0) return full;
+  return {left < all ? left : all, full.right, sink < all ? sink : all,
+          uint64_t(streaming) | ~heads};
 }
 
 }  // namespace diffattn::bindings

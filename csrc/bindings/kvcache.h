@@ -173,7 +173,7 @@ inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor&
   if (c.k) set_views(p, false, {{kKNew, *c.k}, {kVNew, *c.v}});
   p.cache = c.cache();
   p.softmax_scale = c.softmax_scale;
-  p.mask = mask_of(c.window_left, c.window_right, c.shape);
+  p.mask = mask_of(c.window_left, c.window_right, c.sink_size, c.streaming_heads, c.shape);
   p.norm = norm_of(c.norm_weight, c.norm_eps, c.out_scale);
   p.num_splits = c.num_splits;
   return p;

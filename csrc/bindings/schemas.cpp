@@ -11,21 +11,24 @@ STABLE_TORCH_LIBRARY(diffattn, m) {
   m.def(
       "fwd(Tensor q, Tensor k, Tensor v, Tensor lam, Tensor? norm_weight, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, "
-      "SymInt window_left, SymInt window_right, float? norm_eps, float out_scale, "
+      "SymInt window_left, SymInt window_right, SymInt sink_size, int streaming_heads, "
+      "float? norm_eps, float out_scale, "
       "bool deterministic, bool training) -> (Tensor out, Tensor lse, Tensor o, Tensor o2, Tensor "
       "rstd)");
   m.def(
       "bwd(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor lam, "
       "Tensor? norm_weight, Tensor o, Tensor o2, Tensor lse, Tensor rstd, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, "
-      "SymInt window_left, SymInt window_right, float? norm_eps, float out_scale, "
+      "SymInt window_left, SymInt window_right, SymInt sink_size, int streaming_heads, "
+      "float? norm_eps, float out_scale, "
       "bool deterministic) "
       "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dlam, Tensor dnorm_weight)");
   m.def(
       "decode(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor lam, Tensor? k, Tensor? v, "
       "Tensor? rotary_cos, Tensor? rotary_sin, Tensor? cache_seqlens, Tensor? cache_batch_idx, "
       "Tensor? cache_leftpad, Tensor? block_table, Tensor? norm_weight, float softmax_scale, "
-      "SymInt window_left, SymInt window_right, bool rotary_interleaved, float? norm_eps, "
+      "SymInt window_left, SymInt window_right, SymInt sink_size, int streaming_heads, "
+      "bool rotary_interleaved, float? norm_eps, "
       "float out_scale, SymInt num_splits) -> (Tensor out, Tensor lse)");
 }
 
