@@ -71,27 +71,16 @@ __device__ void multiply_dq(DqFragment<T>& dq, const char* ds, const char* k) {
   }
 }
 
-// dq += dS·K over the parts of the keys that the step sees: the first, the last, or both. ds and k:
-// this lane's row of the first block.
-template <class T, class Before>
-__device__ void accumulate_dq(const char* ds, const char* k, float* dq, bool sees_first,
-                              bool sees_last, const Turn& turn, unsigned block,
-                              const Before& before) {
-  constexpr int kBlocks = T::kPartKeys / 16;
-  DqFragment<T> acc = {};
-  const int from = sees_first ? 0 : kBlocks;
-  multiply_dq<T>(acc, ds + T::MapTile::blocks(0, from), k + T::KTile::blocks(from, 0));
-  if (T::kParts == 2 && sees_first && sees_last)
-    multiply_dq<T>(acc, ds + T::MapTile::blocks(0, kBlocks), k + T::KTile::blocks(kBlocks, 0));
-  turn.wait(block, before);
+// Adds this lane's part of a product to the sum over all key blocks.
+template <class T>
+__device__ void add_dq(float* sum, const DqFragment<T>& product) {
 #pragma unroll
   for (int m = 0; m < T::kDqRowTiles; ++m)
 #pragma unroll
     for (int n = 0; n < T::kDqCols / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        atomicAdd(dq + DqLayout<T::kHeadDim>::tile(m, n) + i * 32, acc[m][n][i]);
-  turn.pass_on(block);
+        atomicAdd(sum + DqLayout<T::kHeadDim>::tile(m, n) + i * 32, product[m][n][i]);
 }
 
 constexpr int kRoundThreads = 128;

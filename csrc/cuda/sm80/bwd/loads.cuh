@@ -1,35 +1,11 @@
-// Which keys a CTA has, which rows it goes over, and how both reach shared memory.
+// Which rows a CTA goes over, and how they and its keys reach shared memory.
 #pragma once
 #include "../shared/panel.cuh"
+#include "place.cuh"
 #include "prepare.cuh"
-#include "step.cuh"
+#include "shares.cuh"
 
 namespace diffattn::cuda::sm80 {
-
-// Which block of keys a CTA has. In a fixed order of additions to dQ a CTA waits for those of the
-// blocks behind its own, so these must have been taken before it: a ticket orders them.
-template <class T>
-struct KeyBlock {
-  int batch, head_k, index;
-
-  // ticket: a place in shared memory.
-  __device__ KeyBlock(const BwdParams& params, unsigned* tickets, unsigned* ticket) {
-    unsigned n = blockIdx.x;
-    if (params.deterministic) {
-      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1u);
-      __syncthreads();  // the ticket has been drawn
-      n = *ticket;
-    }
-    const auto key_blocks = unsigned(params.shape.seqlen_k + T::kKeys - 1) / T::kKeys;
-    const auto nheads_k = unsigned(params.shape.nheads_k);
-    index = int(n % key_blocks);
-    if (params.deterministic) index = int(key_blocks) - 1 - index;
-    head_k = int(n / key_blocks % nheads_k);
-    batch = int(n / key_blocks / nheads_k);
-  }
-
-  __device__ int first_key() const { return index * T::kKeys; }
-};
 
 // Where a CTA is on its way through the query heads of a group and their blocks of rows. Offsets
 // are carried along, for to multiply them out costs the loop dearly.
@@ -40,14 +16,13 @@ struct RowWalk {
   int64_t q;       // bytes from Q's first row of the sequence and head 0
 
   template <class T>
-  __device__ RowWalk(const BwdParams& params, const RowSteps& steps, const KeyBlock<T>& keys,
-                     const Sequence& sequence)
+  __device__ RowWalk(const BwdParams& params, const RowSteps& steps, const KeyPlace<T>& place)
       : begin_(steps.begin), end_(steps.end), nheads_(unsigned(params.shape.nheads)) {
     const Shape& shape = params.shape;
     const int group = int(unsigned(shape.nheads) / unsigned(shape.nheads_k));
-    const int head = keys.head_k * group;
+    const int head = place.head_k * group;
     const int64_t first_block =
-        BwdWorkspace::first_block(shape, params.varlen, keys.batch, sequence.q_begin);
+        BwdWorkspace::first_block(shape, params.varlen, place.batch, place.sequence.q_begin);
     left = (end_ - begin_) * group;
     step = begin_;
     block = unsigned((first_block + step) * shape.nheads + head);
@@ -151,15 +126,14 @@ class StepLoader {
 
 // Brings K to shared memory for good, and V through it into registers.
 template <class T>
-__device__ void load_keys(const BwdParams& params, const KeyBlock<T>& block,
-                          const Sequence& sequence, int warp_key, int lane, char* smem,
-                          VFragment<T>& v) {
+__device__ void load_keys(VFragment<T>& v, const BwdParams& params, const KeyPlace<T>& place,
+                          char* smem) {
   using Element = typename T::Element;
   const auto rows = [&](const View& view) {
-    return static_cast<const Element*>(view.data) + sequence.k_offset(view) +
-           block.head_k * view.head + block.first_key() * view.row;
+    return static_cast<const Element*>(view.data) + place.sequence.k_offset(view) +
+           place.head_k * view.head + place.first_key() * view.row;
   };
-  const int keys_left = sequence.seqlen_k - block.first_key();
+  const int keys_left = place.sequence.seqlen_k - place.first_key();
 #pragma unroll
   for (int comp = 0; comp < T::kComponentsK; ++comp)
     PanelFill<typename T::KTile, T::kThreads>(rows(params.maps[comp].k), params.maps[comp].k.row,
@@ -171,10 +145,11 @@ __device__ void load_keys(const BwdParams& params, const KeyBlock<T>& block,
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
   __syncthreads();  // K and V, which all threads copied, are there
-  const char* const v_rows = smem + T::kStages + chunks_first<typename T::VTile>(lane);
+  const int first_key = ScoreShare<T>::key_of(place.warp);
+  const char* const v_rows = smem + T::kStages + chunks_first<typename T::VTile>(place.lane);
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth)
-    load_matrices(v[depth], v_rows + T::VTile::blocks(warp_key / 16, depth));
+    load_matrices(v[depth], v_rows + T::VTile::blocks(first_key / 16, depth));
   __syncthreads();  // V has been read; Q and u may take its place
 }
 
