@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+struct CUstream_st;
+
 namespace diffattn {
 
 // The widest rows of Q and K, and of V.
@@ -169,18 +171,20 @@ InstructionSet instruction_set(int index);
 
 namespace cuda {
 
-// stream is a cudaStream_t. Base and strides of q, k, v and norm.weight are multiples of 16 bytes.
-// Throws std::runtime_error where the device or a size is not supported.
-void fwd(const FwdParams&, void* stream);
+// What serves a call. workspace says how many bytes of device memory launch needs besides the tensors, from
+// shapes and totals alone; they need not be initialised. stream is a cudaStream_t.
+template <class Params>
+struct EntryPoint {
+  int64_t (*workspace)(const Params&);
+  void (*launch)(const Params&, void* workspace, CUstream_st* stream);
+};
 
-// The bytes of device memory that bwd needs besides its tensors, not initialised; from shapes and
-// totals alone. Bases and strides of dout, o and o_complement too are multiples of 16 bytes.
-int64_t bwd_workspace(const BwdParams&);
-void bwd(const BwdParams&, void* workspace, void* stream);
-
-// The bytes of device memory that decode needs besides its tensors; from shapes alone.
-int64_t decode_workspace(const DecodeParams&);
-void decode(const DecodeParams&, void* workspace, void* stream);
+// Chosen by the current device, which has to be that of the tensors, and by the shape. Bases and strides of
+// tensors of the kernels' dtype and of norm.weight are multiples of 16 bytes. Throws std::runtime_error where
+// the device or a size is not supported, and so does launch.
+EntryPoint<FwdParams> choose(const FwdParams&);
+EntryPoint<BwdParams> choose(const BwdParams&);
+EntryPoint<DecodeParams> choose(const DecodeParams&);
 
 }  // namespace cuda
 }  // namespace diffattn

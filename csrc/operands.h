@@ -272,11 +272,17 @@ inline Extents extents_of(const Shape& s, const Varlen& varlen) {
   return e;
 }
 
-inline Extents extents_of(const Shape& s, const Cache& cache) {
+// With a cache: its sequences, or pages, and the rows of each.
+inline Extents extents_of(const Shape& s, int64_t blocks, int64_t slots) {
   Extents e = extents_of(s);
+  e[Dim::blocks] = blocks;
+  e[Dim::slots] = slots;
+  return e;
+}
+
+inline Extents extents_of(const Shape& s, const Cache& cache) {
   const Paging& paging = cache.paging;
-  e[Dim::blocks] = cache.blocks;
-  e[Dim::slots] = paging.block_table ? paging.page_size : s.seqlen_k;
+  Extents e = extents_of(s, cache.blocks, paging.block_table ? paging.page_size : s.seqlen_k);
   e[Dim::seqlen_new] = cache.seqlen_new;
   e[Dim::max_blocks] = paging.page_size ? s.seqlen_k / paging.page_size : 0;
   e[Dim::positions] = cache.rotary.seqlen;

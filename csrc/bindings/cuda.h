@@ -8,7 +8,8 @@
 
 namespace diffattn::bindings {
 
-using Launch = void (*)(const FwdParams& p, const Tensor& q);
+template <class Params>
+using Launch = void (*)(const Params& p, const Tensor& q);
 
 // Kernels copy rows in pieces of 16 bytes.
 inline bool is_aligned(const Tensor& t) {
@@ -54,7 +55,7 @@ inline Tensor written(Tensor t, const Attention& a) {
   return a.packed ? torch::stable::zero_(t) : t;
 }
 
-template <Launch launch>
+template <Launch<FwdParams> launch>
 Outputs cuda_fwd(const FwdArguments& given, bool training) {
   const Attention a = for_kernel(given);
   const auto make = [&](const Operand& o, bool wanted) {

@@ -63,12 +63,7 @@ struct KvCache : DecodeArguments {
   }
 
   // Of q and the caches. Nothing else need have been checked.
-  Extents extents() const {
-    Extents e = extents_of(shape);
-    e[Dim::blocks] = k_cache.size(0);
-    e[Dim::slots] = page_size();
-    return e;
-  }
+  Extents extents() const { return extents_of(shape, k_cache.size(0), page_size()); }
   Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
 
  private:

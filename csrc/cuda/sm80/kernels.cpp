@@ -12,11 +12,9 @@ const Kernels kSm80 = {
     "sm80",
     [](int capability) { return capability >= 80; },
     [](const Shape&) { return true; },
-    sm80::fwd,
-    sm80::bwd_workspace,
-    sm80::bwd,
-    sm80::decode_workspace,
-    sm80::decode,
+    {[](const FwdParams&) { return int64_t(0); }, sm80::fwd},
+    {sm80::bwd_workspace, sm80::bwd},
+    {sm80::decode_workspace, sm80::decode},
 };
 
 }  // namespace diffattn::cuda
