@@ -1,5 +1,5 @@
-// The waist of the library: what the bindings hand to a backend. No torch above it is visible
-// below, and no CUDA header is needed to read it.
+// The waist of the library: what the bindings hand to a backend. It hides torch from the backends, and it needs
+// no CUDA header.
 #pragma once
 #include <cstdint>
 
@@ -77,7 +77,7 @@ struct FwdParams {
   View v;    // [batch, row, head_k, dv]
   View lam;  // [batch, row, head]
   View out;  // [batch, row, head, dv]
-  // For backward; absent where it needs them not.
+  // For backward; absent where it does not need them.
   View o;             // [batch, row, head, dv]   O1 - lam·O2, where a norm changes the output
   View o_complement;  // [batch, row, head, dv]   O2 + lam·O1
   View rstd;          // [batch, head, row]       absent without a norm
@@ -146,8 +146,8 @@ struct DecodeParams {
 
 namespace cpu {
 
-// How a backend without threads of its own spreads work: run() calls body(ctx, w) once for every
-// w < threads, on as many threads as there are, and returns when all have returned.
+// How a backend without threads of its own spreads work: run() calls body(ctx, w) once for each
+// w < threads, on as many threads as there are, and returns when all calls have returned.
 struct Parallel {
   int threads;
   void (*run)(int threads, void (*body)(void* ctx, int worker), void* ctx);
@@ -160,7 +160,7 @@ void decode(const DecodeParams&, const Parallel&);
 // The instruction set chosen for this machine: "avx512", "avx2" or "portable".
 const char* isa();
 
-// What was compiled in, best first; without a name after the last.
+// What was compiled in, best first. Behind the last the name is null.
 struct InstructionSet {
   const char* name;
   bool runs_here;

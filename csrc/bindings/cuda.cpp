@@ -9,7 +9,7 @@
 namespace diffattn::bindings {
 namespace {
 
-// On q's device, whichever is current, and behind what torch has queued there.
+// On q's device, whichever device is current, and after everything that torch has queued there.
 template <class Params>
 void launch(const Params& p, const Tensor& q) {
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
@@ -32,8 +32,8 @@ STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
 
 }  // namespace diffattn::bindings
 
-// Importing this module is what loads the kernels; see schemas.cpp. Its one name says for which
-// compute capabilities the build compiled them.
+// Importing this module loads the kernels; see schemas.cpp. Its only name says for which compute capabilities
+// the build compiled them.
 extern "C" PyMODINIT_FUNC PyInit__cuda() {
   static PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

@@ -1,4 +1,4 @@
-// Backward: from tensors to the params of the CUDA kernels. The launch is left open, as in cuda.h.
+// Backward: from tensors to the params of the CUDA kernels. The launch is a parameter, as in cuda.h.
 #pragma once
 #include "cuda.h"
 

@@ -1,4 +1,4 @@
-// Decoding: from tensors to the params of the CUDA kernels. The launch is left open, as in cuda.h.
+// Decoding: from tensors to the params of the CUDA kernels. The launch is a parameter, as in cuda.h.
 #pragma once
 #include "cache_values.h"
 #include "cuda.h"

@@ -1,5 +1,5 @@
-// What the kernels for sm_80 offer: every shape, on every later device too, by PTX where no machine code
-// of its own is there.
+// What the kernels for sm_80 offer: every shape, on every later device too. A device without machine code of
+// its own compiles their PTX.
 #include "../kernels.h"
 
 #include "bwd/bwd.h"

@@ -17,13 +17,13 @@ struct DqLayout {
   }
 };
 
-// Key blocks add to dQ in a fixed order: the last that a block of rows sees begins. It is the order
-// in which the diagonal of a causal mask reaches the row blocks, so that no CTA waits there.
+// Key blocks add to dQ in a fixed order: the last that a block of rows sees is the first to add. This is the
+// order in which the diagonal of a causal mask reaches the row blocks, so no CTA waits there.
 class Turn {
  public:
   __device__ Turn(int* turns, bool ordered) : turns_(turns), ordered_(ordered) {}
 
-  // For block `block` of all, where before() key blocks come first.
+  // Until before() key blocks have added to a block of rows.
   template <class Before>
   __device__ void wait(unsigned block, const Before& before) const {
     if (!ordered_) return;
@@ -31,12 +31,12 @@ class Turn {
     if (threadIdx.x == 0)
       while (__nv_atomic_load_n(turns_ + block, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) !=
              turn) {}
-    __syncthreads();  // those before have added their part
+    __syncthreads();  // the key blocks before this one have added their part
   }
 
   __device__ void pass_on(unsigned block) const {
     if (!ordered_) return;
-    __syncthreads();  // all of this CTA's part has been added, and the release is of all of it
+    __syncthreads();  // all threads have added their part, so that the release covers all of it
     if (threadIdx.x == 0)
       __nv_atomic_fetch_add(turns_ + block, 1, __NV_ATOMIC_RELEASE, __NV_THREAD_SCOPE_DEVICE);
   }
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kRoundThreads)
     const unsigned i = first + threadIdx.x;
     const int row = i / (2 * kChunks), comp = i / kChunks % 2, chunk = i % kChunks;
     if (row >= rows || chunk * kChunk >= shape.headdim) continue;
-    // Columns 2t lie in one accumulator register of the quad, columns 2t + 1 in the next.
+    // Columns 2t lie in one accumulator register of the quad's lanes, columns 2t + 1 in the next.
     const float* fragment =
         dq + Layout::tile(row / 16, comp * kChunks + chunk) + row % 16 / 8 * 64 + row % 8 * 4;
     const float4 even = *reinterpret_cast<const float4*>(fragment);

@@ -7,8 +7,8 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Where a CTA is on its way through the query heads of a group and their blocks of rows. Offsets
-// are carried along, for to multiply them out costs the loop dearly.
+// Where a CTA is on its way through the query heads of a group and their blocks of rows. It carries offsets
+// along, because to multiply them out in each step would slow down the loop.
 struct RowWalk {
   int left;        // steps from this one on
   int step;        // of the sequence's blocks of rows
@@ -81,7 +81,8 @@ class StepLoader {
     cute::cp_async_fence();
   }
 
-  // What is copied for the next step while this one is computed. One u has its only place free later.
+  // What is copied for the next step while this one is computed. If there is one place for u, it is free only
+  // later.
   __device__ void start_next(int stage, const RowWalk& at) const {
     if (at.left <= 0) return;
     start_q(stage, at);
@@ -99,11 +100,11 @@ class StepLoader {
   }
 
  private:
-  // Some of what the preparation left of the rows: it is laid out as it is wanted here.
+  // Copies a part of what the preparation left for the rows. It lies there in the order that is needed here.
   template <int kFrom, int kBytes>
   __device__ void copy(char* to, const RowWalk& at) const {
     using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
-    // A warp's pieces are neighbours if that comes out even: then one address serves them all.
+    // If the bytes divide evenly, a warp's pieces are neighbours, and one address serves all of them.
     constexpr int kShare = kBytes / T::kWarps;
     constexpr bool kEven = kShare % 512 == 0;
     constexpr int kStep = kEven ? 512 : T::kThreads * 16, kEnd = kEven ? kShare : kBytes;
@@ -124,7 +125,7 @@ class StepLoader {
   int64_t noise_bytes_;
 };
 
-// Brings K to shared memory for good, and V through it into registers.
+// Loads K into shared memory, where it stays, and V through shared memory into registers.
 template <class T>
 __device__ void load_keys(VFragment<T>& v, const BwdParams& params, const KeyPlace<T>& place,
                           char* smem) {

@@ -5,8 +5,8 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Which block of keys a CTA has. In a fixed order of additions to dQ a CTA waits for those of the
-// blocks behind its own, so these must have been taken before it: a ticket orders them.
+// Which block of keys a CTA has. With a fixed order of additions to dQ a CTA waits for the CTAs of the blocks
+// behind its own, so these blocks have to be taken earlier: a ticket orders them.
 template <class T>
 struct KeyBlock {
   int batch, head_k, index;

@@ -6,7 +6,7 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Where a lane's row of an operand's first block lies, if that block is a tile's first.
+// Where this lane's row of an operand's first block lies, for a block at the start of a tile.
 template <class T>
 struct LaneRows {
   const char *rows, *chunks;  // see rows_first() and chunks_first()
@@ -40,11 +40,11 @@ struct ScoreShare {
   __device__ const char* k(const LaneRows<T>& at) const { return at.chunks + keys; }
 };
 
-// dV, dK1 and dK2: the keys and columns of a warp, in one of the three; or in dV and dK, if K is shared.
+// dV, dK1 and dK2: a warp's keys and columns in one of the three, or, if K is shared, in both dV and dK.
 template <class T>
 class GradShare {
  public:
-  enum Of { kDv, kDk1, kDk2 };  // kDv is meant of both if K is shared
+  enum Of { kDv, kDk1, kDk2 };  // if K is shared, kDv stands for both
   int first_key, first_col;
   Of of;
 
