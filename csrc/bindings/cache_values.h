@@ -1,5 +1,5 @@
-// Lengths, indices and pages of a cache, where they can be read: on the CPU always, on CUDA for a
-// sync.
+// The values of a cache's lengths, indices and pages, where they can be read: always on the CPU, on CUDA at the
+// cost of a sync.
 #pragma once
 #include <tuple>
 
@@ -66,7 +66,7 @@ class CacheValues {
           ", accepted: 0 to ", keys, ", the keys of sequence ", b, " with those appended");
   }
 
-  // Pages that hold no key which is read or written may be anything.
+  // An entry may be anything if no key of its page is read or written.
   void check_places(int64_t b) const {
     const int64_t blocks = c_.k_cache.size(0);
     if (c_.batch_idx)
@@ -92,7 +92,7 @@ class CacheValues {
           " needs ", needed);
   }
 
-  // No two places that are appended to are one.
+  // No two sequences append to the same place.
   void check_one_writer() const {
     struct Written {
       int64_t block, b, n;

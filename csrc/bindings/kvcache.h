@@ -45,8 +45,8 @@ struct KvCache : DecodeArguments {
   int64_t rotary_dim() const { return cos ? 2 * cos->size(1) : 0; }
   int64_t page_size() const { return k_cache.size(1); }
 
-  // Whether a mask tells query rows apart. If so, rotary takes row i to position cache_seqlens + i, else all
-  // rows to cache_seqlens.
+  // Whether a mask tells query rows apart. If so, rotary puts row i at position cache_seqlens + i, else all rows
+  // at cache_seqlens.
   bool rows_are_ordered() const { return window_left >= 0 || window_right >= 0; }
 
   Cache cache() const {
@@ -62,13 +62,8 @@ struct KvCache : DecodeArguments {
     return c;
   }
 
-  // Of q and the caches. Nothing else need have been checked.
-  Extents extents() const {
-    Extents e = extents_of(shape);
-    e[Dim::blocks] = k_cache.size(0);
-    e[Dim::slots] = page_size();
-    return e;
-  }
+  // Of q and the caches, which have to be checked before; the other arguments need not be.
+  Extents extents() const { return extents_of(shape, k_cache.size(0), page_size()); }
   Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
 
  private:

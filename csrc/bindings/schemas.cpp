@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY(diffattn, m) {
       "float out_scale, SymInt num_splits) -> (Tensor out, Tensor lse)");
 }
 
-// Importing this module is what loads the library; limited API, so one file serves every Python.
+// Importing this module loads the library. It uses the limited API, so one file serves every Python.
 extern "C" PyMODINIT_FUNC PyInit__cpu() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT,
                                "_cpu",

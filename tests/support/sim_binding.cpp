@@ -99,6 +99,15 @@ std::vector<View*> views_of(Params& p, const std::string& name) {
   return views;
 }
 
+// lend(bytes) makes the workspace. The simulator asks Python for the kernels' registers, so the lock is free.
+template <class Params>
+void launch_on_simulator(const Params& p, const py::object& lend) {
+  const auto chosen = cuda::choose(p);
+  const auto workspace = lend(chosen.workspace(p)).template cast<uintptr_t>();
+  const py::gil_scoped_release unlocked;
+  chosen.launch(p, reinterpret_cast<void*>(workspace), nullptr);
+}
+
 template <class Params>
 void bind_params(py::module_& m, const char* name) {
   py::class_<Params>(m, name)
@@ -106,7 +115,9 @@ void bind_params(py::module_& m, const char* name) {
       .def_readwrite("shape", &Params::shape)
       .def_readwrite("softmax_scale", &Params::softmax_scale)
       .def("views", &views_of<Params>, py::return_value_policy::reference)
-      .def("operands", &operands_of<Params>);
+      .def("operands", &operands_of<Params>)
+      .def("workspace", [](const Params& p) { return cuda::choose(p).workspace(p); })
+      .def("launch", &launch_on_simulator<Params>);
 }
 
 }  // namespace
@@ -134,23 +145,6 @@ PYBIND11_MODULE(sim_binding, m) {
   bind_params<FwdParams>(m, "FwdParams");
   bind_params<BwdParams>(m, "BwdParams");
   bind_params<DecodeParams>(m, "DecodeParams");
-  // The simulator asks Python for the kernels' registers.
-  const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("fwd", [](const FwdParams& p) { cuda::fwd(p, nullptr); }, unlocked);
-  m.def(
-      "bwd",
-      [](const BwdParams& p, uintptr_t workspace) {
-        cuda::bwd(p, reinterpret_cast<void*>(workspace), nullptr);
-      },
-      unlocked);
-  m.def(
-      "decode",
-      [](const DecodeParams& p, uintptr_t workspace) {
-        cuda::decode(p, reinterpret_cast<void*>(workspace), nullptr);
-      },
-      unlocked);
-  m.def("bwd_workspace", &cuda::bwd_workspace);
-  m.def("decode_workspace", &cuda::decode_workspace);
   m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });
 }
 

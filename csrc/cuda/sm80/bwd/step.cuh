@@ -7,11 +7,11 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Hides from the compiler how x was made; to save a register it would make it anew in every step.
+// Hides from the compiler how x was computed: to save a register it would compute x again in each step.
 __device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
 
-// The same for what is equal in a warp: the compiler learns that it is, and that costs no register
-// of each lane.
+// The same for a number that is equal in all lanes. The compiler learns this too, and keeps it in a uniform
+// register instead of one of each lane.
 __device__ inline int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // The parts of a block's keys, and which of them a step sees that sees some key of the block: the first
@@ -111,8 +111,8 @@ __device__ void multiply_dp(ScoreFragment<T>& dp, const char* u, const VFragment
 #pragma unroll
   for (int m = 0; m < T::kRowTiles; ++m) {
     const float4& from = constants.minus_d1(m);
-    // To load all four costs two wavefronts, to load two and copy them instructions. The wider
-    // shapes, of one row tile, are near their mark of the latter, the others of the former.
+    // To load all four costs two wavefronts; to load two and copy them costs instructions. The wider shapes, of
+    // one row tile, are near their limit of instructions, the others near that of wavefronts.
     const float4 start = T::kRowTiles == 1 ? from : float4{from.x, from.x, from.z, from.z};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {

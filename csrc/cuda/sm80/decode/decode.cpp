@@ -9,11 +9,11 @@ namespace {
 
 constexpr int64_t kBlock = 16, kLeastKeys = 512;  // keys of a block, and of a split chosen here
 constexpr int64_t kMostSplits = 256;
-constexpr int64_t kFewNewKeys = 64;  // that CTAs of decoding take from their tensor themselves
+constexpr int64_t kFewNewKeys = 64;  // up to this many are appended by the CTAs that decode
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The bytes that a row's results take in the workspace, a split.
+// The bytes that a row's results take in the workspace, per split.
 int64_t partial_bytes(const Shape& s) { return 2 * (s.headdim_v + 2) * int64_t(sizeof(float)); }
 
 // The fewest splits that come within a tenth of the best at two things together: few processors idle
@@ -36,7 +36,7 @@ int64_t choose_splits(const Shape& s, int64_t rows, int64_t units, int64_t most)
   return n;
 }
 
-// A plan is also made, to no use, where there are no rows or keys, and where there are too many.
+// A plan is also made where there are no rows or keys, or too many of them; it is not used then.
 Divisor divisor(int64_t n) { return int(n < 1 ? 1 : n > kMaxSeqlen ? kMaxSeqlen : n); }
 
 DecodePlan plan_of(const DecodeParams& p) {

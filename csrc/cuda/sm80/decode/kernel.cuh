@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   KeyStream<T> stream(params, plan, place, sequence, splits, role, smem);
   stream.start();
 
-  // While the first copies are on their way.
+  // While the first copies are in flight.
   if (!plan.append_first) append_share<T>(params, plan, place, sequence);
   if (plan.splits.divisor > 1) {
     if (place.split == 0) store_counts(plan, place, rows, splits.count());

@@ -23,7 +23,7 @@ class LaneMask {
     return key >= full_.begin && key + kBlockKeys <= full_.end;
   }
 
-  // Hides the keys that the lane's row does not see. A block that was not found has none it sees.
+  // Hides the keys that the lane's row does not see: all keys of a block that was not found.
   __device__ void hide(float (&s)[1][2][4], int key, bool found) const {
     const Range seen = found ? Range{seen_.begin - key, seen_.end - key} : Range{0, 0};
 #pragma unroll

@@ -6,8 +6,8 @@
 
 namespace diffattn::cuda::sm80 {
 
-// A number that the device divides by: a division takes an eighth of the instructions if the host has
-// prepared it, and those before the first load are time that nothing hides.
+// A number that the device divides by. A division that the host has prepared takes an eighth of the instructions,
+// and nothing hides the time of the instructions before the first load.
 using Divisor = cutlass::FastDivmod;
 
 // How a step of decoding is spread over CTAs, from shapes alone. Query rows are those of a KV head:

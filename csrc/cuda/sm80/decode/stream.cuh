@@ -213,7 +213,7 @@ class KeyStream {
     return {max(first_fresh_ - block_ * kBlockKeys, valid.begin), valid.end};
   }
 
-  // Row 0 of the block: in the cache, and were it a row of the new tokens.
+  // Row 0 of the block in the cache, and where it would lie among the new tokens.
   __device__ const Element* cached_rows(const View& v) const {
     return row_of<const Element>(v, Pages::offset(v, at_) + head_k_ * v.head);
   }

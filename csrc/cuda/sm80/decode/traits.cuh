@@ -37,8 +37,8 @@ struct DecodeTraits {
   __host__ __device__ static int last_slots(const Shape& shape) {
     return (kSlots - 1) * kGroups * slot_bytes(shape);
   }
-  // At most what fits 99 KB, which every device has; Q may need more room than the last slots. Where
-  // the head dim allows it, two CTAs of few rows share a processor; one of many rows fills it.
+  // At most what fits 99 KB, which every device has; Q may need more room than the last slots. If the head dim
+  // allows it, two CTAs with few rows share a multiprocessor; one with many rows fills it.
   static constexpr int kSmem = 99 << 10, kMostSlots = kRowWarps == 1 ? 4 : 6;
   static constexpr int kWidestSlots = kGroups * kBlockKeys * (kHeadDim * 4 + 16);
   static constexpr int kFit = (kSmem - kRowWarps * QTile::kBytes) / kWidestSlots + 1;

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const KeyRange cta_keys(mask, place.cta_row, min(place.cta_row + T::kRows, seqlen_q));
   const float sign = params.softmax_scale < 0 ? -1.f : 1.f;
   KeyRange keys(mask, place.first_row, min(place.first_row + T::kRowTiles * 16, seqlen_q));
-  if (sign < 0) keys.none_is_full();  // hide() is what gives the sign
+  if (sign < 0) keys.none_is_full();  // only hide() gives logits the sign
 
   int step_key = cta_keys.begin / T::kKeys * T::kKeys;
   KeyValueFill<T> fill(params, place.sequence, place.head, step_key);

@@ -10,13 +10,13 @@ struct FwdTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kPairs = 4, kThreads = 64 * kPairs;
-  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows a pair
+  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows, per pair
   static constexpr int kRows = kPairs * kRowTiles * 16;
-  static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // a step: copied together
+  static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // per step: copied together
   static constexpr int kPartKeys = 32;                    // whose softmax is computed together
   // Whether a pair leaves out parts that none of its rows sees; at 128 no register is left to know it.
   static constexpr bool kSkips = kHeadDim < 128;
-  static constexpr int kHalfV = kHeadDimV / 2;  // columns a warp
+  static constexpr int kHalfV = kHeadDimV / 2;  // columns per warp
 
   // Both components of a row lie side by side.
   using QTile = Tile<kRows, 2 * kHeadDim>;
@@ -40,7 +40,7 @@ struct FwdTraits {
 
   // The tensor core sums some of the blocks of 16 x 16 of P (Softmax::add), evenly spread: as many as
   // a fiftieth of its other work pays for.
-  static constexpr int kBlocks = kRowTiles * kKeys / 16;  // a step
+  static constexpr int kBlocks = kRowTiles * kKeys / 16;  // per step
   static constexpr int kProducts = kBlocks * (kHeadDim + kHeadDimV) / 8, kSummed = kProducts / 50;
   __device__ static constexpr bool tensor_core_sums(int row_tile, int key_block) {
     return (row_tile * kKeys / 16 + key_block) * kSummed % kBlocks < kSummed;

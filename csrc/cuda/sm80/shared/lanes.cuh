@@ -3,7 +3,7 @@
 
 namespace diffattn::cuda::sm80 {
 
-// The sum over neighbours, kLanes of them, for each.
+// The sum over kLanes neighbouring lanes; each of them gets it.
 template <int kLanes>
 __device__ float sum_over(float x) {
 #pragma unroll
@@ -11,7 +11,7 @@ __device__ float sum_over(float x) {
   return x;
 }
 
-// The greatest of them.
+// The maximum over them.
 template <int kLanes>
 __device__ float max_over(float x) {
 #pragma unroll

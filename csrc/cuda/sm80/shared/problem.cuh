@@ -6,7 +6,7 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Bytes from a number of the signal's map to that of the noise's: both views have the same strides.
+// Bytes from an element of the signal's map to that of the noise's: both views have the same strides.
 __device__ inline int64_t bytes_to_noise(const View& signal, const View& noise) {
   return static_cast<const char*>(noise.data) - static_cast<const char*>(signal.data);
 }
@@ -59,7 +59,7 @@ class SequenceMask {
   __device__ int row_begin(int key) const { return max(key - end_ + 1, 0); }
   __device__ int row_end(int key) const { return min(last_row(key) + 1, seqlen_q_); }
 
-  // The last row that sees a key, were there rows without end.
+  // The last row that would see a key if there were no last row of the sequence.
   __device__ int last_row(int key) const { return key - first_; }
 
  private:
