@@ -1,6 +1,6 @@
 // New keys and values written behind the cached ones, keys rotated to their positions.
 #pragma once
-#include "packed.h"
+#include "../shared/packed.h"
 
 namespace diffattn::cpu {
 namespace {

@@ -3,10 +3,10 @@
 #pragma once
 #include <vector>
 
+#include "../fwd/forward.h"
 #include "append.h"
-#include "decode_split.h"
-#include "forward.h"
 #include "prefetch.h"
+#include "split.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -182,7 +182,7 @@ void decode(const DecodeParams& p, const Parallel& all) {
   if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
     Decode<C>(p, parallel).run();
   else
-    forward<P>(as_forward(p), p.cache, parallel);
+    forward_from<P>(as_forward(p), p.cache, parallel);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Backward, second half: a block of keys against the blocks of rows of one step.
 //   dK_c += s·dS_cᵀ·Q_c     dV += (P1 - λ·P2)ᵀ·dO
 #pragma once
-#include "packed.h"
+#include "../shared/packed.h"
 
 namespace diffattn::cpu {
 namespace {

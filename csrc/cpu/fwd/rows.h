@@ -2,9 +2,9 @@
 // panels [keys][rows], so that the maps are combined before the ONE product with V:
 // 8·d flop a visible pair, where two maps apart need 12·d.
 #pragma once
-#include "norm.h"
-#include "packed.h"
-#include "softmax.h"
+#include "../shared/norm.h"
+#include "../shared/packed.h"
+#include "../shared/softmax.h"
 
 namespace diffattn::cpu {
 namespace {

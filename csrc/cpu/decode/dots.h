@@ -2,7 +2,7 @@
 #pragma once
 #include <utility>
 
-#include "exp2.h"
+#include "../shared/exp2.h"
 #include "reader.h"
 
 namespace diffattn::cpu {

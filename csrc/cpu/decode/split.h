@@ -4,9 +4,9 @@
 #pragma once
 #include <type_traits>
 
+#include "../shared/packed.h"
+#include "../shared/softmax.h"
 #include "dots.h"
-#include "packed.h"
-#include "softmax.h"
 #include "two_rows.h"
 
 namespace diffattn::cpu {

@@ -1,7 +1,7 @@
 // Forward over the whole problem: KV heads in waves whose packed keys and values fit a budget, and
 // within a wave all blocks of rows, the longest first.
 #pragma once
-#include "forward_block.h"
+#include "rows.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -13,8 +13,9 @@ inline Parallel threads_for(const Parallel& parallel, const Shape& s) {
   return flop < kSmall ? Parallel{1, parallel.run} : parallel;
 }
 
+// cache: where keys are, if they come from one.
 template <class P>
-void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
+void forward_from(const FwdParams& p, const Cache& cache, const Parallel& all) {
   using C = typename P::C;
   using T = typename P::T;
   constexpr int64_t kPackedBytes = 8 << 20;
@@ -48,6 +49,11 @@ void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
       RowBlock<P>(p, cache, seq, q_head, mine, kv, scratch[worker]).run();
     });
   }
+}
+
+template <class P>
+void forward(const FwdParams& p, const Parallel& parallel) {
+  forward_from<P>(p, Cache{}, parallel);
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 // heads, in steps of two halves: some blocks of rows, then all blocks of keys, so that even one head
 // uses every thread. Either way each sum has the same order.
 #pragma once
-#include "backward_rows.h"
-#include "forward.h"
+#include "../fwd/forward.h"
+#include "rows.h"
 
 namespace diffattn::cpu {
 namespace {

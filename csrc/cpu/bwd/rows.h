@@ -3,10 +3,10 @@
 // second half multiplies: dS1, dS2 and A = P1 - λ·P2.
 //   D_c = Σ_j P_c·dP     dS1 = P1·(dP - D1)     dS2 = -λ·P2·(dP - D2)     dλ = -D2
 #pragma once
-#include "backward_keys.h"
-#include "norm.h"
-#include "packed.h"
-#include "softmax.h"
+#include "../shared/norm.h"
+#include "../shared/packed.h"
+#include "../shared/softmax.h"
+#include "keys.h"
 
 namespace diffattn::cpu {
 namespace {
