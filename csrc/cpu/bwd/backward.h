@@ -9,13 +9,14 @@
 namespace diffattn::cpu {
 namespace {
 
-// How the work is cut. Blocks of rows of a unit (all query heads of its KV head) are numbered
-// 0 .. blocks, the longest first; a step takes `slots` of them from each unit, one where a thread works
-// alone.
+// How the work is cut. Blocks of rows of a unit (all query heads of its KV head) are numbered 0 .. blocks,
+// the longest first. `places` units are worked on at once, and a step takes `slots` blocks from each: one
+// where a thread works alone.
 template <class P>
 struct BackwardPlan {
   using C = typename P::C;
-  int64_t group, units, rows, row_blocks, blocks, keys, grads, wave, slots, bytes;
+  bool whole;  // each thread takes whole units
+  int64_t group, units, rows, row_blocks, blocks, keys, grads, places, slots;
 
   BackwardPlan(const BwdParams& p, int threads) {
     constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
@@ -28,12 +29,19 @@ struct BackwardPlan {
     keys = PackedHead<P>::size(s, Reader::backward);
     grads = Gradients<C>::size(s, Reader::backward);
     const int64_t packed_bytes = (keys + grads) * int64_t(sizeof(C));
-    wave = threads == 1 ? 1 : wave_size(units, packed_bytes, kPackedBytes);
-    const int64_t panels = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
-    slots = threads == 1 ? 1 : wave_size(blocks, wave * panels, kPanelBytes);
-    if (slots < ceil_div(threads, wave)) slots = ceil_div(threads, wave);
+    const int64_t panel_bytes = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
+    whole = threads == 1 || whole_units(packed_bytes + panel_bytes, threads);
+    places = whole ? threads : wave_size(units, packed_bytes, kPackedBytes);
+    slots = whole ? 1 : wave_size(blocks, places * panel_bytes, kPanelBytes);
+    if (slots < ceil_div(threads, places)) slots = ceil_div(threads, places);
     if (slots > blocks) slots = blocks;
-    bytes = wave * (packed_bytes + slots * panels);
+  }
+
+  // Whether that keeps all threads busy, and its memory is modest.
+  bool whole_units(int64_t unit_bytes, int threads) const {
+    constexpr int64_t kMostBytes = 28 << 20;
+    const bool even = units % threads == 0 || units >= 4 * threads;
+    return even && threads * unit_bytes <= kMostBytes;
   }
 
   // Long sequences are served better by more rows, among which the reading of all keys and the adding to
@@ -59,111 +67,118 @@ class Backward {
         parallel_(parallel),
         plan_(plan),
         dweights_(dweights),
-        keys_(plan_.wave * plan_.keys),
-        grads_(plan_.wave * plan_.grads),
+        keys_(product(plan_.places, plan_.keys)),
+        grads_(product(plan_.places, plan_.grads)),
         scratch_(parallel.threads, p.shape, plan_.rows),
-        blocks_(int(plan_.wave * plan_.slots), p.shape, plan_.rows) {}
+        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.rows) {}
 
-  void run(Range units) {
-    for (int64_t first = units.begin; first < units.end; first += plan_.wave) {
-      wave_ = {first, units.end - first < plan_.wave ? units.end - first : plan_.wave};
-      load();
+  // A unit for a thread that works alone, in the place of its own.
+  void whole_unit(int64_t unit, int worker) {
+    const Parallel alone{1, parallel_.run};
+    const Wave wave{unit, 1, worker};
+    load(wave, alone);
+    const Gradients<C> grads = grads_of(worker);
+    for (int64_t block = 0; block < plan_.blocks; ++block)
+      row_half({unit, worker, block, 0}, worker, &grads);
+    store(wave, alone);
+  }
+
+  // All units, shared by all threads.
+  void waves() {
+    for (int64_t first = 0; first < plan_.units; first += plan_.places) {
+      const Wave wave{first, min(plan_.units - first, plan_.places), 0};
+      load(wave, parallel_);
       for (int64_t block = 0; block < plan_.blocks; block += plan_.slots) {
-        row_half(block);
-        if (!alone()) key_half();
+        for_each(parallel_, wave.count * plan_.slots, [&](int64_t item, int worker) {
+          const int64_t place = item % wave.count, slot = item / wave.count;
+          row_half({first + place, place, block + slot, slot}, worker, nullptr);
+        });
+        key_half(wave);
       }
-      store();
+      store(wave, parallel_);
     }
   }
 
  private:
-  bool alone() const { return parallel_.threads == 1; }
+  // One unit's place among those worked on, and one of its blocks of rows in a slot of that place.
+  struct Step {
+    int64_t unit, place, block, slot;
+  };
+
   const Shape& shape() const { return p_.shape; }
-  PackedHead<P> keys_of(int64_t unit) const {
-    return {shape(), Reader::backward, keys_ + unit * plan_.keys};
+  PackedHead<P> keys_of(int64_t place) const {
+    return {shape(), Reader::backward, keys_ + place * plan_.keys};
   }
-  Gradients<C> grads_of(int64_t unit) const {
-    return {shape(), Reader::backward, grads_ + unit * plan_.grads};
+  Gradients<C> grads_of(int64_t place) const {
+    return {shape(), Reader::backward, grads_ + place * plan_.grads};
   }
   Sequence sequence_of(int64_t unit) const {
-    return sequence(shape(), p_.varlen, Cache{}, (wave_.first + unit) / shape().nheads_k);
+    return sequence(shape(), p_.varlen, Cache{}, unit / shape().nheads_k);
   }
-  GradBlock<P>& slot(int64_t unit, int64_t i) { return blocks_[int(unit * plan_.slots + i)]; }
-
-  void load() {
-    for_each_key_range(p_, Cache{}, parallel_, wave_,
-                       [&](int64_t unit, const Sequence& s, int64_t head, Range keys) {
-                         keys_of(unit).load(p_, Cache{}, s, head, keys);
-                         clear_keys(shape(), keys, grads_of(unit));
-                       });
+  GradBlock<P>& block_in(int64_t place, int64_t slot) {
+    return blocks_[int(place * plan_.slots + slot)];
   }
 
-  void store() {
-    for_each_key_range(p_, Cache{}, parallel_, wave_,
-                       [&](int64_t unit, const Sequence& s, int64_t head, Range keys) {
-                         store_keys(p_, s, head, keys, grads_of(unit));
-                       });
-  }
-
-  void row_half(int64_t first_block) {
-    for_each(parallel_, wave_.count * plan_.slots, [&](int64_t item, int worker) {
-      const int64_t unit = item % wave_.count, i = item / wave_.count, block = first_block + i;
-      GradBlock<P>& mine = slot(unit, i);
-      mine.keys = {0, 0};
-      if (block >= plan_.blocks) return;
-      const Sequence s = sequence_of(unit);
-      const int64_t row = (plan_.row_blocks - 1 - block % plan_.row_blocks) * plan_.rows;
-      const Range rows = meet({row, row + plan_.rows}, {0, s.sq});
-      C* dweight = dweight_of(unit, block);
-      if (dweight) __builtin_memset(dweight, 0, shape().headdim_v * sizeof(C));
-      if (rows.size() == 0) return;
-      const int64_t kv_head = (wave_.first + unit) % shape().nheads_k;
-      const int64_t q_head = kv_head * plan_.group + block / plan_.row_blocks;
-      const PackedHead<P> kv = keys_of(unit);
-      const Gradients<C> grads = grads_of(unit);
-      GradRows<P>(p_, s, q_head, rows, kv, mine, scratch_[worker], dweight)
-          .run(alone() ? &grads : nullptr);
+  void load(const Wave& wave, const Parallel& parallel) {
+    for_each_key_range(p_, Cache{}, parallel, wave, [&](int64_t place, const Keys& keys) {
+      keys_of(place).load(p_, Cache{}, keys);
+      clear_keys(shape(), keys.range, grads_of(place));
     });
   }
 
-  void key_half() {
+  void store(const Wave& wave, const Parallel& parallel) {
+    for_each_key_range(p_, Cache{}, parallel, wave, [&](int64_t place, const Keys& keys) {
+      store_keys(p_, keys, grads_of(place));
+    });
+  }
+
+  // With grads, the key half follows at once.
+  void row_half(const Step& step, int worker, const Gradients<C>* grads) {
+    GradBlock<P>& mine = block_in(step.place, step.slot);
+    mine.blocks = {};
+    if (step.block >= plan_.blocks) return;
+    const int64_t row = (plan_.row_blocks - 1 - step.block % plan_.row_blocks) * plan_.rows;
+    const int64_t kv_head = step.unit % shape().nheads_k;
+    RowBlock rows{
+        sequence_of(step.unit), kv_head * plan_.group + step.block / plan_.row_blocks, {}};
+    rows.rows = meet({row, row + plan_.rows}, {0, rows.sequence.seqlen_q});
+    C* dweight = dweight_of(step);
+    if (dweight) __builtin_memset(dweight, 0, shape().headdim_v * sizeof(C));
+    if (rows.rows.size() == 0) return;
+    BackwardRows<P>(p_, rows, keys_of(step.place), mine, scratch_[worker], dweight).run(grads);
+  }
+
+  void key_half(const Wave& wave) {
     const int64_t key_blocks = ceil_div(shape().seqlen_k, kKeys);
-    for_each(parallel_, wave_.count * key_blocks, [&](int64_t item, int) {
-      const int64_t unit = item % wave_.count, j = item / wave_.count * kKeys;
-      const Sequence s = sequence_of(unit);
-      const Gradients<C> grads = grads_of(unit);
-      for (int64_t i = 0; i < plan_.slots; ++i) {
-        const GradBlock<P>& block = slot(unit, i);
-        const Range keys = meet({j, j + kKeys}, block.keys);
-        if (keys.size())
-          accumulate_keys(p_, s, block, in_place<P>(block.panels(keys.begin)), keys, grads);
+    for_each(parallel_, wave.count * key_blocks, [&](int64_t item, int) {
+      const int64_t place = item % wave.count, j = item / wave.count * kKeys;
+      const Sequence s = sequence_of(wave.first + place);
+      const Gradients<C> grads = grads_of(place);
+      for (int64_t slot = 0; slot < plan_.slots; ++slot) {
+        const GradBlock<P>& block = block_in(place, slot);
+        for (int n = 0; n < kIntervals; ++n) {
+          const Range keys = meet({j, j + kKeys}, block.blocks.keys[n]);
+          if (keys.size())
+            accumulate_keys(p_, s, block, in_place<P>(block.panels(n, keys.begin)), keys, grads);
+        }
       }
     });
   }
 
-  C* dweight_of(int64_t unit, int64_t block) const {
+  C* dweight_of(const Step& step) const {
     if (!dweights_) return nullptr;
-    return dweights_ + ((wave_.first + unit) * plan_.blocks + block) * shape().headdim_v;
+    return dweights_ + (step.unit * plan_.blocks + step.block) * shape().headdim_v;
   }
 
   const BwdParams& p_;
   const Parallel parallel_;
   const BackwardPlan<P>& plan_;
   C* const dweights_;
-  Wave wave_;
   Buffer<T> keys_;
   Buffer<C> grads_;
   Workers<BackwardScratch<P>> scratch_;
   Workers<GradBlock<P>> blocks_;
 };
-
-// Whether each thread takes whole KV heads: if that keeps all busy and their memory is modest.
-template <class P>
-bool whole_heads(const BackwardPlan<P>& alone, int threads) {
-  constexpr int64_t kMostBytes = 28 << 20;
-  const bool even = alone.units % threads == 0 || alone.units >= 4 * threads;
-  return threads > 1 && even && threads * alone.bytes <= kMostBytes;
-}
 
 template <class C>
 void sum_dweights(int64_t parts, int64_t dv, const C* dweights, C* sum) {
@@ -176,20 +191,15 @@ template <class P>
 void backward(const BwdParams& p, const Parallel& all) {
   using C = typename P::C;
   const Parallel parallel = threads_for(all, p.shape);
-  const BackwardPlan<P> alone(p, 1);
-  const bool whole = whole_heads(alone, parallel.threads);
-  const BackwardPlan<P> plan = whole ? alone : BackwardPlan<P>(p, parallel.threads);
+  const BackwardPlan<P> plan(p, parallel.threads);
   const int64_t parts = plan.units * plan.blocks, dv = p.shape.headdim_v;
   const Buffer<C> dweights(p.dnorm_weight ? parts * dv : 0);
-  C* const parts_of_weight = p.dnorm_weight ? dweights.get() : nullptr;
-  if (whole) {
-    const Parallel one{1, parallel.run};
-    Workers<Backward<P>> workers(parallel.threads, p, one, plan, parts_of_weight);
+  Backward<P> work(p, parallel, plan, p.dnorm_weight ? dweights.get() : nullptr);
+  if (plan.whole)
     for_each(parallel, plan.units,
-             [&](int64_t unit, int worker) { workers[worker].run({unit, unit + 1}); });
-  } else {
-    Backward<P>(p, parallel, plan, parts_of_weight).run({0, plan.units});
-  }
+             [&](int64_t unit, int worker) { work.whole_unit(unit, worker); });
+  else
+    work.waves();
   if (p.dnorm_weight) sum_dweights(parts, dv, dweights.get(), static_cast<C*>(p.dnorm_weight));
 }
 
