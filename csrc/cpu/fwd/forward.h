@@ -1,7 +1,7 @@
 // Forward over the whole problem: KV heads in waves whose packed keys and values fit a budget, and
 // within a wave all blocks of rows, the longest first.
 #pragma once
-#include "forward_block.h"
+#include "rows.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -13,8 +13,9 @@ inline Parallel threads_for(const Parallel& parallel, const Shape& s) {
   return flop < kSmall ? Parallel{1, parallel.run} : parallel;
 }
 
+// cache: where keys are, if they come from one.
 template <class P>
-void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
+void forward_from(const FwdParams& p, const Cache& cache, const Parallel& all) {
   using C = typename P::C;
   using T = typename P::T;
   constexpr int64_t kPackedBytes = 8 << 20;
@@ -34,20 +35,21 @@ void forward(const FwdParams& p, const Cache& cache, const Parallel& all) {
   for (int64_t first = 0; first < units; first += count) {
     const Wave wave{first, units - first < count ? units - first : count};
     for_each_key_range(p, cache, parallel, wave,
-                       [&](int64_t unit, const Sequence& seq, int64_t kv_head, Range keys) {
-                         head(unit).load(p, cache, seq, kv_head, keys);
-                       });
+                       [&](int64_t unit, const Keys& keys) { head(unit).load(p, cache, keys); });
     for_each(parallel, blocks * group * wave.count, [&](int64_t item, int worker) {
       const int64_t unit = item % wave.count, kv_head = (first + unit) % s.nheads_k;
       const int64_t q_head = kv_head * group + item / wave.count % group;
       const int64_t block = blocks - 1 - item / (wave.count * group);
-      const Sequence seq = sequence(s, p.varlen, cache, (first + unit) / s.nheads_k);
-      const Range mine = meet({block * rows, block * rows + rows}, {0, seq.sq});
-      if (mine.size() == 0) return;
-      const PackedHead<P> kv = head(unit);
-      RowBlock<P>(p, cache, seq, q_head, mine, kv, scratch[worker]).run();
+      RowBlock mine{sequence(s, p.varlen, cache, (first + unit) / s.nheads_k), q_head, {}};
+      mine.rows = meet({block * rows, block * rows + rows}, {0, mine.sequence.seqlen_q});
+      if (mine.rows.size()) ForwardRows<P>(p, cache, mine, head(unit), scratch[worker]).run();
     });
   }
+}
+
+template <class P>
+void forward(const FwdParams& p, const Parallel& parallel) {
+  forward_from<P>(p, Cache{}, parallel);
 }
 
 }  // namespace

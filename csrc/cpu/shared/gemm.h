@@ -2,6 +2,7 @@
 // number (or pair) at a time, with any strides, so a transposed A costs nothing; B and C are read by
 // rows. P is the type of products (products.h).
 #pragma once
+#include "intervals.h"
 #include "products.h"
 
 namespace diffattn::cpu {
@@ -14,13 +15,30 @@ constexpr int NV = 2;
 template <class C>
 constexpr int NR = NV * Simd<C>::W;
 
-template <class T>
-struct Operand {
-  const T* data;
+// What a product reads.
+template <class P>
+struct Factor {
+  const typename P::T* data;
   int64_t row, k;  // strides of the row and of the summed index; B has no row stride
 };
-template <class P>
-using OperandOf = Operand<typename P::T>;
+
+// Rows at equal distances.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+  T* operator[](int64_t i) const { return data + i * stride; }
+};
+
+// From row i, or column n, on.
+template <class T>
+Rows<T> rows_from(const Rows<T>& rows, int64_t i) {
+  return {rows[i], rows.stride};
+}
+template <class T>
+Rows<T> columns(const Rows<T>& rows, int64_t n) {
+  return {rows.data + n, rows.stride};
+}
 
 // Few rows have few sums, which would wait for each other: then each of K steps has sums of its own.
 template <int M>
@@ -28,8 +46,7 @@ constexpr int K = M <= 2 ? 2 : 1;
 
 template <class P, int M>
 inline __attribute__((always_inline)) void accumulate(
-    int64_t k_len, OperandOf<P> a, OperandOf<P> b,
-    typename Simd<typename P::C>::V (&acc)[K<M> * M][NV]) {
+    int64_t k_len, Factor<P> a, Factor<P> b, typename Simd<typename P::C>::V (&acc)[K<M> * M][NV]) {
   const auto step = [&](int u) __attribute__((always_inline)) {
     typename P::Row row[NV];
 #pragma GCC unroll 2
@@ -53,8 +70,7 @@ enum class Into { overwrite, add };
 
 // C = factor·A·B, or C += A·B.
 template <class P, Into into, int M>
-void tile(int64_t k_len, OperandOf<P> a, OperandOf<P> b, typename P::C factor, typename P::C* c,
-          int64_t ldc) {
+void tile(int64_t k_len, Factor<P> a, Factor<P> b, typename P::C factor, Rows<typename P::C> c) {
   using S = Simd<typename P::C>;
   typename S::V acc[K<M> * M][NV] = {};
   accumulate<P, M>(k_len, a, b, acc);
@@ -64,26 +80,17 @@ void tile(int64_t k_len, OperandOf<P> a, OperandOf<P> b, typename P::C factor, t
     for (int n = 0; n < NV; ++n) {
       typename S::V sum = acc[m][n];
       if (K<M> == 2) sum += acc[(K<M> - 1) * M + m][n];
-      typename P::C* p = c + m * ldc + n * S::W;
+      typename P::C* p = c[m] + n * S::W;
       S::store(p, into == Into::add ? S::load(p) + sum : sum * factor);
     }
 }
 
 // The same for m_len <= MR rows, known only at run time.
 template <class P, Into into, int M = MR>
-inline void tile(int m_len, int64_t k_len, OperandOf<P> a, OperandOf<P> b, typename P::C factor,
-                 typename P::C* c, int64_t ldc) {
-  if (m_len == M) return tile<P, into, M>(k_len, a, b, factor, c, ldc);
-  if constexpr (M > 1) tile<P, into, M - 1>(m_len, k_len, a, b, factor, c, ldc);
-}
-
-struct Range {
-  int64_t begin, end;
-  int64_t size() const { return end > begin ? end - begin : 0; }
-};
-
-inline Range meet(Range a, Range b) {
-  return {a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
+inline void tile(int m_len, int64_t k_len, Factor<P> a, Factor<P> b, typename P::C factor,
+                 Rows<typename P::C> c) {
+  if (m_len == M) return tile<P, into, M>(k_len, a, b, factor, c);
+  if constexpr (M > 1) tile<P, into, M - 1>(m_len, k_len, a, b, factor, c);
 }
 
 // MR of the m_len rows of a product at a time: f(first, count).
@@ -109,7 +116,7 @@ inline void add_half(typename P::T a, const typename P::T* b, typename P::T half
 // A strip of B stays in cache while all rows pass.
 template <class P>
 void product_over_ranges(int64_t m_len, int64_t n_len, const Range* range, int64_t origin,
-                         OperandOf<P> a, OperandOf<P> b, typename P::C* c, int64_t ldc) {
+                         Factor<P> a, Factor<P> b, Rows<typename P::C> c) {
   constexpr int64_t kPer = P::kPer;
   // What operands hold of a range of numbers, whole.
   const auto whole = [&](Range r) {
@@ -119,7 +126,7 @@ void product_over_ranges(int64_t m_len, int64_t n_len, const Range* range, int64
     const auto add = [&](int64_t m, int count, Range r) {
       if (r.size() == 0) return;
       tile<P, Into::add>(count, r.size(), {a.data + m * a.row + r.begin * a.k, a.row, a.k},
-                         {b.data + n + r.begin * b.k, 0, b.k}, 1, c + m * ldc + n, ldc);
+                         {b.data + n + r.begin * b.k, 0, b.k}, 1, {c[m] + n, c.stride});
     };
     const auto add_row = [&](int64_t m, Range r) {
       if (r.size() == 0) return;
@@ -127,7 +134,7 @@ void product_over_ranges(int64_t m_len, int64_t n_len, const Range* range, int64
       if constexpr (kPer == 2) {
         const auto half = [&](int64_t number, typename P::T which) {
           const int64_t k = (number - origin) / 2;
-          add_half<P>(a.data[m * a.row + k * a.k], b.data + n + k * b.k, which, c + m * ldc + n);
+          add_half<P>(a.data[m * a.row + k * a.k], b.data + n + k * b.k, which, c[m] + n);
         };
         if ((r.begin - origin) % 2) half(r.begin, P::kSecond);
         if ((r.end - origin) % 2) half(r.end - 1, P::kFirst);

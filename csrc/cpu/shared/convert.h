@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../diffattn.h"
+#include "../../diffattn.h"
 #include "simd.h"
 
 namespace diffattn::cpu {

@@ -1,7 +1,7 @@
 // Working memory, aligned to cache lines, and the row length that suits it.
 #pragma once
+#include "../memory.h"
 #include "gemm.h"
-#include "memory.h"
 
 namespace diffattn::cpu {
 namespace {

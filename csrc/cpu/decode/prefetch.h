@@ -2,8 +2,8 @@
 // of arithmetic: memory serves streams best, and a burst would only queue. One head's rows alone lie
 // apart, so the rows of several heads are asked for together.
 #pragma once
-#include "problem.h"
-#include "scratch.h"
+#include "../shared/problem.h"
+#include "../shared/scratch.h"
 
 namespace diffattn::cpu {
 namespace {

@@ -1,18 +1,18 @@
 // Backward, second half: a block of keys against the blocks of rows of one step.
 //   dK_c += s·dS_cᵀ·Q_c     dV += (P1 - λ·P2)ᵀ·dO
 #pragma once
-#include "packed.h"
+#include "../shared/packed.h"
 
 namespace diffattn::cpu {
 namespace {
 
-// Three panels [keys][lanes] from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter
-// may be in pairs of lanes, which take the first half of each row.
+// Three panels from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter may be in
+// pairs of lanes, which take the first half of each row.
 template <class T>
 struct KeyPanels {
   T* first;
-  int64_t distance;
-  T* operator[](int which) const { return first + which * distance; }
+  int64_t distance, lanes;
+  Panel<T> operator[](int which) const { return {first + which * distance, lanes}; }
 };
 
 // dK and dV of one KV head in the compute type.
@@ -27,7 +27,8 @@ struct GradBlock {
   int64_t lanes, panel_size;
   Buffer<C> panel;    // [3][keys][lanes]
   Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
-  Range rows, keys;   // keys is empty where there is nothing to add
+  Range rows;
+  KeyBlocks blocks;  // none where there is nothing to add
 
   GradBlock(const Shape& s, int64_t lanes)
       : lanes(lanes),
@@ -36,14 +37,17 @@ struct GradBlock {
         q(2 * lanes / P::kPer * leading<C>(s.headdim)),
         dout(lanes / P::kPer * leading<C>(s.headdim_v)) {}
 
-  KeyPanels<C> panels(int64_t j) const { return {panel + (j - keys.begin) * lanes, panel_size}; }
+  // From a key of one of its intervals on.
+  KeyPanels<C> panels(int interval, int64_t key) const {
+    return {panel + blocks.place(interval, key) * lanes, panel_size, lanes};
+  }
 };
 
 // Where P1, P2 and dP are, for what becomes of them.
 template <class P>
 KeyPanels<typename P::T> in_place(const KeyPanels<typename P::C>& panels) {
   static_assert(sizeof(typename P::T) == sizeof(typename P::C));
-  return {reinterpret_cast<typename P::T*>(panels.first), panels.distance};
+  return {reinterpret_cast<typename P::T*>(panels.first), panels.distance, panels.lanes};
 }
 
 // Adds what a block of rows gives to `keys`, a block of keys; panels holds dS1, dS2 and A from its first
@@ -56,15 +60,16 @@ void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<P>& 
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
   const int64_t j = keys.begin;
+  const SequenceMask mask(p.mask, s);
   Range seen[kKeys];
   for (int64_t m = 0; m < keys.size(); ++m)
-    seen[m] = meet(visible_rows(s, p.mask, j + m), block.rows);
+    seen[m] = meet(mask.rows_of({j + m, j + m + 1}), block.rows);
   for (int c = 0; c < 2; ++c)
-    product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c], block.lanes, 1},
+    product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c].data, block.lanes, 1},
                            {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
-                           grads.k_rows[c] + j * ldk, ldk);
-  product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2], block.lanes, 1},
-                         {block.dout, 0, ldv}, grads.v_rows + j * ldv, ldv);
+                           {grads.k_rows[c] + j * ldk, ldk});
+  product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2].data, block.lanes, 1},
+                         {block.dout, 0, ldv}, {grads.v_rows + j * ldv, ldv});
 }
 
 template <class C>
@@ -76,16 +81,15 @@ void clear_keys(const Shape& s, Range keys, const Gradients<C>& grads) {
 }
 
 template <class C>
-void store_keys(const BwdParams& p, const Sequence& s, int64_t head, Range keys,
-                const Gradients<C>& grads) {
+void store_keys(const BwdParams& p, const Keys& keys, const Gradients<C>& grads) {
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const Paging none;
-  for (int64_t j = keys.begin; j < keys.end; ++j) {
+  for (int64_t j = keys.range.begin; j < keys.range.end; ++j) {
     for (int c = 0; c < p.shape.k_components; ++c)
       store_row(p.dtype, grads.k_rows[c] + j * leading<C>(d), d, p.map_grads[c].dk.data,
-                KeyRows{p.map_grads[c].dk, none, s, head}.offset(j));
+                KeyRows{p.map_grads[c].dk, none, keys.sequence, keys.head}.offset(j));
     store_row(p.dtype, grads.v_rows + j * leading<C>(dv), dv, p.dv.data,
-              KeyRows{p.dv, none, s, head}.offset(j));
+              KeyRows{p.dv, none, keys.sequence, keys.head}.offset(j));
   }
 }
 

@@ -1,7 +1,7 @@
 // How a kernel reads rows of the tensors' type as vectors of the compute type, without a copy: 2·W
 // numbers at a time, so that 16-bit ones fill a load too.
 #pragma once
-#include "convert.h"
+#include "../shared/convert.h"
 
 namespace diffattn::cpu {
 namespace {

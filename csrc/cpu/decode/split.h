@@ -4,9 +4,9 @@
 #pragma once
 #include <type_traits>
 
+#include "../shared/mask.h"
+#include "../shared/packed.h"
 #include "dots.h"
-#include "packed.h"
-#include "softmax.h"
 #include "two_rows.h"
 
 namespace diffattn::cpu {
@@ -14,6 +14,12 @@ namespace {
 
 constexpr int64_t kDecodeRows = 64;  // most query rows (of all heads of a group) of this path
 constexpr int64_t kTile = 16;        // keys of a tile
+
+// At most kTile keys, of one interval of the rows that see them.
+struct KeyTile {
+  int interval;
+  Range keys;
+};
 
 // What is known of each row of each map after some of the keys: O_c·sum is not yet divided.
 template <class C>
@@ -52,9 +58,10 @@ class DecodeSplit {
               Partial<C> partial, DecodeScratch<C>& scratch)
       : p_(p),
         s_(s),
+        mask_(p.mask, s),
         kv_head_(kv_head),
         group_(p.shape.nheads / p.shape.nheads_k),
-        rows_(group_ * s.sq),
+        rows_(group_ * s.seqlen_q),
         partial_(partial),
         q_(scratch.q + place * 2 * rows_ * ldq()),
         probs_(scratch.p + place * 2 * rows_ * kTile),
@@ -75,37 +82,39 @@ class DecodeSplit {
   int64_t value_pieces() const { return ceil_div(dv(), NR<C>) * (rows_ == 1 ? kTile / 2 : 1); }
 
   template <class F>
-  void score(Range keys, const F& between) {
+  void score(const KeyTile& tile, const F& between) {
+    const Range keys = tile.keys;
     const int64_t each = 2 * rows_ / p_.shape.k_components;  // rows that share a row of K
     for (int64_t c = 0; c < p_.shape.k_components; ++c)
-      read(p_.maps[c].k_cache, keys, d(), x_.k, [&](auto reader, const auto* k, int64_t stride) {
+      read(p_.maps[c].k_cache, keys, d(), x_.k, [&](auto reader, const auto& k) {
         for (int64_t r = c * each; r < (c + 1) * each; ++r)
           for (int64_t j = 0; j < keys.size(); j += S::W) {
             const C* q = q_ + r * ldq();
             C* out = probs_ + r * kTile + j;
             if (keys.size() - j >= S::W)
-              dots<true>(reader, padded<C>(d()), q, k + j * stride, stride, S::W, out, between);
+              dots<true>(reader, padded<C>(d()), q, rows_from(k, j), S::W, out, between);
             else
-              dots<false>(reader, padded<C>(d()), q, k + j * stride, stride, keys.size() - j, out,
+              dots<false>(reader, padded<C>(d()), q, rows_from(k, j), keys.size() - j, out,
                           between);
           }
       });
-    for (int64_t r = 0; r < 2 * rows_; ++r) softmax(r, keys);
+    for (int64_t r = 0; r < 2 * rows_; ++r) softmax(r, tile);
   }
 
   template <class F>
-  void add_values(Range keys, const F& between) {
+  void add_values(const KeyTile& tile, const F& between) {
+    const Range keys = tile.keys;
     Range seen[2 * kDecodeRows];
-    for (int64_t r = 0; r < 2 * rows_; ++r) seen[r] = visible(r, keys);
-    read(p_.v_cache, keys, dv(), x_.v, [&](auto reader, const auto* v, int64_t stride) {
+    for (int64_t r = 0; r < 2 * rows_; ++r) seen[r] = visible(r, tile);
+    read(p_.v_cache, keys, dv(), x_.v, [&](auto reader, const auto& v) {
       if (rows_ == 1) {  // of both maps, which see the same
         const int64_t skip = seen[0].begin - keys.begin;
-        product_of_two_rows<C>(reader, padded<C>(dv()), seen[0].size(), probs_ + skip, kTile,
-                               v + skip * stride, stride, partial_.out, ldv(), between);
-      } else if constexpr (std::is_same_v<decltype(v), const C*>) {
+        product_of_two_rows<C>(reader, padded<C>(dv()), seen[0].size(), {probs_ + skip, kTile},
+                               rows_from(v, skip), {partial_.out, ldv()}, between);
+      } else if constexpr (std::is_same_v<decltype(v), const Rows<const C>&>) {
         for (int64_t n = 0; n < dv(); n += NR<C>) {
           product_over_ranges<Numbers<C>>(2 * rows_, NR<C>, seen, keys.begin, {probs_, kTile, 1},
-                                          {v + n, 0, stride}, partial_.out + n, ldv());
+                                          {v.data + n, 0, v.stride}, {partial_.out + n, ldv()});
           between();
         }
       }
@@ -139,43 +148,46 @@ class DecodeSplit {
     const C factor = score_factor<C>(p_.softmax_scale);
     for (int c = 0; c < 2; ++c)
       for (int64_t m = 0; m < rows_; ++m) {
-        const Range row{m / group_, m / group_ + 1};
+        const int64_t i = m / group_;
+        const RowBlock row{s_, kv_head_ * group_ + m % group_, {i, i + 1}};
         C* q = q_ + (c * rows_ + m) * ldq();
-        cpu::load_queries(p_.dtype, p_.maps[c].q, s_, kv_head_ * group_ + m % group_, row, d(), q);
-        if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, s_, row, q);
+        cpu::load_queries(p_.dtype, p_.maps[c].q, row, d(), q);
+        if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, row, q);
         for (int64_t i = 0; i < d(); ++i) q[i] *= factor;
         if (in_pairs(d())) to_pairs(d(), q);
       }
   }
 
-  // Calls f(reader, first row, stride) for the tile's rows of keys or values, n numbers each.
+  // Calls f(reader, rows) for the tile's rows of keys or values, n numbers each.
   template <class F>
   void read(const View& view, Range keys, int64_t n, C* scratch, const F& f) const {
     const KeyRows rows{view, p_.cache.paging, s_, kv_head_};
     if (!in_place(n)) {
       load_keys(p_.dtype, rows, keys, n, scratch);
-      return f(Whole<C>{}, static_cast<const C*>(scratch), leading<C>(n));
+      return f(Whole<C>{}, Rows<const C>{scratch, leading<C>(n)});
     }
     const void* first =
         element(p_.dtype, static_cast<const void*>(view.data), rows.offset(keys.begin));
     with_reader<C>(p_.dtype, [&](auto reader) {
-      f(reader, static_cast<const typename decltype(reader)::T*>(first), view.row);
+      using T = const typename decltype(reader)::T;
+      f(reader, Rows<T>{static_cast<T*>(first), view.row});
     });
   }
 
-  Range visible(int64_t r, Range keys) const {
-    return meet(visible_keys(s_, p_.mask, r % rows_ / group_), keys);
+  Range visible(int64_t r, const KeyTile& tile) const {
+    return meet(mask_.keys_of(r % rows_ / group_).each[tile.interval], tile.keys);
   }
 
   // The scores of row r (of either component) become 2^(score - max); what was summed before is
   // scaled to the new maximum.
-  void softmax(int64_t r, Range keys) {
-    const Range seen = visible(r, keys);
-    if (seen.size() == 0) return;
+  void softmax(int64_t r, const KeyTile& tile) {
+    const Range whole{tile.keys.begin, tile.keys.begin + kTile}, seen = visible(r, tile);
+    const Tile mine = tile_of(seen, whole);
+    if (mine == Tile::hidden) return;
     C* p = probs_ + r * kTile;
-    if (seen.size() < kTile)
+    if (mine == Tile::partial)
       for (int64_t j = 0; j < kTile; ++j) {
-        const int64_t key = keys.begin + j;
+        const int64_t key = whole.begin + j;
         if (key < seen.begin || key >= seen.end) p[j] = -kInf<C>;
       }
     typename S::V tops = S::set(-kInf<C>);
@@ -201,6 +213,7 @@ class DecodeSplit {
 
   const DecodeParams& p_;
   const Sequence& s_;
+  const SequenceMask mask_;
   const int64_t kv_head_, group_, rows_;
   const Partial<C> partial_;
   C *const q_, *const probs_;  // [2][rows][leading(d)], [2·rows][kTile]

@@ -2,37 +2,14 @@
 #pragma once
 #include "problem.h"
 #include "rotary.h"
-#include "scratch.h"
 
 namespace diffattn::cpu {
 namespace {
-
-// Query rows of a block, the lanes of its panels: whole tiles for every compute type.
-constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48, kMostRows = 96;
 
 template <class C>
 inline void clear_padding(C* row, int64_t n) {
   for (int64_t i = n; i < padded<C>(n); ++i) row[i] = 0;
 }
-
-constexpr int64_t kKeys = 96;  // keys of a block: a panel block and a strip of V share the L1 cache
-
-// What a block of rows sees.
-struct Sight {
-  Range visible[kMostRows];  // of each row; empty for lanes beyond the rows
-  Range keys;  // from the start of the first block of keys in sight to the last such key
-
-  Sight(const Sequence& s, const Mask& window, Range rows, int64_t lanes) : keys{s.sk, 0} {
-    for (int64_t r = 0; r < lanes; ++r) {
-      visible[r] = r < rows.size() ? visible_keys(s, window, rows.begin + r) : Range{0, 0};
-      if (visible[r].size() == 0) continue;
-      if (visible[r].begin < keys.begin) keys.begin = visible[r].begin;
-      if (visible[r].end > keys.end) keys.end = visible[r].end;
-    }
-    keys.begin -= keys.begin % kKeys;
-    if (keys.size() == 0) keys = {0, 0};
-  }
-};
 
 // Rows of a block: fewer when the panels of long sequences would not stay in cache.
 template <class C>
@@ -46,8 +23,6 @@ int64_t block_rows(int64_t seqlen_q, int64_t seqlen_k, int panels) {
 inline int64_t panel_size(int64_t seqlen_k, int64_t lanes) {
   return product(round_up(seqlen_k, kKeys), lanes);
 }
-
-inline Range block_of(Range keys, int64_t j) { return meet({j, j + kKeys}, keys); }
 
 // Rows of one head lie apart, where the hardware does not look ahead, so kAhead rows ahead each row is
 // asked for.
@@ -105,13 +80,13 @@ inline void load_pairs_of_keys(const KeyRows& rows, Range keys, int64_t n, uint3
   }
 }
 
-// dst [rows.size()][leading(n)] = those rows of head h.
+// dst [rows of the block][leading(n)]
 template <class C>
-void load_queries(DType t, const View& v, const Sequence& s, int64_t h, Range rows, int64_t n,
-                  C* dst) {
+void load_queries(DType t, const View& v, const RowBlock& block, int64_t n, C* dst) {
+  const Range rows = block.rows;
   for (int64_t i = rows.begin; i < rows.end; ++i, dst += leading<C>(n)) {
-    if (i + kAhead < rows.end) fetch_row(t, v.data, offset(v, s, i + kAhead, h), n);
-    load_row<C>(t, v.data, offset(v, s, i, h), n, dst);
+    if (i + kAhead < rows.end) fetch_row(t, v.data, block.offset(v, i + kAhead), n);
+    load_row<C>(t, v.data, block.offset(v, i), n, dst);
     clear_padding(dst, n);
   }
 }
@@ -119,9 +94,10 @@ void load_queries(DType t, const View& v, const Sequence& s, int64_t h, Range ro
 // Rotates queries to the positions of the keys that are appended with them; all to the first of
 // these if no mask tells rows apart. Params: FwdParams or DecodeParams.
 template <class C, class Params>
-void rotate_rows(const Params& p, const Cache& cache, const Sequence& s, Range rows, C* natural) {
+void rotate_rows(const Params& p, const Cache& cache, const RowBlock& block, C* natural) {
   const bool ordered = p.mask.left >= 0 || p.mask.right >= 0;
-  const int64_t first = s.sk - cache.seqlen_new, d = p.shape.headdim;
+  const Range rows = block.rows;
+  const int64_t first = block.sequence.seqlen_k - cache.seqlen_new, d = p.shape.headdim;
   for (int64_t i = rows.begin; i < rows.end; ++i, natural += leading<C>(d))
     rotate(p.dtype, cache.rotary, first + (ordered ? i : 0), d, natural);
 }
@@ -173,15 +149,14 @@ void steps_of_rows(const typename P::C* src, int64_t count, int64_t n, typename 
 // panel [n_keys][lanes] = factor · A [n_keys][steps] · B [lanes / NR][steps][NR], except where none of
 // NR lanes sees any of MR keys: lanes r .. r + NR see keys of seen[r / NR] only.
 template <class P>
-void product_to_panel(int64_t n_keys, int64_t steps, OperandOf<P> a, const typename P::T* b,
-                      int64_t lanes, const Range* seen, typename P::C factor,
-                      typename P::C* panel) {
+void product_to_panel(int64_t n_keys, int64_t steps, Factor<P> a, const typename P::T* b,
+                      const Range* seen, typename P::C factor, Panel<typename P::C> panel) {
   constexpr int64_t N = NR<typename P::C>;
   by_tiles(n_keys, [&](int64_t j, int count) {
-    for (int64_t r = 0; r < lanes; r += N)
+    for (int64_t r = 0; r < panel.lanes; r += N)
       if (meet(seen[r / N], {j, j + count}).size())
         tile<P, Into::overwrite>(count, steps, {a.data + j * a.row, a.row, a.k},
-                                 {b + r * steps, 0, N}, factor, panel + j * lanes + r, lanes);
+                                 {b + r * steps, 0, N}, factor, {panel[j] + r, panel.lanes});
   });
 }
 

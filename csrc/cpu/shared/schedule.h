@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "../diffattn.h"
+#include "../../diffattn.h"
 
 namespace diffattn::cpu {
 namespace {

@@ -10,6 +10,13 @@ namespace {
 // that sum over keys read steps, [sk / kPer][leading(n)]. Numbers of the compute type are both at once.
 enum class Reader { forward, backward };
 
+// Some keys of one KV head.
+struct Keys {
+  const Sequence& sequence;
+  int64_t head;
+  Range range;
+};
+
 template <class P>
 struct PackedHead {
   using C = typename P::C;
@@ -42,12 +49,13 @@ struct PackedHead {
   }
 
   template <class Params>
-  void load(const Params& p, const Cache& cache, const Sequence& s, int64_t head,
-            Range keys) const {
+  void load(const Params& p, const Cache& cache, const Keys& keys) const {
+    const auto rows = [&](const View& v) {
+      return KeyRows{v, cache.paging, keys.sequence, keys.head};
+    };
     for (int c = 0; c < p.shape.k_components; ++c)
-      load_one(p.dtype, {p.maps[c].k, cache.paging, s, head}, keys, p.shape.headdim, k_rows[c],
-               k_steps[c]);
-    load_one(p.dtype, {p.v, cache.paging, s, head}, keys, p.shape.headdim_v, v_rows, v_steps);
+      load_one(p.dtype, rows(p.maps[c].k), keys.range, p.shape.headdim, k_rows[c], k_steps[c]);
+    load_one(p.dtype, rows(p.v), keys.range, p.shape.headdim_v, v_rows, v_steps);
   }
 
  private:
@@ -70,9 +78,10 @@ struct PackedHead {
   }
 };
 
-// KV heads first .. first + count of the problem, worked on together.
+// KV heads first .. first + count of the problem, worked on together in places of their own.
 struct Wave {
   int64_t first, count;
+  int64_t place = 0;  // of the first
 };
 
 // How many of `units` equal parts fit a budget; at least one, also of none.
@@ -82,16 +91,17 @@ inline int64_t wave_size(int64_t units, int64_t bytes, int64_t budget) {
   return most < 1 ? 1 : most;
 }
 
-// Calls f(unit, sequence, head, keys) for all keys of a wave in pieces, spread over all threads.
+// Calls f(place, keys) for all keys of a wave in pieces, spread over all threads.
 template <class Params, class F>
 void for_each_key_range(const Params& p, const Cache& cache, const Parallel& parallel,
                         const Wave& wave, const F& f) {
   constexpr int64_t kPiece = 512;
   const int64_t pieces = ceil_div(p.shape.seqlen_k, kPiece), heads = p.shape.nheads_k;
   for_each(parallel, wave.count * pieces, [&](int64_t item, int) {
-    const int64_t unit = item / pieces, j = item % pieces * kPiece;
-    const Sequence s = sequence(p.shape, p.varlen, cache, (wave.first + unit) / heads);
-    f(unit, s, (wave.first + unit) % heads, meet({j, j + kPiece}, {s.leftpad, s.sk}));
+    const int64_t nth = item / pieces, j = item % pieces * kPiece, unit = wave.first + nth;
+    const Sequence s = sequence(p.shape, p.varlen, cache, unit / heads);
+    const Range keys = meet({j, j + kPiece}, {s.first_key, s.seqlen_k});
+    f(wave.place + nth, Keys{s, unit % heads, keys});
   });
 }
 

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../diffattn.h"
+#include "../../diffattn.h"
 
 namespace diffattn::cpu {
 namespace {

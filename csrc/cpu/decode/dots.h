@@ -2,7 +2,7 @@
 #pragma once
 #include <utility>
 
-#include "exp2.h"
+#include "../shared/exp2.h"
 #include "reader.h"
 
 namespace diffattn::cpu {
@@ -52,13 +52,13 @@ struct Lanes {
   }
 };
 
-// out[j] = ⟨a, row j⟩ for j < n <= W, with row j at rows + j·stride, read by `reader`. d is a multiple
-// of 2·W; out has room for a whole vector. Calls between() after each piece of arithmetic.
-// Not inlined: in a larger function the pointers of its rows would not stay in registers.
+// out[j] = ⟨a, row j⟩ for j < n <= W, read by `reader`. d is a multiple of 2·W; out has room for a whole
+// vector. Calls between() after each piece of arithmetic. Not inlined: in a larger function the pointers of
+// its rows would not stay in registers.
 template <bool whole, class C, class Reader, class F>
 __attribute__((noinline)) void dots(Reader reader, int64_t d, const C* a,
-                                    const typename Reader::T* rows, int64_t stride, int64_t n,
-                                    C* out, const F& between) {
+                                    Rows<const typename Reader::T> rows, int64_t n, C* out,
+                                    const F& between) {
   using S = Simd<C>;
   typename S::V acc[S::W] = {};
   for (int64_t k = 0; k < d; k += 2 * S::W) {
@@ -66,7 +66,7 @@ __attribute__((noinline)) void dots(Reader reader, int64_t d, const C* a,
 #pragma GCC unroll 16
     for (int i = 0; i < S::W; ++i) {
       typename S::V x[2];
-      reader.load(rows + (whole || i < n ? i : n - 1) * stride + k, x);
+      reader.load(rows[whole || i < n ? i : n - 1] + k, x);
       acc[i] += a0 * x[0];
       acc[i] += a1 * x[1];
     }

@@ -3,10 +3,10 @@
 #pragma once
 #include <vector>
 
+#include "../fwd/forward.h"
 #include "append.h"
-#include "decode_split.h"
-#include "forward.h"
 #include "prefetch.h"
+#include "split.h"
 
 namespace diffattn::cpu {
 namespace {
@@ -26,9 +26,10 @@ inline int64_t split_size(const DecodeParams& p) {
 template <class C, class PartialOf>
 void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t m,
                     int64_t splits, const PartialOf& partial, C* sums) {
-  const int64_t group = p.shape.nheads / p.shape.nheads_k, rows = group * s.sq;
+  const int64_t group = p.shape.nheads / p.shape.nheads_k, rows = group * s.seqlen_q;
   const int64_t dv = p.shape.headdim_v, ld = leading<C>(dv);
-  const int64_t i = m / group, head = kv_head * group + m % group;
+  const int64_t i = m / group;
+  const RowBlock row{s, kv_head * group + m % group, {i, i + 1}};
   for (int c = 0; c < 2; ++c) {
     const int64_t r = c * rows + m;
     C max = -kInf<C>, total = 0, *out = sums + c * ld;
@@ -44,15 +45,15 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
       total += weight * part.sum[r];
       for (int64_t x = 0; x < dv; ++x) out[x] += weight * part.out[r * ld + x];
     }
-    const bool seen = visible_keys(s, p.mask, i).size() > 0;
+    const bool seen = !SequenceMask(p.mask, s).keys_of(i).empty();
     for (int64_t x = 0; x < dv; ++x) out[x] = seen ? out[x] / total : 0;
     const View& lse = p.maps[c].lse;
-    put<C>(lse, offset(lse, s, i, head), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
+    put<C>(lse, row.offset(lse, i), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
   }
-  const C lam = number<C>(p.lam, offset(p.lam, s, i, head));
+  const C lam = number<C>(p.lam, row.offset(p.lam, i));
   for (int64_t x = 0; x < dv; ++x) sums[x] -= lam * sums[ld + x];
   apply_norm(p.norm, dv, sums);
-  store_row(p.dtype, sums, dv, p.out.data, offset(p.out, s, i, head));
+  store_row(p.dtype, sums, dv, p.out.data, row.offset(p.out, i));
 }
 
 // KV heads that one worker decodes together: as many as leave a tile of them, and the next, in cache,
@@ -112,22 +113,24 @@ class Decode {
     heads.reserve(together_);
     for (int64_t h = 0; h < together_; ++h)
       heads.emplace_back(p_, s, first_head + h, h, partial(b, first_head + h, n), scratch);
-    const Range seen =
-        meet({visible_keys(s, p_.mask, 0).begin, visible_keys(s, p_.mask, s.sq - 1).end},
-             {s.leftpad, s.sk});
-    const Range keys = meet({n * split_, n * split_ + split_}, seen);
+    const Intervals seen = SequenceMask(p_.mask, s).keys_of(Range{0, s.seqlen_q});
     // Lines to ask for after each piece, so that all have been asked for when they are needed.
     const Shape& shape = p_.shape;
     const int k_lines = lines(shape.k_components * shape.headdim, heads[0].value_pieces());
     const int v_lines = lines(shape.headdim_v, heads[0].score_pieces());
     // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
-    for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
-      const Range tile = meet({j, j + kTile}, keys), next = meet({j + kTile, j + 2 * kTile}, keys);
-      Prefetch v = stretch(p_.v_cache, s, first_head, tile, shape.headdim_v, shape.headdim_v);
-      for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
-      Prefetch k = stretch(p_.maps[kSignal].k_cache, s, first_head, next,
-                           shape.k_components * shape.headdim, key_span());
-      for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
+    for (int interval = 0; interval < kIntervals; ++interval) {
+      const Range keys = meet({n * split_, n * split_ + split_}, seen.each[interval]);
+      for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
+        const KeyTile tile{interval, meet({j, j + kTile}, keys)};
+        const Range next = meet({j + kTile, j + 2 * kTile}, keys);
+        Prefetch v =
+            stretch(p_.v_cache, s, first_head, tile.keys, shape.headdim_v, shape.headdim_v);
+        for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
+        Prefetch k = stretch(p_.maps[kSignal].k_cache, s, first_head, next,
+                             shape.k_components * shape.headdim, key_span());
+        for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
+      }
     }
     for (auto& head : heads) head.finish();
   }
@@ -182,7 +185,7 @@ void decode(const DecodeParams& p, const Parallel& all) {
   if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
     Decode<C>(p, parallel).run();
   else
-    forward<P>(as_forward(p), p.cache, parallel);
+    forward_from<P>(as_forward(p), p.cache, parallel);
 }
 
 }  // namespace
