@@ -46,7 +46,7 @@ def check_storage(name: str, t: Tensor) -> None:
     if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return  # such as a compiler's: it has no memory
     try:
-        if t.data_ptr() or not t.numel() or t.untyped_storage().nbytes():
+        if t.untyped_storage().nbytes() or not t.numel():
             return
     except RuntimeError:
         return  # torch.func's wrappers have no storage
