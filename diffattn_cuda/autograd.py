@@ -113,11 +113,7 @@ def _check_decode(args: tuple[Any, ...]) -> None:
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache is None:
             continue  # the bindings refuse it
-        if cache.is_neg() or cache.is_conj():
-            raise ValueError(
-                f"{name} is a lazy negative or conjugate view, which cannot be written in place: "
-                "give its resolve_neg() or resolve_conj()"
-            )
+        ops.refuse_lazy_cache(name, cache)
         if k is not None:
             _note_write(name, cache)
 
