@@ -29,6 +29,7 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
   const int64_t group = p.shape.nheads / p.shape.nheads_k, rows = group * s.sq;
   const int64_t dv = p.shape.headdim_v, ld = leading<C>(dv);
   const int64_t i = m / group, head = kv_head * group + m % group;
+  const bool seen = visible_keys(s, p.mask, i).size() > 0;
   for (int c = 0; c < 2; ++c) {
     const int64_t r = c * rows + m;
     C max = -kInf<C>, total = 0, *out = sums + c * ld;
@@ -44,12 +45,12 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
       total += weight * part.sum[r];
       for (int64_t x = 0; x < dv; ++x) out[x] += weight * part.out[r * ld + x];
     }
-    const bool seen = visible_keys(s, p.mask, i).size() > 0;
     for (int64_t x = 0; x < dv; ++x) out[x] = seen ? out[x] / total : 0;
     const View& lse = p.maps[c].lse;
     put<C>(lse, offset(lse, s, i, head), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
   }
-  const C lam = number<C>(p.lam, offset(p.lam, s, i, head));
+  // of a row without keys 0, because λ may be NaN
+  const C lam = seen ? number<C>(p.lam, offset(p.lam, s, i, head)) : 0;
   for (int64_t x = 0; x < dv; ++x) sums[x] -= lam * sums[ld + x];
   apply_norm(p.norm, dv, sums);
   store_row(p.dtype, sums, dv, p.out.data, offset(p.out, s, i, head));
