@@ -194,8 +194,8 @@ def test_dual_tensors_of_a_cache(impl: Impl, which: int, raw: bool) -> None:
                 q, k = (x.unflatten(2, (-1, 2)) for x in tensors[:2])
                 none = (None,) * 9
                 lam = p.lam_rows(torch.promote_types(p.q.dtype, torch.float32))
-                torch.ops.diffattn.decode(q, k, tensors[2], lam, *none, 0.5, -1, -1, True, None,
-                                          1.0, 0)  # fmt: skip
+                torch.ops.diffattn.decode(q, k, tensors[2], lam, *none, 0.5, -1, -1, 0, -1, True,
+                                          None, 1.0, 0)  # fmt: skip
             else:
                 impl.kvcache(*tensors, 0.5)
 

@@ -81,7 +81,7 @@ def test_opcheck_decode(impl: Impl, kind: str) -> None:
     k, v = (x.unflatten(2, (1, -1)) if x is cache.k else x for x in (cache.k, cache.v))
     args = (p.q, k, v, p.lam_rows(torch.float32).contiguous(), p.k[:, :2], p.v[:, :2], cos, sin,
             a["cache_seqlens"], a.get("cache_batch_idx"), a["cache_leftpad"], a.get("block_table"),
-            None, 0.2, -1, 0, True, None, 1.0, 0)  # fmt: skip
+            None, 0.2, -1, 0, 0, -1, True, None, 1.0, 0)  # fmt: skip
     torch.library.opcheck(torch.ops.diffattn.decode, args)
 
 
