@@ -42,7 +42,7 @@ def op_arguments(p: Problem, training: bool, packed: Tensor | None = None) -> tu
     longest = (p.q.shape[1], p.k.shape[1]) if packed is not None else (0, 0)
     left, right = p.window
     return (*tensors, p.norm_weight, packed, packed, *longest, p.softmax_scale(), left,
-            0 if p.causal else right, p.norm_eps, p.out_scale, False, training)  # fmt: skip
+            0 if p.causal else right, 0, -1, p.norm_eps, p.out_scale, False, training)  # fmt: skip
 
 
 @EVERY
