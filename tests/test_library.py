@@ -42,7 +42,7 @@ def op_arguments(p: Problem, training: bool, packed: Tensor | None = None) -> tu
     longest = (p.q.shape[1], p.k.shape[1]) if packed is not None else (0, 0)
     left, right = p.window
     return (*tensors, p.norm_weight, packed, packed, *longest, p.softmax_scale(), left,
-            0 if p.causal else right, p.norm_eps, p.out_scale, False, training)  # fmt: skip
+            0 if p.causal else right, 0, -1, p.norm_eps, p.out_scale, False, training)  # fmt: skip
 
 
 @EVERY
@@ -81,7 +81,7 @@ def test_opcheck_decode(impl: Impl, kind: str) -> None:
     k, v = (x.unflatten(2, (1, -1)) if x is cache.k else x for x in (cache.k, cache.v))
     args = (p.q, k, v, p.lam_rows(torch.float32).contiguous(), p.k[:, :2], p.v[:, :2], cos, sin,
             a["cache_seqlens"], a.get("cache_batch_idx"), a["cache_leftpad"], a.get("block_table"),
-            None, 0.2, -1, 0, True, None, 1.0, 0)  # fmt: skip
+            None, 0.2, -1, 0, 0, -1, True, None, 1.0, 0)  # fmt: skip
     torch.library.opcheck(torch.ops.diffattn.decode, args)
 
 

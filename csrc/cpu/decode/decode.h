@@ -30,6 +30,7 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
   const int64_t dv = p.shape.headdim_v, ld = leading<C>(dv);
   const int64_t i = m / group;
   const RowBlock row{s, kv_head * group + m % group, {i, i + 1}};
+  const bool seen = !SequenceMask(p.mask, s).keys_of(i).empty();
   for (int c = 0; c < 2; ++c) {
     const int64_t r = c * rows + m;
     C max = -kInf<C>, total = 0, *out = sums + c * ld;
@@ -45,12 +46,12 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
       total += weight * part.sum[r];
       for (int64_t x = 0; x < dv; ++x) out[x] += weight * part.out[r * ld + x];
     }
-    const bool seen = !SequenceMask(p.mask, s).keys_of(i).empty();
     for (int64_t x = 0; x < dv; ++x) out[x] = seen ? out[x] / total : 0;
     const View& lse = p.maps[c].lse;
     put<C>(lse, row.offset(lse, i), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
   }
-  const C lam = number<C>(p.lam, row.offset(p.lam, i));
+  // of a row without keys 0, because λ may be NaN
+  const C lam = seen ? number<C>(p.lam, row.offset(p.lam, i)) : 0;
   for (int64_t x = 0; x < dv; ++x) sums[x] -= lam * sums[ld + x];
   apply_norm(p.norm, dv, sums);
   store_row(p.dtype, sums, dv, p.out.data, row.offset(p.out, i));
