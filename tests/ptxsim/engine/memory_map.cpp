@@ -65,8 +65,8 @@ void Allocation::allow(u64 offset, const std::vector<u64>& shape, const std::vec
 }
 
 MemoryMap& MemoryMap::instance() {
-    static MemoryMap map;
-    return map;
+    static MemoryMap* map = new MemoryMap;  // a library's own exit handlers free memory here
+    return *map;
 }
 
 // The data end at the guard page as nearly as a 256-byte alignment of the base (that of cudaMalloc) allows.

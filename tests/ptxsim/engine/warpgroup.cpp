@@ -74,7 +74,7 @@ void op_setmaxnreg(Warp& w, const Op& op) {
     if (!f.released) w.cta->warpgroups[static_cast<u32>(w.id) / kWarpgroup].execute(w);
     f.released = false;
     u32 want = static_cast<u32>(op.imm), &have = pool.of_warp[static_cast<size_t>(w.id)];
-    bool increases = op.flags;
+    bool increases = op.registers.increases;
     if (!have && w.cta->checks(kCheckLimits))
         w.fail(ErrorKind::Unsupported,
                "setmaxnreg in a kernel without a bound on its registers (.maxntid or .maxnreg): it has no effect.");
@@ -105,7 +105,7 @@ void decode_setmaxnreg(Form& f) {
         f.unsupported("the count has to be a multiple of 8 in 24..256");
     Op& op = f.decoder.emit(op_setmaxnreg, OpClass::Other);
     op.imm = static_cast<s64>(count);
-    op.flags = increases;
+    op.registers = {increases};
 }
 
 }  // namespace

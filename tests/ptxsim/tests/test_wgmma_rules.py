@@ -71,7 +71,7 @@ RULES = {
         f"{FENCE}", "divergence"),
     "a reserved bit": (f"or.b64 %db, %db, 16384;\n{DONE}", "wgmma.mma_async", f"{DONE}", "wgmma"),
     "a base offset that is none": (f"or.b64 %db, %db, 4611686018427387904; add.u64 %db, %db, 8;\n{DONE}", "wgmma.mma_async",
-                                   f"{DONE}", "align"),
+                                   f"{DONE}", "descriptor"),
     "writes its own operands": (f"{FENCE}\n{GROUP}\nst.shared.b32 [%s], %t;\n{WAIT}", "st.shared",
         f"{DONE}\nbar.sync 0;\nmov.u32 %y, room; mad.lo.u32 %y, %t, 4, %y; st.shared.b32 [%y], %t;", None),
     "writes another warp's": (f"{DONE}\nmad.lo.u32 %y, %t, 4, %s; st.shared.b32 [%y + 2048], %t;", "",
@@ -103,6 +103,12 @@ def test_a_rule_of_wgmma(name):
         run(right, seed)
     if check:
         run(wrong, 0, checks={check: False})
+
+
+def test_the_check_of_descriptors_is_not_that_of_alignment():
+    wrong = RULES["a base offset that is none"][0]
+    with pytest.raises(ptxsim.Misaligned, match="base offset"):
+        run(wrong, checks={"align": False})
 
 
 def test_undefined_operands_make_rows_and_columns_undefined():
