@@ -240,7 +240,7 @@ void AsyncProxy::check_owned(Warp& w, int lane, u32 offset, u32 entry) const {
 }
 
 void AsyncProxy::check_signal(Warp& w, int lane, const MemoryBarrier& b) const {
-    if (!w.cta->checks(kCheckProxy) || w.cta != cta_) return;
+    if (!w.cta->checks(kCheckProxy) || !w.cta->checks(kCheckInitFence) || w.cta != cta_) return;
     if (fenced(init_fences_, w, lane, b.init_warp, 1u << b.init_lane, b.init_clock)) return;
     report(w, lane, b.offset,
            "a copy signals this mbarrier, whose mbarrier.init by " + thread_name(b.init_warp, 1u << b.init_lane) +

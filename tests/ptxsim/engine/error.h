@@ -75,7 +75,8 @@ enum Check : u32 {
     kCheckReleaseByWarp = 1u << 15,
     kCheckElect = 1u << 16,       // the seed chooses the leader of elect.sync; without it, the lowest lane leads
     kCheckDescriptor = 1u << 17,  // the pattern of a swizzle begins where a descriptor's base offset says
-    kAllChecks = (1u << 18) - 1,
+    kCheckInitFence = 1u << 18,  // the part of kCheckProxy that concerns mbarrier.init before a copy signals the object
+    kAllChecks = (1u << 19) - 1,
 };
 
 // The bit of a check's name, or 0.

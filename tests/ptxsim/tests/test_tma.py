@@ -234,11 +234,12 @@ def test_correct_twin_raises_nothing(bug, compile_case):
 # among it.
 @pytest.mark.parametrize("name, switch, other", [("refilled_without_proxy_fence", "proxy_war", "proxy"),
                                                  ("overwritten_without_proxy_fence", "proxy", "proxy_war"),
-                                                 ("stored_without_proxy_fence", "proxy", "proxy_war")])
+                                                 ("stored_without_proxy_fence", "proxy", "proxy_war"),
+                                                 ("init_without_fence", "init_fence", "proxy_war")])
 def test_one_switch_lets_a_missing_proxy_fence_pass(name, switch, other, compile_case):
     bug = next(b for b in BUGS if b.name == name)
     for seed in range(10):
         got = launch(bug, "bug", compile_case, seed, {switch: False}).numpy()[:64]
         np.testing.assert_array_equal(got, launch(bug, "ok", compile_case, seed).numpy()[:64])
-        with pytest.raises(ptxsim.Race, match="fence.proxy.async"):
+        with pytest.raises(ptxsim.Race, match="fence.proxy.async|mbarrier.init"):
             launch(bug, "bug", compile_case, seed, {other: False})
