@@ -56,7 +56,8 @@ def prefill_library(*link):
         pytest.skip("this flashinfer-python has no prefill for Hopper")
     cccl = [data / "cccl" / part for part in ("libcudacxx/include", "cub", "thrust") if (data / "cccl" / part).exists()]
     flags = ["-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda", "-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED",
-             *(f"-I{folder}" for folder in (*cccl, data / "include", *foreign.cutlass_folders())), *foreign.fallback(foreign.curand())]  # fmt: skip
+             *(f"-I{folder}" for folder in (*cccl, data / "include", *foreign.cutlass_folders())),
+             *foreign.fallback(foreign.curand())]  # fmt: skip
     return ptxsim.Library([str(CASES / "flashinfer_prefill.cu")], arch="90a", flags=flags, link=link)
 
 
