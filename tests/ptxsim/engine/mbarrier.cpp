@@ -11,7 +11,8 @@ namespace ptxsim {
 
 namespace {
 
-constexpr int kStateShift = 20;  // of the phase in an opaque state; the pending count is below
+enum Order : u8 { kOrders, kRelaxed };  // Op::mode: does it release, or acquire
+constexpr int kStateShift = 20;         // of the phase in an opaque state; the pending count is below
 
 SharedPlace object_place(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
     u64 address = addresses.at[lane];
@@ -82,7 +83,8 @@ void op_arrive(Warp& w, const Op& op) {
         u64 state = b.phase << kStateShift | b.pending;
         if (op.arrival.expects) expect_transactions(t.cta, b, w.cells<u32>(op.c)[i]);
         if (op.arrival.drops) b.expected -= count_of(w, op, i);
-        if (op.arrival.arrives) arrive_at_barrier(t.cta, b, count_of(w, op, i), t.known(w));
+        Clock known = op.mode == kRelaxed ? Clock() : t.known(w);
+        if (op.arrival.arrives) arrive_at_barrier(t.cta, b, count_of(w, op, i), known);
         if (op.has_result) w.cells<u64>(op.dst)[i] = state;
     });
     if (op.has_result) w.define(op.dst, kFull);
@@ -112,7 +114,7 @@ void learn_phases(Warp& w, const Op& op, const LaneAddresses& addresses, u32 lan
         for_lanes(lanes, [&](int i) { same |= addresses.at[i] == address ? 1u << i : 0; });
         MemoryBarrier& b = find(w, op, __builtin_ctz(lanes), addresses);
         b.observed = true;
-        w.clocks.join(b.completed, same);
+        if (op.mode != kRelaxed) w.clocks.join(b.completed, same);
         lanes &= ~same;
     }
     share_cluster_knowledge(w);
@@ -182,8 +184,14 @@ void set_object(Op& op, const Address& address) {
     op.addressing |= kClusterWindow;
 }
 
+// "The optional qualifier .relaxed": it orders nothing.
+Order take_order(Form& f) {
+    bool relaxed = f.take("relaxed");
+    f.take_any({"release", "acquire"});
+    return relaxed ? kRelaxed : kOrders;
+}
+
 Space take_space(Form& f) {
-    f.take_any({"release", "acquire", "relaxed"});
     f.take_any({"cta", "cluster"});
     return f.take_any({"shared", "shared::cta", "shared::cluster"}).empty() ? Space::None : Space::Shared;
 }
@@ -192,6 +200,7 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
     Decoder& d = f.decoder;
     bool expect = expect_only || f.take("expect_tx");
     f.take("noComplete");
+    Order order = take_order(f);
     Space space = take_space(f);
     f.take_type();
     bool state = f.at(0).kind != Operand::kAddress;
@@ -203,6 +212,7 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
     set_object(op, address);
     op.b = operand;
     op.c = operand;
+    op.mode = order;
     op.arrival = {has_operand && !expect, drop, expect, !expect_only, false};
     op.has_result = state && f.at(0).kind == Operand::kReg;
     if (op.has_result) op.dst = d.dest(f.at(0), 8);
@@ -211,6 +221,7 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
 void decode_wait(Form& f) {
     Decoder& d = f.decoder;
     bool parity = f.take("parity");
+    Order order = take_order(f);
     Space space = take_space(f);
     f.take_type();
     Ref state = d.source(f.at(2), parity ? 4 : 8);
@@ -218,11 +229,13 @@ void decode_wait(Form& f) {
     Op& op = d.emit(op_test, OpClass::Barrier);
     set_object(op, address);
     op.b = state;
+    op.mode = order;
     op.wait = {parity, false};
     op.to_p = d.predicate_dest(f.at(0));
 }
 
 void decode_complete(Form& f) {
+    take_order(f);
     Space space = take_space(f);
     f.take_type();
     Ref bytes = f.decoder.source(f.at(1), 4);
