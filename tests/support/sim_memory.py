@@ -55,7 +55,7 @@ def _owned(memory: Memory, found: dict[str, Memory], shape: Any) -> Iterator[Mem
     cu = np.ctypeslib.as_array((ctypes.c_int32 * offsets.sizes[0]).from_address(offsets.address))
     cu = np.clip(cu.astype(np.int64), 0, memory.sizes[at])
     longest = cu[:-1] + getattr(shape, f"seqlen_{which}")
-    owned = np.zeros(memory.sizes[at] + 2, np.int8)  # by row, with one of nobody on either side
+    owned = np.zeros(memory.sizes[at] + 2, np.int8)  # by row, and one beyond either end
     for first, last in zip(cu, np.minimum(cu[1:], longest), strict=False):
         owned[first + 1 : last + 1] = 1
     for begin, end in np.flatnonzero(np.diff(owned)).reshape(-1, 2).tolist():
