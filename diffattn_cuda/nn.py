@@ -99,6 +99,8 @@ class _DiffAttnBase(nn.Module):
         key_components: int,
         causal: bool,
         window_size: tuple[int, int],
+        sink_size: int,
+        streaming_heads: arguments.Heads,
         implementation: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -122,6 +124,8 @@ class _DiffAttnBase(nn.Module):
         self.value_dim = key_components * head_dim  # V1: 2d, V2: d
         self.causal = arguments.flag("causal", causal)
         self.window_size = arguments.window_of(window_size)
+        self.sink_size = sink_size
+        self.streaming_heads = streaming_heads
         self.implementation = implementation
 
         def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -161,7 +165,12 @@ class _DiffAttnBase(nn.Module):
         q = self.q_proj(x).view(*x.shape[:2], self.num_heads, 2, self.head_dim)
         k = self.k_proj(x).view(*shape, self.key_components, self.head_dim)
         v = self.v_proj(x).view(*shape, self.value_dim)
-        mask: dict[str, Any] = {"causal": self.causal, "window_size": self.window_size}
+        mask: dict[str, Any] = {
+            "causal": self.causal,
+            "window_size": self.window_size,
+            "sink_size": self.sink_size,
+            "streaming_heads": self.streaming_heads,
+        }
         cos, sin = (None, None) if rel_pos is None else (table.to(q.dtype) for table in rel_pos)
         if cache is None:
             if cos is not None and sin is not None:
@@ -209,6 +218,7 @@ class _DiffAttnBase(nn.Module):
         return (
             f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
             f"head_dim={self.head_dim}, causal={self.causal}, window_size={self.window_size}, "
+            f"sink_size={self.sink_size}, streaming_heads={self.streaming_heads}, "
             f"implementation={self.implementation!r}"
         )
 
@@ -232,6 +242,8 @@ class MultiheadDiffAttn(_DiffAttnBase):
         norm_eps: its epsilon.
         causal: mask the future.
         window_size: (left, right) keys a query sees around its own place, inclusive; −1 = no limit.
+        sink_size: as in `diff_flash_attn_func`.
+        streaming_heads: as in `diff_flash_attn_func`, for the num_kv_heads KV heads.
         lambda_dtype: round both exponentials and λ to this dtype, as unilm does with the input's
             (torch.bfloat16 gives its numbers); default: no rounding below fp32.
         implementation: "fused", or "eager" for `diffattn_cuda.reference`.
@@ -269,6 +281,8 @@ class MultiheadDiffAttn(_DiffAttnBase):
         norm_eps: float = 1e-5,
         causal: bool = True,
         window_size: tuple[int, int] = (-1, -1),
+        sink_size: int = 0,
+        streaming_heads: arguments.Heads = None,
         lambda_dtype: torch.dtype | None = None,
         implementation: str = "fused",
         device: torch.device | str | None = None,
@@ -277,7 +291,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         head_dim = module_arguments.head_dim(embed_dim, num_heads, components=2)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 2,
-            causal, window_size, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
         )  # fmt: skip
         if lambda_init is None:
             lambda_init = lambda_init_fn(depth)
@@ -348,6 +362,8 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         head_dim: d, the width of queries, keys and values; default embed_dim / num_heads.
         causal: mask the future.
         window_size: as in `MultiheadDiffAttn`.
+        sink_size: as in `MultiheadDiffAttn`.
+        streaming_heads: as in `MultiheadDiffAttn`.
         implementation: as in `MultiheadDiffAttn`.
         device: of the parameters.
         dtype: of the parameters.
@@ -372,6 +388,8 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         head_dim: int | None = None,
         causal: bool = True,
         window_size: tuple[int, int] = (-1, -1),
+        sink_size: int = 0,
+        streaming_heads: arguments.Heads = None,
         implementation: str = "fused",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -380,7 +398,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
             head_dim = module_arguments.head_dim(embed_dim, num_heads, components=1)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 1,
-            causal, window_size, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
         )  # fmt: skip
         self.lambda_proj = nn.Linear(embed_dim, num_heads, bias=False, device=device, dtype=dtype)
 

@@ -25,9 +25,8 @@ def int32(impl: Impl, *values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32, device=impl.device)
 
 
-OPTIONS: Arguments = {"softmax_scale": 0.3, "window_left": -1, "window_right": -1,
-                      "sink_size": 0, "streaming_heads": -1,
-                      "norm_eps": 1e-5, "out_scale": 1.0}  # fmt: skip
+OPTIONS: Arguments = {"softmax_scale": 0.3, "window_left": -1, "window_right": -1, "sink_size": 0,
+                      "streaming_heads": -1, "norm_eps": 1e-5, "out_scale": 1.0}  # fmt: skip
 
 
 def forward_arguments(impl: Impl, packed: bool = False) -> Arguments:

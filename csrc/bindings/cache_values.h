@@ -28,6 +28,7 @@ class CacheValues {
  public:
   explicit CacheValues(const KvCache& c)
       : c_(c),
+        mask_(c.mask()),
         seqlens_(values_of(c.seqlens)),
         batch_idx_(values_of(c.batch_idx)),
         leftpad_(values_of(c.leftpad)),
@@ -75,10 +76,18 @@ class CacheValues {
     if (!c_.block_table) return;
     const int64_t first = std::min(leftpad(b), cached(b)) / c_.page_size();
     for (int64_t n = first; n * c_.page_size() < cached(b) + appended(); ++n) {
+      if (is_hidden(b, n * c_.page_size(), (n + 1) * c_.page_size())) continue;
       const int64_t page = block_table_[b * pages() + n];
       check(page >= 0 && page < blocks, "block_table[", b, ", ", n, "] is ", page,
             ", accepted: 0 to ", blocks - 1);
     }
+  }
+
+  // Whether every head streams, and the cached keys begin <= j < end lie between sinks and window of every row.
+  bool is_hidden(int64_t b, int64_t begin, int64_t end) const {
+    const int64_t window = cached(b) + appended() - c_.shape.seqlen_q - mask_.left;
+    return mask_.left >= 0 && mask_.streaming == ~uint64_t(0) && begin >= leftpad(b) + mask_.sink &&
+           end <= std::min(window, cached(b));
   }
 
   // The rotary tables hold the positions of the new keys and of the queries.
@@ -119,6 +128,7 @@ class CacheValues {
   }
 
   const KvCache& c_;
+  const Mask mask_;
   const std::vector<int32_t> seqlens_, batch_idx_, leftpad_, block_table_;
 };
 

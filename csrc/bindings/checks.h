@@ -143,7 +143,6 @@ inline const int32_t* int32_data(const OptionalTensor& t) {
 inline Mask mask_of(int64_t left, int64_t right, int64_t sink, int64_t streaming, const Shape& s) {
   constexpr int64_t kAllStream = -1, kMostHeads = 64;
   check(sink >= 0, "sink_size is ", sink, ", expected >= 0");
-  check(sink == 0 && streaming == kAllStream, "sink_size and streaming_heads have no kernels yet");
   check((sink == 0 && streaming == kAllStream) || right == 0,
         "sink_size and streaming_heads need a causal mask (window_right = 0), window_right is ",
         right);

@@ -49,6 +49,10 @@ struct KvCache : DecodeArguments {
   // at cache_seqlens.
   bool rows_are_ordered() const { return window_left >= 0 || window_right >= 0; }
 
+  Mask mask() const {
+    return mask_of(window_left, window_right, sink_size, streaming_heads, shape);
+  }
+
   Cache cache() const {
     Cache c;
     c.seqlens = int32_data(seqlens);
@@ -168,7 +172,7 @@ inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor&
   if (c.k) set_views(p, false, {{kKNew, *c.k}, {kVNew, *c.v}});
   p.cache = c.cache();
   p.softmax_scale = c.softmax_scale;
-  p.mask = mask_of(c.window_left, c.window_right, c.sink_size, c.streaming_heads, c.shape);
+  p.mask = c.mask();
   p.norm = norm_of(c.norm_weight, c.norm_eps, c.out_scale);
   p.num_splits = c.num_splits;
   return p;

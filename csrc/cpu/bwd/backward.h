@@ -16,20 +16,21 @@ template <class P>
 struct BackwardPlan {
   using C = typename P::C;
   bool whole;  // each thread takes whole units
-  int64_t group, units, rows, row_blocks, blocks, keys, grads, places, slots;
+  int64_t group, units, rows, row_blocks, blocks, panel_keys, keys, grads, places, slots;
 
-  BackwardPlan(const BwdParams& p, int threads) {
+  BackwardPlan(const Units& of, int threads) {
     constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
-    const Shape& s = p.shape;
+    const Shape& s = of.shape;
     group = s.nheads / s.nheads_k;
-    units = s.batch * s.nheads_k;
+    units = of.count();
     rows = gradient_rows(s);
     row_blocks = ceil_div(s.seqlen_q, rows);
     blocks = group * row_blocks;
-    keys = PackedHead<P>::size(s, Reader::backward);
-    grads = Gradients<C>::size(s, Reader::backward);
+    panel_keys = most_keys(s, of.mask, of.heads.streaming, rows);
+    keys = PackedHead<P>::size(of);
+    grads = Gradients<C>::size(of);
     const int64_t packed_bytes = (keys + grads) * int64_t(sizeof(C));
-    const int64_t panel_bytes = 3 * panel_size(s.seqlen_k, rows) * int64_t(sizeof(C));
+    const int64_t panel_bytes = product(3 * rows, panel_keys, int64_t(sizeof(C)));
     whole = threads == 1 || whole_units(packed_bytes + panel_bytes, threads);
     places = whole ? threads : wave_size(units, packed_bytes, kPackedBytes);
     slots = whole ? 1 : wave_size(blocks, places * panel_bytes, kPanelBytes);
@@ -61,23 +62,25 @@ class Backward {
   using T = typename P::T;
 
  public:
-  // dweights [units][blocks][dv]: parts of the norm weight's gradient, or null.
-  Backward(const BwdParams& p, const Parallel& parallel, const BackwardPlan<P>& plan, C* dweights)
+  // dweights [batch][head_k][blocks][dv]: parts of the norm weight's gradient, or null.
+  Backward(const BwdParams& p, const Units& units, const Parallel& parallel,
+           const BackwardPlan<P>& plan, C* dweights)
       : p_(p),
+        units_(units),
         parallel_(parallel),
         plan_(plan),
         dweights_(dweights),
         keys_(product(plan_.places, plan_.keys)),
         grads_(product(plan_.places, plan_.grads)),
         scratch_(parallel.threads, p.shape, plan_.rows),
-        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.rows) {}
+        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.rows, plan_.panel_keys) {}
 
   // A unit for a thread that works alone, in the place of its own.
   void whole_unit(int64_t unit, int worker) {
     const Parallel alone{1, parallel_.run};
     const Wave wave{unit, 1, worker};
     load(wave, alone);
-    const Gradients<C> grads = grads_of(worker);
+    const Gradients<C> grads = grads_of(unit, worker);
     for (int64_t block = 0; block < plan_.blocks; ++block)
       row_half({unit, worker, block, 0}, worker, &grads);
     store(wave, alone);
@@ -106,29 +109,26 @@ class Backward {
   };
 
   const Shape& shape() const { return p_.shape; }
-  PackedHead<P> keys_of(int64_t place) const {
-    return {shape(), Reader::backward, keys_ + place * plan_.keys};
+  PackedHead<P> keys_of(int64_t unit, int64_t place) const {
+    return {units_, unit, keys_ + place * plan_.keys};
   }
-  Gradients<C> grads_of(int64_t place) const {
-    return {shape(), Reader::backward, grads_ + place * plan_.grads};
-  }
-  Sequence sequence_of(int64_t unit) const {
-    return sequence(shape(), p_.varlen, Cache{}, unit / shape().nheads_k);
+  Gradients<C> grads_of(int64_t unit, int64_t place) const {
+    return {units_, unit, grads_ + place * plan_.grads};
   }
   GradBlock<P>& block_in(int64_t place, int64_t slot) {
     return blocks_[int(place * plan_.slots + slot)];
   }
 
   void load(const Wave& wave, const Parallel& parallel) {
-    for_each_key_range(p_, Cache{}, parallel, wave, [&](int64_t place, const Keys& keys) {
-      keys_of(place).load(p_, Cache{}, keys);
-      clear_keys(shape(), keys.range, grads_of(place));
+    for_each_key_range(units_, parallel, wave, [&](int64_t place, const Keys& keys) {
+      keys_of(wave.unit(place), place).load(p_, units_.cache, keys);
+      clear_keys(shape(), keys, grads_of(wave.unit(place), place));
     });
   }
 
   void store(const Wave& wave, const Parallel& parallel) {
-    for_each_key_range(p_, Cache{}, parallel, wave, [&](int64_t place, const Keys& keys) {
-      store_keys(p_, keys, grads_of(place));
+    for_each_key_range(units_, parallel, wave, [&](int64_t place, const Keys& keys) {
+      store_keys(p_, keys, grads_of(wave.unit(place), place));
     });
   }
 
@@ -138,28 +138,32 @@ class Backward {
     mine.blocks = {};
     if (step.block >= plan_.blocks) return;
     const int64_t row = (plan_.row_blocks - 1 - step.block % plan_.row_blocks) * plan_.rows;
-    const int64_t kv_head = step.unit % shape().nheads_k;
-    RowBlock rows{
-        sequence_of(step.unit), kv_head * plan_.group + step.block / plan_.row_blocks, {}};
+    const int64_t kv_head = units_.kv_head(step.unit);
+    const int64_t q_head = kv_head * plan_.group + step.block / plan_.row_blocks;
+    RowBlock rows{units_.sequence(step.unit), q_head, kv_head, {}};
     rows.rows = meet({row, row + plan_.rows}, {0, rows.sequence.seqlen_q});
     C* dweight = dweight_of(step);
     if (dweight) __builtin_memset(dweight, 0, shape().headdim_v * sizeof(C));
     if (rows.rows.size() == 0) return;
-    BackwardRows<P>(p_, rows, keys_of(step.place), mine, scratch_[worker], dweight).run(grads);
+    BackwardRows<P>(p_, rows, keys_of(step.unit, step.place), mine, scratch_[worker], dweight)
+        .run(grads);
   }
 
   void key_half(const Wave& wave) {
     const int64_t key_blocks = ceil_div(shape().seqlen_k, kKeys);
     for_each(parallel_, wave.count * key_blocks, [&](int64_t item, int) {
       const int64_t place = item % wave.count, j = item / wave.count * kKeys;
-      const Sequence s = sequence_of(wave.first + place);
-      const Gradients<C> grads = grads_of(place);
+      const int64_t unit = wave.first + place;
+      const Sequence s = units_.sequence(unit);
+      const SequenceMask mask(p_.mask, s, units_.kv_head(unit));
+      const Gradients<C> grads = grads_of(unit, place);
       for (int64_t slot = 0; slot < plan_.slots; ++slot) {
         const GradBlock<P>& block = block_in(place, slot);
         for (int n = 0; n < kIntervals; ++n) {
-          const Range keys = meet({j, j + kKeys}, block.blocks.keys[n]);
-          if (keys.size())
-            accumulate_keys(p_, s, block, in_place<P>(block.panels(n, keys.begin)), keys, grads);
+          const KeyBlock keys{n, meet({j, j + kKeys}, block.blocks.keys[n]), 0};
+          if (keys.keys.size())
+            accumulate_keys(p_, mask, block, in_place<P>(block.panels(n, keys.keys.begin)), keys,
+                            grads);
         }
       }
     });
@@ -167,10 +171,13 @@ class Backward {
 
   C* dweight_of(const Step& step) const {
     if (!dweights_) return nullptr;
-    return dweights_ + (step.unit * plan_.blocks + step.block) * shape().headdim_v;
+    const int64_t b = step.unit / units_.heads.count, head = units_.kv_head(step.unit);
+    return dweights_ +
+           ((b * shape().nheads_k + head) * plan_.blocks + step.block) * shape().headdim_v;
   }
 
   const BwdParams& p_;
+  const Units& units_;
   const Parallel parallel_;
   const BackwardPlan<P>& plan_;
   C* const dweights_;
@@ -191,15 +198,21 @@ template <class P>
 void backward(const BwdParams& p, const Parallel& all) {
   using C = typename P::C;
   const Parallel parallel = threads_for(all, p.shape);
-  const BackwardPlan<P> plan(p, parallel.threads);
-  const int64_t parts = plan.units * plan.blocks, dv = p.shape.headdim_v;
-  const Buffer<C> dweights(p.dnorm_weight ? parts * dv : 0);
-  Backward<P> work(p, parallel, plan, p.dnorm_weight ? dweights.get() : nullptr);
-  if (plan.whole)
-    for_each(parallel, plan.units,
-             [&](int64_t unit, int worker) { work.whole_unit(unit, worker); });
-  else
-    work.waves();
+  const Shape& s = p.shape;
+  const int64_t blocks = ceil_div(s.seqlen_q, BackwardPlan<P>::gradient_rows(s));
+  const int64_t parts = s.batch * s.nheads * blocks, dv = s.headdim_v;
+  const Buffer<C> dweights(p.dnorm_weight ? product(parts, dv) : 0);
+  for_each_kind(p.mask, s.nheads_k, [&](const Heads& heads) {
+    const Cache none;
+    const Units units{s, p.varlen, none, p.mask, heads, Reader::backward};
+    const BackwardPlan<P> plan(units, parallel.threads);
+    Backward<P> work(p, units, parallel, plan, p.dnorm_weight ? dweights.get() : nullptr);
+    if (plan.whole)
+      for_each(parallel, plan.units,
+               [&](int64_t unit, int worker) { work.whole_unit(unit, worker); });
+    else
+      work.waves();
+  });
   if (p.dnorm_weight) sum_dweights(parts, dv, dweights.get(), static_cast<C*>(p.dnorm_weight));
 }
 

@@ -30,9 +30,10 @@ struct GradBlock {
   Range rows;
   KeyBlocks blocks;  // none where there is nothing to add
 
-  GradBlock(const Shape& s, int64_t lanes)
+  // keys: the most that its blocks have, in whole blocks
+  GradBlock(const Shape& s, int64_t lanes, int64_t keys)
       : lanes(lanes),
-        panel_size(cpu::panel_size(s.seqlen_k, lanes)),
+        panel_size(product(keys, lanes)),
         panel(3 * panel_size),
         q(2 * lanes / P::kPer * leading<C>(s.headdim)),
         dout(lanes / P::kPer * leading<C>(s.headdim_v)) {}
@@ -50,34 +51,38 @@ KeyPanels<typename P::T> in_place(const KeyPanels<typename P::C>& panels) {
   return {reinterpret_cast<typename P::T*>(panels.first), panels.distance, panels.lanes};
 }
 
-// Adds what a block of rows gives to `keys`, a block of keys; panels holds dS1, dS2 and A from its first
-// key on.
+// Adds what a block of rows gives to a block of keys; panels holds dS1, dS2 and A from its first key on.
 template <class P>
-void accumulate_keys(const BwdParams& p, const Sequence& s, const GradBlock<P>& block,
-                     const KeyPanels<typename P::T>& panels, Range keys,
+void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlock<P>& block,
+                     const KeyPanels<typename P::T>& panels, const KeyBlock& to,
                      const Gradients<typename P::C>& grads) {
   using C = typename P::C;
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
-  const int64_t j = keys.begin;
-  const SequenceMask mask(p.mask, s);
+  const Range keys = to.keys;
+  const int64_t place = grads.place(to);
   Range seen[kKeys];
-  for (int64_t m = 0; m < keys.size(); ++m)
-    seen[m] = meet(mask.rows_of({j + m, j + m + 1}), block.rows);
+  for (int64_t m = 0; m < keys.size(); ++m) {
+    const int64_t key = keys.begin + m;
+    const bool mine = mask.interval_of(key) == to.interval;
+    seen[m] = mine ? meet(mask.rows_of({key, key + 1}), block.rows) : Range{0, 0};
+  }
   for (int c = 0; c < 2; ++c)
     product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c].data, block.lanes, 1},
                            {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
-                           {grads.k_rows[c] + j * ldk, ldk});
+                           {grads.k_rows[c] + place * ldk, ldk});
   product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2].data, block.lanes, 1},
-                         {block.dout, 0, ldv}, {grads.v_rows + j * ldv, ldv});
+                         {block.dout, 0, ldv}, {grads.v_rows + place * ldv, ldv});
 }
 
 template <class C>
-void clear_keys(const Shape& s, Range keys, const Gradients<C>& grads) {
+void clear_keys(const Shape& s, const Keys& keys, const Gradients<C>& grads) {
   const int64_t ldk = leading<C>(s.headdim), ldv = leading<C>(s.headdim_v);
+  const int64_t place = grads.blocks.place(keys.interval, keys.range.begin);
+  const int64_t count = keys.range.size();
   for (int c = 0; c < 2; ++c)
-    __builtin_memset(grads.k_rows[c] + keys.begin * ldk, 0, keys.size() * ldk * sizeof(C));
-  __builtin_memset(grads.v_rows + keys.begin * ldv, 0, keys.size() * ldv * sizeof(C));
+    __builtin_memset(grads.k_rows[c] + place * ldk, 0, count * ldk * sizeof(C));
+  __builtin_memset(grads.v_rows + place * ldv, 0, count * ldv * sizeof(C));
 }
 
 template <class C>
@@ -85,10 +90,11 @@ void store_keys(const BwdParams& p, const Keys& keys, const Gradients<C>& grads)
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const Paging none;
   for (int64_t j = keys.range.begin; j < keys.range.end; ++j) {
+    const int64_t place = grads.blocks.place(keys.interval, j);
     for (int c = 0; c < p.shape.k_components; ++c)
-      store_row(p.dtype, grads.k_rows[c] + j * leading<C>(d), d, p.map_grads[c].dk.data,
+      store_row(p.dtype, grads.k_rows[c] + place * leading<C>(d), d, p.map_grads[c].dk.data,
                 KeyRows{p.map_grads[c].dk, none, keys.sequence, keys.head}.offset(j));
-    store_row(p.dtype, grads.v_rows + j * leading<C>(dv), dv, p.dv.data,
+    store_row(p.dtype, grads.v_rows + place * leading<C>(dv), dv, p.dv.data,
               KeyRows{p.dv, none, keys.sequence, keys.head}.offset(j));
   }
 }

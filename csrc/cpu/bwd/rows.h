@@ -50,7 +50,8 @@ class BackwardRows {
         kv_(kv),
         block_(block),
         x_(scratch),
-        visible_(SequenceMask(p.mask, rows.sequence), rows.rows, block.lanes) {
+        mask_(p.mask, rows_.sequence, rows.kv_head),
+        visible_(mask_, rows.rows, block.lanes) {
     block.rows = rows.rows;
     block.blocks = visible_.blocks;
     load_queries();
@@ -68,7 +69,7 @@ class BackwardRows {
       const KeyPanels<T> to = in_place<P>(grads ? of_one_block() : panels(keys));
       score_gradients(keys, to);
       accumulate_dq(keys, to);
-      if (grads) accumulate_keys(p_, rows_.sequence, block_, to, keys.keys, *grads);
+      if (grads) accumulate_keys(p_, mask_, block_, to, keys, *grads);
     });
     store_dq();
   }
@@ -135,18 +136,18 @@ class BackwardRows {
 
   // P1, P2, dP of a block of keys, and its part of D1 and D2.
   void recompute(const KeyBlock& block) {
-    const int64_t n = block.keys.size(), j = block.keys.begin;
+    const int64_t n = block.keys.size(), place = kv_.place(block);
     const KeyPanels<C> scores = of_one_block(), of_keys = panels(block);
     const Panel<C> dout_v = of_keys[2];
     const Tile seen = x_.mask.set(visible_, lanes(), block);
     const int64_t k_steps = d() / P::kPer, ldk = leading<C>(k_steps);
     for (int c = 0; c < 2; ++c)
-      product_to_panel<P>(n, k_steps, {kv_.k_rows[c] + j * ldk, ldk, 1},
+      product_to_panel<P>(n, k_steps, {kv_.k_rows[c] + place * ldk, ldk, 1},
                           x_.query + c * lanes() * k_steps, x_.mask.seen,
                           score_factor<C>(p_.softmax_scale), scores[c]);
     const int64_t v_steps = dv() / P::kPer, ld = leading<C>(v_steps);
-    product_to_panel<P>(n, v_steps, {kv_.v_rows + j * ld, ld, 1}, x_.dout.get(), x_.mask.seen, 1,
-                        dout_v);
+    product_to_panel<P>(n, v_steps, {kv_.v_rows + place * ld, ld, 1}, x_.dout.get(), x_.mask.seen,
+                        1, dout_v);
     if (seen != Tile::full) {
       for (int c = 0; c < 2; ++c) x_.mask.hide(scores[c], -kInf<C>);
       x_.mask.hide(dout_v, C(0));
@@ -240,9 +241,10 @@ class BackwardRows {
     Range seen[kMostRows];
     for (int64_t r = 0; r < count(); ++r) seen[r] = visible_.in_block(r, block);
     for (int c = 0; c < 2; ++c)
-      product_over_ranges<P>(
-          count(), d(), seen, j, {P::kPer == 1 ? panels[c].data : pairs_of_keys(c), 1, lanes()},
-          {kv_.k_steps[c] + j / P::kPer * ldq(), 0, ldq()}, {x_.dq + c * lanes() * ldq(), ldq()});
+      product_over_ranges<P>(count(), d(), seen, j,
+                             {P::kPer == 1 ? panels[c].data : pairs_of_keys(c), 1, lanes()},
+                             {kv_.k_steps[c] + kv_.place(block) / P::kPer * ldq(), 0, ldq()},
+                             {x_.dq + c * lanes() * ldq(), ldq()});
   }
 
   void store_dq() {
@@ -257,6 +259,7 @@ class BackwardRows {
   const PackedHead<P>& kv_;
   GradBlock<P>& block_;
   BackwardScratch<P>& x_;
+  const SequenceMask mask_;
   const VisibleKeys visible_;
 };
 

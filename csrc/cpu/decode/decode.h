@@ -22,6 +22,31 @@ inline int64_t split_size(const DecodeParams& p) {
   return p.num_splits == 0 && keys < kSmallest ? kSmallest : keys < kTile ? kTile : keys;
 }
 
+// A sequence's splits lie at multiples of their size. Those between intervals are left out: split n is the
+// n-th that an interval has keys in.
+inline KeyTile keys_of_split(const Intervals& seen, int64_t size, int64_t n) {
+  for (int interval = 0; interval < kIntervals; ++interval) {
+    const Range all = seen.each[interval];
+    const int64_t first = all.begin / size, count = ceil_div(all.end, size) - first;
+    const int64_t begin = (first + n) * size;
+    if (n < count) return {interval, meet(all, {begin, begin + size})};
+    n -= count;
+  }
+  return {0, {0, 0}};
+}
+
+// The most splits that a sequence has, from shapes alone.
+inline int64_t most_splits(const DecodeParams& p, bool streaming, int64_t size) {
+  const Mask& mask = p.mask;
+  const int64_t all = ceil_div(p.shape.seqlen_k, size);
+  if (!streaming) return all;
+  // An interval may begin at any key of a split.
+  const auto in_splits = [&](int64_t keys) { return min(ceil_div(keys + size - 1, size), all); };
+  const int64_t window =
+      mask.right < 0 ? all : in_splits(p.shape.seqlen_q + mask.left + mask.right);
+  return window + (mask.sink > 0 ? in_splits(mask.sink) : 0);
+}
+
 // Merges the splits of row m and writes its output and LSE. sums [2][leading(dv)] is scratch.
 template <class C, class PartialOf>
 void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t m,
@@ -29,8 +54,8 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
   const int64_t group = p.shape.nheads / p.shape.nheads_k, rows = group * s.seqlen_q;
   const int64_t dv = p.shape.headdim_v, ld = leading<C>(dv);
   const int64_t i = m / group;
-  const RowBlock row{s, kv_head * group + m % group, {i, i + 1}};
-  const bool seen = !SequenceMask(p.mask, s).keys_of(i).empty();
+  const RowBlock row{s, kv_head * group + m % group, kv_head, {i, i + 1}};
+  const bool seen = !SequenceMask(p.mask, s, kv_head).keys_of(i).empty();
   for (int c = 0; c < 2; ++c) {
     const int64_t r = c * rows + m;
     C max = -kInf<C>, total = 0, *out = sums + c * ld;
@@ -59,79 +84,84 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
 
 // KV heads that one worker decodes together: as many as leave a tile of them, and the next, in cache,
 // if the rest is work enough for all threads.
-inline int64_t heads_together(const Shape& s, int64_t items, int threads) {
+inline int64_t heads_together(const Shape& s, int64_t heads_in_all, int64_t items, int threads) {
   constexpr int64_t kTileBytes = 128 << 10;
   if (items < 2 * threads) return 1;
   const int64_t bytes = kTile * (s.k_components * s.headdim + s.headdim_v) * int64_t(sizeof(float));
-  int64_t heads = s.nheads_k;
-  while (heads > 1 && (heads * bytes > kTileBytes || s.nheads_k % heads)) --heads;
+  int64_t heads = heads_in_all;
+  while (heads > 1 && (heads * bytes > kTileBytes || heads_in_all % heads)) --heads;
   return heads;
 }
 
+// All KV heads of one kind.
 template <class C>
 class Decode {
  public:
-  Decode(const DecodeParams& p, const Parallel& parallel)
+  Decode(const DecodeParams& p, const Heads& heads, const Parallel& parallel)
       : p_(p),
+        heads_(heads),
         parallel_(parallel),
         rows_(p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q),
         split_(split_size(p)),
-        splits_(ceil_div(p.shape.seqlen_k, split_)),
-        together_(heads_together(p.shape, p.shape.batch * splits_, parallel.threads)),
-        partials_(product(p.shape.batch, p.shape.nheads_k, splits_, partial_size())),
+        splits_(most_splits(p, heads.streaming, split_)),
+        together_(heads_together(p.shape, heads.count, p.shape.batch * splits_, parallel.threads)),
+        partials_(product(p.shape.batch, heads.count, splits_, partial_size())),
         sums_(parallel.threads * sums_size()),
         scratch_(parallel.threads, p.shape, rows_, together_) {}
 
   void run() {
-    const int64_t batch = p_.shape.batch, heads = p_.shape.nheads_k;
-    for_each(parallel_, batch * splits_ * (heads / together_), [&](int64_t item, int worker) {
+    const int64_t batch = p_.shape.batch;
+    const int64_t runs = heads_.count / together_;
+    for_each(parallel_, batch * splits_ * runs, [&](int64_t item, int worker) {
       const int64_t n = item % splits_, rest = item / splits_;
-      read(rest % batch, rest / batch * together_, n, scratch_[worker]);
+      const Run run{heads_, rest / batch * together_, together_};
+      read(rest % batch, run, n, scratch_[worker]);
     });
-    for_each(parallel_, batch * heads, [&](int64_t item, int worker) {
-      const int64_t b = item / heads, head = item % heads;
+    for_each(parallel_, batch * heads_.count, [&](int64_t item, int worker) {
+      const int64_t b = item / heads_.count, nth = item % heads_.count;
       const Sequence s = sequence(p_.shape, Varlen{}, p_.cache, b);
-      const auto part = [&](int64_t n) { return partial(b, head, n); };
+      const auto part = [&](int64_t n) { return partial(b, nth, n); };
       for (int64_t m = 0; m < rows_; ++m)
-        combine_splits<C>(p_, s, head, m, splits_, part, sums_ + worker * sums_size());
+        combine_splits<C>(p_, s, heads_[nth], m, splits_, part, sums_ + worker * sums_size());
     });
   }
 
  private:
   int64_t partial_size() const { return Partial<C>::size(rows_, p_.shape.headdim_v); }
   int64_t sums_size() const { return 2 * leading<C>(p_.shape.headdim_v); }
-  Partial<C> partial(int64_t b, int64_t head, int64_t n) const {
-    const int64_t at = (b * p_.shape.nheads_k + head) * splits_ + n;
+  Partial<C> partial(int64_t b, int64_t nth_head, int64_t n) const {
+    const int64_t at = (b * heads_.count + nth_head) * splits_ + n;
     return {rows_, p_.shape.headdim_v, partials_ + at * partial_size()};
   }
 
-  // Reads the keys of split n for `together_` KV heads. Their rows lie side by side in the cache, so
-  // that a tile of all of them is one stretch of memory. While K is read, V of the same tile is asked
-  // for, and while V is read, K of the next.
-  void read(int64_t b, int64_t first_head, int64_t n, DecodeScratch<C>& scratch) const {
+  // Reads the keys of split n for a run of KV heads. Their rows lie side by side in the cache, so that a
+  // tile of all of them is one stretch of memory. While K is read, V of the same tile is asked for, and while
+  // V is read, K of the next.
+  void read(int64_t b, const Run& run, int64_t n, DecodeScratch<C>& scratch) const {
     const Sequence s = sequence(p_.shape, Varlen{}, p_.cache, b);
     std::vector<DecodeSplit<C>> heads;
-    heads.reserve(together_);
-    for (int64_t h = 0; h < together_; ++h)
-      heads.emplace_back(p_, s, first_head + h, h, partial(b, first_head + h, n), scratch);
-    const Intervals seen = SequenceMask(p_.mask, s).keys_of(Range{0, s.seqlen_q});
+    heads.reserve(run.count);
+    for (int64_t h = 0; h < run.count; ++h)
+      heads.emplace_back(p_, s, run[h], h, partial(b, run.first + h, n), scratch);
+    const SequenceMask mask(p_.mask, s, run[0]);
+    const KeyTile split = keys_of_split(mask.keys_of(Range{0, s.seqlen_q}), split_, n);
+    const Range keys = split.keys;
     // Lines to ask for after each piece, so that all have been asked for when they are needed.
     const Shape& shape = p_.shape;
     const int k_lines = lines(shape.k_components * shape.headdim, heads[0].value_pieces());
     const int v_lines = lines(shape.headdim_v, heads[0].score_pieces());
+    const View &k_cache = p_.maps[kSignal].k_cache, &v_cache = p_.v_cache;
+    const auto k_stretches =
+        stretches(k_cache, run, shape.k_components * shape.headdim, key_span());
+    const auto v_stretches = stretches(v_cache, run, shape.headdim_v, shape.headdim_v);
     // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
-    for (int interval = 0; interval < kIntervals; ++interval) {
-      const Range keys = meet({n * split_, n * split_ + split_}, seen.each[interval]);
-      for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
-        const KeyTile tile{interval, meet({j, j + kTile}, keys)};
-        const Range next = meet({j + kTile, j + 2 * kTile}, keys);
-        Prefetch v =
-            stretch(p_.v_cache, s, first_head, tile.keys, shape.headdim_v, shape.headdim_v);
-        for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
-        Prefetch k = stretch(p_.maps[kSignal].k_cache, s, first_head, next,
-                             shape.k_components * shape.headdim, key_span());
-        for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
-      }
+    for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
+      const KeyTile tile{split.interval, meet({j, j + kTile}, keys)};
+      const Range next = meet({j + kTile, j + 2 * kTile}, keys);
+      Prefetch v = prefetch({v_cache, p_.cache.paging, s, run[0]}, tile.keys, v_stretches);
+      for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
+      Prefetch k = prefetch({k_cache, p_.cache.paging, s, run[0]}, next, k_stretches);
+      for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
     }
     for (auto& head : heads) head.finish();
   }
@@ -141,12 +171,11 @@ class Decode {
     return int(ceil_div(kTile * n * size_of(p_.dtype), kLine * pieces));
   }
 
-  // Rows `keys` of the heads. Pages smaller than a tile are left to the hardware.
-  Prefetch stretch(const View& view, const Sequence& s, int64_t head, Range keys, int64_t n,
-                   int64_t span) const {
-    const Paging& paging = p_.cache.paging;
-    if (keys.size() == 0 || (paging.block_table && paging.page_size % kTile)) return {};
-    return {p_.dtype, {view, paging, s, head}, keys, together_, n, span};
+  // Pages smaller than a tile are left to the hardware.
+  Prefetch prefetch(const KeyRows& rows, Range keys, const std::vector<Range>& stretches) const {
+    const bool small = rows.paging.block_table && rows.paging.page_size % kTile;
+    if (keys.size() == 0 || small || stretches.empty()) return {};
+    return {p_.dtype, rows, keys, stretches};
   }
 
   // From the first number of a key's signal map to the last of its noise map.
@@ -157,6 +186,7 @@ class Decode {
   }
 
   const DecodeParams& p_;
+  const Heads heads_;
   const Parallel parallel_;
   const int64_t rows_, split_, splits_, together_;
   const Buffer<C> partials_, sums_;
@@ -184,7 +214,8 @@ void decode(const DecodeParams& p, const Parallel& all) {
   append<C>(p, parallel);
   if (p.shape.batch == 0 || p.shape.seqlen_q == 0) return;
   if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
-    Decode<C>(p, parallel).run();
+    for_each_kind(p.mask, p.shape.nheads_k,
+                  [&](const Heads& heads) { Decode<C>(p, heads, parallel).run(); });
   else
     forward_from<P>(as_forward(p), p.cache, parallel);
 }

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kDecodeRows = 64;  // most query rows (of all heads of a group) of this path
 constexpr int64_t kTile = 16;        // keys of a tile
 
-// At most kTile keys, of one interval of the rows that see them.
+// Keys of one interval of the rows that see them: a split, or at most kTile of it.
 struct KeyTile {
   int interval;
   Range keys;
@@ -58,7 +58,7 @@ class DecodeSplit {
               Partial<C> partial, DecodeScratch<C>& scratch)
       : p_(p),
         s_(s),
-        mask_(p.mask, s),
+        mask_(p.mask, s, kv_head),
         kv_head_(kv_head),
         group_(p.shape.nheads / p.shape.nheads_k),
         rows_(group_ * s.seqlen_q),
@@ -149,7 +149,7 @@ class DecodeSplit {
     for (int c = 0; c < 2; ++c)
       for (int64_t m = 0; m < rows_; ++m) {
         const int64_t i = m / group_;
-        const RowBlock row{s_, kv_head_ * group_ + m % group_, {i, i + 1}};
+        const RowBlock row{s_, kv_head_ * group_ + m % group_, kv_head_, {i, i + 1}};
         C* q = q_ + (c * rows_ + m) * ldq();
         cpu::load_queries(p_.dtype, p_.maps[c].q, row, d(), q);
         if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, row, q);

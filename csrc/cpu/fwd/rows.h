@@ -24,9 +24,10 @@ struct ForwardScratch {
   alignas(kLine) C max[2][kRows], sum[2][kRows], weight[2][kRows];
   LaneMask<C> mask;
 
-  ForwardScratch(const Shape& s, int64_t lanes)
+  // keys: the most that its blocks have, in whole blocks
+  ForwardScratch(const Shape& s, int64_t lanes, int64_t keys)
       : lanes(lanes),
-        panel_size(cpu::panel_size(s.seqlen_k, lanes)),
+        panel_size(product(keys, lanes)),
         natural(lanes * leading<C>(s.headdim)),
         query(2 * lanes * s.headdim / P::kPer),
         pairs(P::kPer == 2 ? kKeys / 2 * lanes : 0),
@@ -49,7 +50,7 @@ class ForwardRows {
         rows_(rows),
         kv_(kv),
         x_(scratch),
-        visible_(SequenceMask(p.mask, rows.sequence), rows.rows, scratch.lanes) {
+        visible_(SequenceMask(p.mask, rows.sequence, rows.kv_head), rows.rows, scratch.lanes) {
     load(cache);
   }
 
@@ -95,7 +96,7 @@ class ForwardRows {
     const Panel<C> scores{x_.scores, x_.lanes};
     for (int c = 0; c < 2; ++c) {
       product_to_panel<P>(block.keys.size(), steps,
-                          {kv_.k_rows[c] + block.keys.begin * ldk, ldk, 1}, query(c), x_.mask.seen,
+                          {kv_.k_rows[c] + kv_.place(block) * ldk, ldk, 1}, query(c), x_.mask.seen,
                           score_factor<C>(p_.softmax_scale), scores);
       if (seen != Tile::full) x_.mask.hide(scores, -kInf<C>);
       online_softmax(scores, x_.mask.seen, x_.max[c], x_.sum[c], block_max(c, block),
@@ -152,7 +153,8 @@ class ForwardRows {
     for (int64_t r = 0; r < count(); ++r) seen[r] = visible_.in_block(r, block);
     const int64_t j = block.keys.begin;
     product_over_ranges<P>(count(), dv(), seen, j, {p, 1, x_.lanes},
-                           {kv_.v_steps + j / P::kPer * ldo(), 0, ldo()}, {x_.out, ldo()});
+                           {kv_.v_steps + kv_.place(block) / P::kPer * ldo(), 0, ldo()},
+                           {x_.out, ldo()});
   }
 
   void finish(int64_t r) {

@@ -15,7 +15,9 @@ struct Range {
 
 inline Range meet(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
 
-constexpr int kIntervals = 1;
+// Of keys that a row sees: the sink's, then the window's. A key belongs to the same one for every row, so that
+// a tile of one of them shows each row a single range.
+constexpr int kIntervals = 2;
 
 // In ascending order, and disjoint. Any of them may be empty.
 struct Intervals {

@@ -47,7 +47,7 @@ inline Sequence sequence(const Shape& shape, const Varlen& varlen, const Cache& 
 // Some query rows of one head.
 struct RowBlock {
   Sequence sequence;
-  int64_t head;
+  int64_t head, kv_head;
   Range rows;
 
   // Element offset of row i of the sequence in a tensor laid out by query rows.

@@ -19,11 +19,6 @@ int64_t block_rows(int64_t seqlen_q, int64_t seqlen_k, int panels) {
   return fits && seqlen_q > NR<float> ? kRows : NR<float>;
 }
 
-// Numbers of a panel [keys][lanes] that can hold every block of a sequence.
-inline int64_t panel_size(int64_t seqlen_k, int64_t lanes) {
-  return product(round_up(seqlen_k, kKeys), lanes);
-}
-
 // Rows of one head lie apart, where the hardware does not look ahead, so kAhead rows ahead each row is
 // asked for.
 constexpr int64_t kAhead = 8;
@@ -42,12 +37,12 @@ void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
   }
 }
 
-// The same for bf16 as it is. A row's numbers in pairs: dst [sk][leading(n / 2)].
+// The same for bf16 as it is. A row's numbers in pairs: dst [keys.size()][leading(n / 2)].
 inline void load_pairs_of_numbers(const KeyRows& rows, Range keys, int64_t n, uint32_t* dst) {
-  for (int64_t j = keys.begin; j < keys.end; ++j) {
+  for (int64_t j = keys.begin; j < keys.end; ++j, dst += leading<float>(n / 2)) {
     if (j + kAhead < keys.end) fetch_row(DType::bf16, rows.view.data, rows.offset(j + kAhead), n);
-    __builtin_memcpy(dst + j * leading<float>(n / 2),
-                     element(DType::bf16, rows.view.data, rows.offset(j)), n * sizeof(uint16_t));
+    __builtin_memcpy(dst, element(DType::bf16, rows.view.data, rows.offset(j)),
+                     n * sizeof(uint16_t));
   }
 }
 
@@ -65,18 +60,18 @@ inline void pair_rows(const void* first, const void* second, int64_t n, uint32_t
   for (; i < n; ++i) dst[i] = (a ? a[i] : 0u) | (b ? uint32_t(b[i]) << 16 : 0u);
 }
 
-// Keys 2i and 2i + 1 in pairs: dst [sk / 2][leading(n)]. A key that is not among `keys` counts as 0.
+// Keys 2i and 2i + 1 in pairs, from the pair of the first key on: dst [pairs][leading(n)]. A key that is not
+// among `keys` counts as 0.
 inline void load_pairs_of_keys(const KeyRows& rows, Range keys, int64_t n, uint32_t* dst) {
   const auto row = [&](int64_t j) -> const void* {
     if (j < keys.begin || j >= keys.end) return nullptr;
     return element(DType::bf16, static_cast<const void*>(rows.view.data), rows.offset(j));
   };
-  for (int64_t i = keys.begin / 2; i < ceil_div(keys.end, 2); ++i) {
+  for (int64_t i = keys.begin / 2; i < ceil_div(keys.end, 2); ++i, dst += leading<float>(n)) {
     for (int64_t j = 2 * i + kAhead; j < 2 * i + kAhead + 2 && j < keys.end; ++j)
       fetch_row(DType::bf16, rows.view.data, rows.offset(j), n);
-    uint32_t* pairs = dst + i * leading<float>(n);
-    pair_rows(row(2 * i), row(2 * i + 1), n, pairs);
-    for (int64_t x = n; x < padded<float>(n); ++x) pairs[x] = 0;
+    pair_rows(row(2 * i), row(2 * i + 1), n, dst);
+    for (int64_t x = n; x < padded<float>(n); ++x) dst[x] = 0;
   }
 }
 

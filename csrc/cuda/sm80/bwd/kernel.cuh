@@ -17,8 +17,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                const __grid_constant__ BwdWorkspace work) {
   extern __shared__ __align__(1024) char smem[];
   const KeyPlace<T> place(params, work.tickets, smem);
-  if (!place.has_keys()) return;
-  const int first_key = place.first_key(), seqlen_k = place.sequence.seqlen_k;
+  if (place.keys() <= 0) return;
 
   const LaneRows<T> at(smem, place.lane);
   VFragment<T> v;
@@ -31,9 +30,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const DqShare<T> dq(place);
   const Turn turn(work.turns, params.deterministic);
 
-  const SequenceMask mask(params.mask, place.sequence.seqlen_q, seqlen_k);
-  const RowSteps steps(mask, first_key, T::kKeys, seqlen_k, T::kRows);
-  const KeyParts<T> parts(mask, first_key, seqlen_k, place.warp);
+  const RowSteps steps(place.mask, place.first_key, T::kKeys, T::kRows);
+  const KeyParts<T> parts(place.mask, place.first_key, place.warp);
   const StepLoader<T> loader(params, work, place.sequence, smem);
   RowWalk next(params, steps, place);
   loader.start_first(next);
@@ -53,7 +51,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       ScoreFragment<T> s[2] = {}, dp;
       multiply_scores<T>(s, scores.q(at, stage), scores.k(at));
       multiply_dp<T>(dp, scores.u(at, stage), v, constants);
-      maps.run(s, dp, constants, mask, parts.mine.is_full(step), step * T::kRows, first_key);
+      maps.run(s, dp, constants, place.mask, parts.mine.is_full(step), step * T::kRows,
+               place.first_key);
     }
     __syncthreads();  // the maps of all parts that the step sees are there
     if (sees) grads.accumulate(grad, at, stage);
@@ -64,7 +63,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     DqFragment<T> product = {};
     dq.multiply(product, at, parts, step);
     float* const dq_sum = dq.sum_of(rows, work.dq);
-    turn.wait(rows, [&] { return place.blocks_behind(mask, step); });
+    turn.wait(rows, [&] { return place.blocks_behind(params.mask, step); });
     add_dq<T>(dq_sum, product);
     turn.pass_on(rows);
   }
@@ -78,7 +77,11 @@ void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t 
   using T = BwdTraits<Element, kHeadDim, kHeadDimV>;
   const Shape& shape = params.shape;
   const int64_t row_ctas = ceil_div(shape.seqlen_q, kRowBlock) * shape.nheads * shape.batch;
-  const int64_t key_ctas = ceil_div(shape.seqlen_k, T::kKeys) * shape.nheads_k * shape.batch;
+  const int64_t full = __builtin_popcountll(~params.mask.streaming);
+  const int64_t key_ctas =
+      (full * BlocksOfHead(shape, 0, T::kKeys).all +
+       (shape.nheads_k - full) * BlocksOfHead(shape, params.mask.sink, T::kKeys).all) *
+      shape.batch;
   check_size("backward: blocks of rows x heads x batch", row_ctas, kMaxCtas);
   check_size("backward: blocks of keys x heads x batch", key_ctas, kMaxCtas);
   if (row_ctas) prepare_kernel<T><<<unsigned(row_ctas), kPrepareThreads, 0, stream>>>(params, work);

@@ -30,6 +30,8 @@ struct RowWalk {
     q = (head * view.head + step * kRowBlock * view.row) * 2;
     q_step_ = kRowBlock * view.row * 2;
     q_head_ = view.head * 2;
+    head_block_ = block;
+    head_q_ = q;
   }
 
   __device__ void advance() {
@@ -39,15 +41,15 @@ struct RowWalk {
     q += q_step_;
     if (__builtin_expect(step == end_, false)) {  // the next head
       step = begin_;
-      block += 1 - (end_ - begin_) * nheads_;
-      q += q_head_ - (end_ - begin_) * q_step_;
+      block = ++head_block_;
+      q = head_q_ += q_head_;
     }
   }
 
  private:
   int begin_, end_;
-  unsigned nheads_;
-  int64_t q_step_, q_head_;
+  unsigned nheads_, head_block_;  // head_..: of the head's first step
+  int64_t q_step_, q_head_, head_q_;
 };
 
 // Starts the copies of a step's rows.
@@ -132,17 +134,16 @@ __device__ void load_keys(VFragment<T>& v, const BwdParams& params, const KeyPla
   using Element = typename T::Element;
   const auto rows = [&](const View& view) {
     return static_cast<const Element*>(view.data) + place.sequence.k_offset(view) +
-           place.head_k * view.head + place.first_key() * view.row;
+           place.head_k * view.head + place.first_key * view.row;
   };
-  const int keys_left = place.sequence.seqlen_k - place.first_key();
 #pragma unroll
   for (int comp = 0; comp < T::kComponentsK; ++comp)
     PanelFill<typename T::KTile, T::kThreads>(rows(params.maps[comp].k), params.maps[comp].k.row,
                                               int(params.shape.headdim), threadIdx.x)
-        .start(smem + comp * T::KTile::kBytes, keys_left);
+        .start(smem + comp * T::KTile::kBytes, place.keys());
   PanelFill<typename T::VTile, T::kThreads>(rows(params.v), params.v.row,
                                             int(params.shape.headdim_v), threadIdx.x)
-      .start(smem + T::kStages, keys_left);
+      .start(smem + T::kStages, place.keys());
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
   __syncthreads();  // K and V, which all threads copied, are there

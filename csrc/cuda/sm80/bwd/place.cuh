@@ -1,15 +1,30 @@
 // Where a CTA and a warp of the backward's main kernel are.
 #pragma once
+#include "../shared/lanes.cuh"
 #include "../shared/problem.cuh"
 #include "traits.cuh"
 
 namespace diffattn::cuda::sm80 {
 
-// Which block of keys a CTA has. With a fixed order of additions to dQ a CTA waits for the CTAs of the blocks
+// The blocks of keys of a head: those of its sinks, if it streams with some, and then those of its other keys. So
+// no block has keys of both, and the rows that see it are one range.
+struct BlocksOfHead {
+  unsigned sinks, all;
+
+  __host__ __device__ BlocksOfHead(const Shape& shape, int64_t sink, int keys) {
+    const int64_t seqlen_k = shape.seqlen_k, of_sinks = sink < seqlen_k ? sink : seqlen_k;
+    sinks = unsigned(ceil_div(of_sinks, keys));
+    all = sinks + unsigned(ceil_div(seqlen_k - of_sinks, keys));
+  }
+};
+
+// Which block of which head a CTA has. With a fixed order of additions to dQ a CTA waits for the CTAs of the blocks
 // behind its own, so these blocks have to be taken earlier: a ticket orders them.
 template <class T>
 struct KeyBlock {
-  int batch, head_k, index;
+  int batch, head_k;
+  bool of_sinks;
+  int index;  // among the blocks of the sinks, or of the other keys
 
   // ticket: a place in shared memory.
   __device__ KeyBlock(const BwdParams& params, unsigned* tickets, unsigned* ticket) {
@@ -19,22 +34,29 @@ struct KeyBlock {
       __syncthreads();  // the ticket has been drawn
       n = *ticket;
     }
-    const auto key_blocks = unsigned(params.shape.seqlen_k + T::kKeys - 1) / T::kKeys;
-    const auto nheads_k = unsigned(params.shape.nheads_k);
-    index = int(n % key_blocks);
-    if (params.deterministic) index = int(key_blocks) - 1 - index;
-    head_k = int(n / key_blocks % nheads_k);
-    batch = int(n / key_blocks / nheads_k);
+    const Shape& shape = params.shape;
+    const HeadKind full = HeadKind::full(params.mask);
+    const BlocksOfHead of_full(shape, 0, T::kKeys);
+    const unsigned all_full = full.count * of_full.all * unsigned(shape.batch);
+    const bool is_full = n < all_full;
+    if (!is_full) n -= all_full;
+    const HeadKind kind = is_full ? full : HeadKind::streaming(params.mask, shape.nheads_k);
+    const BlocksOfHead blocks = is_full ? of_full : BlocksOfHead(shape, params.mask.sink, T::kKeys);
+    const unsigned at = params.deterministic ? blocks.all - 1 - n % blocks.all : n % blocks.all;
+    of_sinks = at < blocks.sinks;
+    index = int(of_sinks ? at : at - blocks.sinks);
+    head_k = kind.head_k(n / blocks.all % kind.count);
+    batch = int(n / blocks.all / kind.count);
   }
-
-  __device__ int first_key() const { return index * T::kKeys; }
 };
 
-// The same, with the sequence that the keys belong to, and the warp and lane of this thread.
+// The same, with the keys of the block, the sequence that they belong to, and the warp and lane of this thread.
 template <class T>
 struct KeyPlace : KeyBlock<T> {
   int lane, warp;
   Sequence sequence;
+  KeyInterval mask;  // which rows see the keys
+  int first_key;
 
   // The ticket lies where nothing else comes before the first barrier. The shuffle tells the compiler that a
   // warp's number, and all that follows from it, is uniform.
@@ -42,14 +64,31 @@ struct KeyPlace : KeyBlock<T> {
       : KeyBlock<T>(params, tickets, reinterpret_cast<unsigned*>(smem + T::kMaps)),
         lane(threadIdx.x % 32),
         warp(__shfl_sync(0xffffffffu, threadIdx.x / 32, 0)),
-        sequence(params.shape, params.varlen, this->batch) {}
+        sequence(params.shape, params.varlen, this->batch),
+        mask(interval(HeadMask(params.mask, this->head_k, sequence), this->of_sinks)),
+        first_key(mask.first_key() + this->index * T::kKeys) {}
 
-  __device__ bool has_keys() const { return this->first_key() < sequence.seqlen_k; }
+  __device__ int keys() const { return min(mask.end_key() - first_key, T::kKeys); }
 
   // How many key blocks behind this one the rows of a step see.
-  __device__ int blocks_behind(const SequenceMask& mask, int step) const {
-    const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
-    return int(ceil_div(mask.end(last_row), T::kKeys)) - 1 - this->index;
+  __device__ int blocks_behind(const Mask& of_call, int step) const {
+    // Made anew: few calls come here, and in every step registers are short.
+    const HeadMask head_mask(of_call, keep_uniform(this->head_k), sequence);
+    const KeyInterval window = head_mask.window();
+    const int first_row = step * T::kRows;
+    const int last_row = min(first_row + T::kRows, sequence.seqlen_q) - 1;
+    const int end = blocks_until(window, window.end(last_row));
+    if (!this->of_sinks) return end - 1 - this->index;
+    const int begin = (window.begin(first_row) - window.first_key()) / T::kKeys;
+    return blocks_until(mask, mask.end(last_row)) - 1 - this->index + max(end - begin, 0);
+  }
+
+ private:
+  __device__ static KeyInterval interval(const HeadMask& of_head, bool of_sinks) {
+    return of_sinks ? of_head.sinks() : of_head.window();
+  }
+  __device__ static int blocks_until(const KeyInterval& interval, int end_key) {
+    return int(ceil_div(max(end_key - interval.first_key(), 0), T::kKeys));
   }
 };
 

@@ -32,9 +32,8 @@ __device__ void store_gradients(GradFragment<T>& grad, const GradShare<T>& share
   const auto store = [&](const auto& sums, const View& to, int64_t end_col) {
     const int64_t offset = place.sequence.k_offset(to) + place.head_k * to.head;
     store_rows<typename T::Element, typename T::OutTile>(
-        sums, smem + place.warp * T::OutTile::kBytes, to, offset,
-        place.first_key() + share.first_key, place.sequence.seqlen_k, share.first_col, int(end_col),
-        place.lane);
+        sums, smem + place.warp * T::OutTile::kBytes, to, offset, place.first_key + share.first_key,
+        place.mask.end_key(), share.first_col, int(end_col), place.lane);
   };
   const auto store_dk = [&](auto& sums, int map) {
     scale(sums, float(params.softmax_scale));

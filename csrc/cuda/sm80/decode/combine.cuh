@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const auto* weights = static_cast<const float2*>(normed ? params.norm.weight : nullptr);
   const float2 weight = weights ? weights[col / 2] : float2{1, 1};
 
-  const int64_t first = int64_t(blockIdx.x) * plan.splits.divisor * 2;
+  const int64_t first = int64_t(blockIdx.x) * plan.most_splits * 2;
   const MergedSplits merged(reinterpret_cast<const float2*>(plan.lse + first),
                             reinterpret_cast<const float2*>(plan.rest + first),
                             reinterpret_cast<const float2*>(plan.out + first * dv + col), count,

@@ -5,11 +5,14 @@
 
 namespace diffattn::cuda::sm80 {
 
-template <class Element_, int kHeadDim_, int kHeadDimV_, int kGroups_, int kRowWarps_>
+template <class Element_, int kHeadDim_, int kHeadDimV_, int kGroups_, int kRowWarps_, bool kSinks_>
 struct DecodeTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kGroups = kGroups_, kRowWarps = kRowWarps_;
+  // Whether keys may be hidden between those that a row sees. Kernels of their own, because telling costs others up
+  // to a quarter of their instructions.
+  static constexpr bool kSinks = kSinks_;
   static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
   static constexpr int kRows = 8 * kRowWarps;        // packed
   static constexpr bool kOneBlock = kRowWarps == 1;  // few rows are one block of them

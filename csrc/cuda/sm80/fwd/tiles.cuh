@@ -74,11 +74,11 @@ __device__ void fill_queries(const FwdParams& p, const Sequence& sequence, int h
 template <class T>
 class KeyValueFill {
  public:
-  __device__ KeyValueFill(const FwdParams& p, const Sequence& sequence, int head, int first_key)
+  __device__ KeyValueFill(const FwdParams& p, const Sequence& sequence, int head_k, int first_key)
       : noise_bytes_(bytes_to_noise(p.maps[kSignal].k, p.maps[kNoise].k)),
-        k_(at<T>(p.maps[kSignal].k, offset(p, p.maps[kSignal].k, sequence, head, first_key)),
+        k_(at<T>(p.maps[kSignal].k, offset(p.maps[kSignal].k, sequence, head_k, first_key)),
            p.maps[kSignal].k.row, sequence.seqlen_k, int(p.shape.headdim), threadIdx.x),
-        v_(at<T>(p.v, offset(p, p.v, sequence, head, first_key)), p.v.row, sequence.seqlen_k,
+        v_(at<T>(p.v, offset(p.v, sequence, head_k, first_key)), p.v.row, sequence.seqlen_k,
            int(p.shape.headdim_v), threadIdx.x) {}
 
   // Starts the copies of the next step, whose first key is first_key.
@@ -92,10 +92,15 @@ class KeyValueFill {
     cute::cp_async_fence();
   }
 
+  // Leaves out some keys before the next step.
+  __device__ void skip(int keys) {
+    k_.skip(keys);
+    v_.skip(keys);
+  }
+
  private:
-  __device__ static int64_t offset(const FwdParams& p, const View& v, const Sequence& sequence,
-                                   int head, int first_key) {
-    const int head_k = head / int(p.shape.nheads / p.shape.nheads_k);
+  __device__ static int64_t offset(const View& v, const Sequence& sequence, int head_k,
+                                   int first_key) {
     return sequence.k_offset(v) + head_k * v.head + first_key * v.row;
   }
 

@@ -19,4 +19,11 @@ __device__ float max_over(float x) {
   return x;
 }
 
+// Hides from the compiler how x was computed: to save a register it would compute x again in each step.
+__device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
+
+// The same for a number that is equal in all lanes. The compiler learns this too, and keeps it in a uniform
+// register instead of one of each lane.
+__device__ inline int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 }  // namespace diffattn::cuda::sm80

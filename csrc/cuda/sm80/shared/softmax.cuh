@@ -209,7 +209,7 @@ struct Softmax {
 
 // Hides the pairs that the mask does not let through, and gives the logits the sign of a negative scale.
 template <int kRowTiles, int kKeyTiles>
-__device__ void hide(float (&s)[kRowTiles][kKeyTiles][4], const SequenceMask& mask, int first_row,
+__device__ void hide(float (&s)[kRowTiles][kKeyTiles][4], const KeyInterval& mask, int first_row,
                      int first_key, float sign, int lane) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m)

@@ -71,7 +71,8 @@ class TileFill {
       }
   }
 
-  __device__ void advance() { source_ += Tile::kRows * row_bytes_; }
+  __device__ void advance() { skip(Tile::kRows); }
+  __device__ void skip(int rows) { source_ += rows * row_bytes_; }
 
  private:
   // 0 4 1 5 2 6 3 7 of every eight
