@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import arguments
 
@@ -57,6 +57,19 @@ def check_rel_pos(
         )
     if cos.shape[0] < seqlen:
         raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
+
+
+def check_dtype(x: Tensor, linear: nn.Module) -> None:
+    """That the projection which reads x takes its dtype."""
+    # A replacement, for example a quantized one, may cast.
+    weight = linear.weight if type(linear) is nn.Linear else None
+    if weight is not None and x.is_meta and not weight.is_meta:
+        raise ValueError(f"x is on device meta, the parameters are on {weight.device}")
+    if x.is_floating_point() and (weight is None or x.dtype == weight.dtype):
+        return
+    if not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
+        accepted = "floating point" if weight is None else f"that of the parameters, {weight.dtype}"
+        raise TypeError(f"x has dtype {x.dtype}, accepted: {accepted}")
 
 
 def check_cache(

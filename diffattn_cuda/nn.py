@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import arguments, functional, module_arguments, reference
 
 _IMPLEMENTATIONS = {"fused": functional, "eager": reference}
+_MASK = ("causal", "window_size", "sink_size", "streaming_heads")
 
 
 def lambda_init_fn(depth: int) -> float:
@@ -165,12 +166,7 @@ class _DiffAttnBase(nn.Module):
         q = self.q_proj(x).view(*x.shape[:2], self.num_heads, 2, self.head_dim)
         k = self.k_proj(x).view(*shape, self.key_components, self.head_dim)
         v = self.v_proj(x).view(*shape, self.value_dim)
-        mask: dict[str, Any] = {
-            "causal": self.causal,
-            "window_size": self.window_size,
-            "sink_size": self.sink_size,
-            "streaming_heads": self.streaming_heads,
-        }
+        mask: dict[str, Any] = {name: getattr(self, name) for name in _MASK}
         cos, sin = (None, None) if rel_pos is None else (table.to(q.dtype) for table in rel_pos)
         if cache is None:
             if cos is not None and sin is not None:
@@ -192,7 +188,7 @@ class _DiffAttnBase(nn.Module):
             raise ValueError(
                 f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {self.embed_dim})"
             )
-        self._check_dtype(x)
+        module_arguments.check_dtype(x, self.q_proj)
         if rel_pos is not None:
             seqlen = 0 if cache else x.shape[1]
             module_arguments.check_rel_pos(rel_pos, self.head_dim, seqlen, x.device)
@@ -203,23 +199,11 @@ class _DiffAttnBase(nn.Module):
             widths = self.head_dim, self.value_dim
             module_arguments.check_cache(cache.k, cache.v, cache.seqlens, len(x), heads, widths)
 
-    def _check_dtype(self, x: Tensor) -> None:
-        linear = self.q_proj
-        own = type(linear) is nn.Linear  # a replacement, for example a quantized one, may cast
-        if own and x.is_meta and not linear.weight.is_meta:
-            raise ValueError(f"x is on device meta, the parameters are on {linear.weight.device}")
-        if x.is_floating_point() and (not own or x.dtype == linear.weight.dtype):
-            return
-        if not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
-            accepted = f"that of the parameters, {linear.weight.dtype}" if own else "floating point"
-            raise TypeError(f"x has dtype {x.dtype}, accepted: {accepted}")
-
     def extra_repr(self) -> str:
+        mask = ", ".join(f"{name}={getattr(self, name)}" for name in _MASK)
         return (
             f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
-            f"head_dim={self.head_dim}, causal={self.causal}, window_size={self.window_size}, "
-            f"sink_size={self.sink_size}, streaming_heads={self.streaming_heads}, "
-            f"implementation={self.implementation!r}"
+            f"head_dim={self.head_dim}, {mask}, implementation={self.implementation!r}"
         )
 
 

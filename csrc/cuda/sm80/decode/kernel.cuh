@@ -51,18 +51,15 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   typename T::O o = {};
   int block = blocks.begin + role.group;
   do {
-    const KeyBlocks first = seen.first();
-    const bool in_first = !T::kSinks || block < first.end;
-    const KeyBlocks part = in_first ? first : seen.window(first.end);
-    const LaneMask lane_mask(in_first ? seen.first_mask() : seen.window_mask(), rows, role);
-    const int end = T::kSinks ? min(part.end, blocks.end) : blocks.end;
-    for (; block < end; block += T::kGroups) {
+    const SeenInterval now = seen.of(block);
+    const LaneMask lane_mask(now.mask, rows, role);
+    for (const int end = min(now.blocks.end, blocks.end); block < end; block += T::kGroups) {
       const char* const k = stream.next_keys();
       typename T::P p;
       if (!only_copies) {
         typename T::Logits s;
         multiply_qk<T>(s, q, k + lane_k, shape.k_components == 1);
-        const int key = part.key_of(block);
+        const int key = now.blocks.key_of(block);
         const bool found = stream.found(block);
         if (!lane_mask.all_seen(key) || !found) lane_mask.hide(s, key, found);
         exponentiate<T>(p, s, o, softmax, origins, role.lane);

@@ -52,8 +52,16 @@ struct KeyBlocks {
   __device__ int key_of(int block) const { return block * kBlockKeys + shift; }
 };
 
+struct SeenInterval {
+  KeyInterval mask;
+  KeyBlocks blocks;
+
+  __device__ SeenInterval(const KeyInterval& interval, const PackedRows& rows)
+      : mask(interval), blocks(interval, rows) {}
+};
+
 // The keys that some row of a CTA sees: those of its sinks, where hidden keys follow, and then those of its
-// window; else all in one.
+// window; else all in one interval.
 template <bool kSinks>
 class SeenKeys {
  public:
@@ -61,20 +69,27 @@ class SeenKeys {
                       const PackedRows& rows, int head_k)
       : p_(params), sequence_(sequence), rows_(rows), head_k_(head_k) {}
 
-  __device__ KeyInterval first_mask() const {
-    return kSinks ? mask().first(rows_.last_row()) : mask().window();
+  __device__ SeenInterval first() const {
+    return {kSinks ? mask().first(rows_.last_row()) : mask().window(), rows_};
   }
-  __device__ KeyBlocks first() const { return {first_mask(), rows_}; }
-  __device__ KeyInterval window_mask() const { return mask().window(); }
-  __device__ KeyBlocks window(int blocks_before) const {
-    return KeyBlocks(window_mask(), rows_).behind(blocks_before);
+  __device__ SeenInterval window(int blocks_before) const {
+    SeenInterval seen(mask().window(), rows_);
+    seen.blocks = seen.blocks.behind(blocks_before);
+    return seen;
+  }
+  // The one that has a block.
+  __device__ SeenInterval of(int block) const {
+    const SeenInterval before = first();
+    return kSinks && block >= before.blocks.end ? window(before.blocks.end) : before;
   }
 
   // All blocks.
   __device__ Range blocks() const {
-    const KeyBlocks before = first();
-    if (!kSinks || first_mask().end_key() == sequence_.keys) return {before.begin, before.end};
-    return {before.begin, window(before.end).end};
+    const SeenInterval before = first();
+    const KeyBlocks& last = kSinks && before.mask.end_key() < sequence_.keys
+                                ? window(before.blocks.end).blocks
+                                : before.blocks;
+    return {before.blocks.begin, last.end};
   }
 
  private:

@@ -100,7 +100,7 @@ class KeyStream {
         seen_(seen),
         block_(blocks.begin + role.group),
         end_(blocks.end),
-        part_(seen.first()),
+        part_(seen.first().blocks),
         first_fresh_(plan.append_first ? sequence.keys : sequence.cached),
         slot_bytes_(T::slot_bytes(params.shape)),
         ring_(smem + role.group * slot_bytes_) {
@@ -201,7 +201,7 @@ class KeyStream {
 
   // The next block may be in another interval than the one before.
   __device__ void find_block() {
-    if (T::kSinks && block_ >= part_.end && block_ < end_) part_ = seen_.window(part_.end);
+    if (T::kSinks && block_ >= part_.end && block_ < end_) part_ = seen_.window(part_.end).blocks;
     stop_ = T::kSinks ? min(part_.end, end_) : end_;
     at_ = row_of_block(block_);
     next_at_ = row_of_block(block_ + T::kGroups);

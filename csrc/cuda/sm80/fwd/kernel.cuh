@@ -22,10 +22,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (!place.has_rows()) return;
   const HeadMask head_mask(params.mask, place.head_k, place.sequence);
   const float sign = params.softmax_scale < 0 ? -1.f : 1.f;
-  const auto keys_of = [&](const KeyInterval& interval) {
-    return IntervalKeys<T>(interval, place, sign < 0);
-  };
-  IntervalKeys<T> keys = keys_of(head_mask.first(place.cta_end_row() - 1));
+  IntervalKeys<T> keys(head_mask.first(place.cta_end_row() - 1), place, sign);
 
   int step_key = keys.begin;
   KeyValueFill<T> fill(params, place.sequence, place.head_k, step_key);
@@ -70,7 +67,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       tiles.advance();
     }
     if (keys.mask.end_key() == place.sequence.seqlen_k) break;
-    keys = keys_of(head_mask.window());
+    keys = {head_mask.window(), place, sign};
     fill.skip(keys.begin - step_key);
     step_key = keys.begin;
     fill.start(tiles.stage(), step_key);  // all have read what lay there before the last step

@@ -33,13 +33,12 @@ struct IntervalKeys {
   int begin, end;                // steps of the CTA
   SeenParts<T::kPartKeys> seen;  // by the pair
 
-  // signed_by_hiding: the logits of every pair of row and key have to pass hide().
-  __device__ IntervalKeys(const KeyInterval& interval, const Place<T>& place, bool signed_by_hiding)
+  __device__ IntervalKeys(const KeyInterval& interval, const Place<T>& place, float sign)
       : mask(interval),
         begin(mask.begin(place.cta_row) / T::kKeys * T::kKeys),
         end(mask.end(place.cta_end_row() - 1)),
         seen(mask, place.first_row, place.pair_end_row()) {
-    if (signed_by_hiding) seen.none_is_full();
+    if (sign < 0) seen.none_is_full();  // only hide() gives logits the sign
   }
 };
 
