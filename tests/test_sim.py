@@ -60,8 +60,8 @@ def test_what_backward_will_need(
     lam = p.lam_rows(torch.float32)
     names = ("out", "lse", "o", "o2", "rstd")
     result = torch.ops.diffattn.fwd(
-        p.q, p.k, p.v, lam, p.norm_weight, None, None, 0, 0, p.softmax_scale(), 100, 0, p.norm_eps,
-        p.out_scale, False, True,
+        p.q, p.k, p.v, lam, p.norm_weight, None, None, 0, 0, p.softmax_scale(), *p.mask(),
+        p.norm_eps, p.out_scale, False, True,
     )  # fmt: skip
     saved = {name: x for name, x in zip(names, result, strict=True) if x.numel()}
     assert ("o" in saved) == ("rstd" in saved) == (norm != "none") and "o2" in saved

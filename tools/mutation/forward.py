@@ -60,7 +60,7 @@ def check_training(case: Case) -> None:
     p = make_problem(case)
     result = torch.ops.diffattn.fwd(
         p.q, p.k, p.v, p.lam_rows(torch.float32), p.norm_weight, None, None, 0, 0,
-        p.softmax_scale(), -1, 0 if p.causal else -1, p.norm_eps, p.out_scale, False, True,
+        p.softmax_scale(), *p.mask(), p.norm_eps, p.out_scale, False, True,
     )  # fmt: skip
     names = ("out", "lse", "o", "o2", "rstd")
     check_saved({name: x for name, x in zip(names, result, strict=True) if x.numel()}, p)
