@@ -66,7 +66,8 @@ struct KeyPlace : KeyBlock<T> {
         warp(__shfl_sync(0xffffffffu, threadIdx.x / 32, 0)),
         sequence(params.shape, params.varlen, this->batch),
         mask(interval(HeadMask(params.mask, this->head_k, sequence), this->of_sinks)),
-        first_key(mask.first_key() + this->index * T::kKeys) {}
+        // Kept, because computed again in each step it would spill at d = 96.
+        first_key(keep_uniform(mask.first_key() + this->index * T::kKeys)) {}
 
   __device__ int keys() const { return min(mask.end_key() - first_key, T::kKeys); }
 

@@ -18,7 +18,6 @@ struct KeyParts {
       : mine(of(mask, first_key, warp / T::kPartWarps)),
         first_end_(keep_uniform(of(mask, first_key, 0).end)),
         mine_is_first_(warp < T::kPartWarps) {
-    mine.full_begin = keep_uniform(mine.full_begin);  // or it would be made anew in every step
     const RowSteps last = of(mask, first_key, T::kParts - 1);
     last_begin_ = keep_uniform(last.begin < last.end ? last.begin : INT_MAX);
   }
