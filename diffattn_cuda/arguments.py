@@ -34,7 +34,6 @@ def check_tensors(q: Tensor, **others: Any) -> None:
     Asked first: meta tensors would take the call to the fake kernels, which check nothing, and the
     dispatcher's own message for sparse or quantized tensors names no argument.
     """
-    refuse_tangents((q, *others.values()))
     require_dense("q", q)
     device = q.device
     for name, t in others.items():
@@ -45,14 +44,18 @@ def check_tensors(q: Tensor, **others: Any) -> None:
             raise ValueError(
                 f"{name} is on device {t.device}, q is on {device}: all must be on one device"
             )
+    refuse_tangents((q, *others.values()))
 
 
 def refuse_tangents(tensors: Iterable[Any]) -> None:
-    """Before any of them is viewed, which fails inside torch for some tangents."""
+    """Before any of them is viewed, which fails inside torch for some tangents.
+
+    What is not strided passes: it has no tangent that could be unpacked, and is refused elsewhere.
+    """
     if forward_ad._current_level < 0:
         return
-    tensors = (t for t in tensors if isinstance(t, Tensor))
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    dense = (t for t in tensors if isinstance(t, Tensor) and t.layout == torch.strided)
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in dense):
         raise NotImplementedError(
             "differential attention has no forward-mode derivative (torch.func.jvp, jacfwd, "
             "forward_ad.make_dual): use reverse mode (torch.func.vjp, jacrev, backward())"

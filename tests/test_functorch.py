@@ -171,6 +171,19 @@ def test_dual_tensors(impl: Impl, name: str, requires_grad: bool, recording: boo
                 impl.func(**arguments)
 
 
+@pytest.mark.parametrize("kind", ["mkldnn", "sparse", "jagged"])
+def test_what_is_not_dense_is_named_where_there_are_tangents(impl: Impl, kind: str) -> None:
+    p = problem(impl)
+    q, *others = inputs(p)
+    given = {
+        "mkldnn": lambda: q.detach().float().cpu().to_mkldnn(),
+        "sparse": lambda: q.detach().to_sparse(),
+        "jagged": lambda: torch.nested.nested_tensor([q[0], q[0]], layout=torch.jagged),
+    }[kind]()
+    with forward_ad.dual_level(), pytest.raises(TypeError, match="q is a .* tensor, accepted"):
+        impl.func(given, *others)
+
+
 def test_dual_gradient_of_the_output(impl: Impl) -> None:
     p = problem(impl)
     q, k, v, lam = inputs(p)
