@@ -18,6 +18,8 @@ struct KeyParts {
       : mine(of(mask, first_key, warp / T::kPartWarps)),
         first_end_(keep_uniform(of(mask, first_key, 0).end)),
         mine_is_first_(warp < T::kPartWarps) {
+    // Or it would be computed again in each step. At 96 no register is left to keep it.
+    if (T::kHeadDim == 128) mine.full_begin = keep_uniform(mine.full_begin);
     const RowSteps last = of(mask, first_key, T::kParts - 1);
     last_begin_ = keep_uniform(last.begin < last.end ? last.begin : INT_MAX);
   }
