@@ -10,17 +10,16 @@ fp32 or fp64 on the CPU, fp16 or bf16 on CUDA, and all on one device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import arguments, autograd
+from .arguments import Heads
 
 Lambda = float | Tensor
 Window = tuple[int, int]
-Heads = Sequence[bool] | Tensor | None
 # A tensor, or (out, lse) with return_lse. Any, so that a type checker lets callers use either.
 Result = Any
 

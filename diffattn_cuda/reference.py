@@ -57,15 +57,14 @@ def diff_flash_attn_func(
     group = q.shape[2] // k.shape[2]  # query head h reads KV head h // group
     if streaming_heads is not None:
         streaming_heads = [bool(streaming_heads[h // group]) for h in range(q.shape[2])]
-    p, lse = attention_maps(
+    p, lse, empty = _maps_and_empty_rows(
         q, k.repeat_interleave(group, dim=2), softmax_scale, causal, window_size, sink_size,
         streaming_heads,
     )  # fmt: skip
     p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
     v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
-    out = (p_diff.to(v.dtype) @ v).transpose(1, 2).to(p.dtype)  # (b, sq, h, dv)
-    blind = ~visible_keys(q.shape[1], k.shape[1], causal, window_size, q.device, sink_size).any(-1)
-    out = out.masked_fill(blind[:, None, None], 0.0)  # also where λ is NaN
+    out = (p_diff.to(v.dtype) @ v).to(p.dtype)  # (b, h, sq, dv)
+    out = out.masked_fill(empty[..., None], 0.0).transpose(1, 2)  # also where λ is NaN
     if norm_eps is not None:
         out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + norm_eps)
     if norm_weight is not None:
@@ -235,6 +234,22 @@ def attention_maps(
         >>> p.shape, lse.shape
         (torch.Size([2, 1, 4, 100, 100]), torch.Size([2, 1, 4, 100]))
     """
+    p, lse, _ = _maps_and_empty_rows(
+        q, k, softmax_scale, causal, window_size, sink_size, streaming_heads
+    )
+    return p, lse
+
+
+def _maps_and_empty_rows(
+    q: Tensor,
+    k: Tensor,
+    softmax_scale: float | None,
+    causal: bool,
+    window_size: Window,
+    sink_size: int,
+    streaming_heads: Heads,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attention_maps`, and which rows see no key: bool (seqlen_q,) or (nheads, seqlen_q)."""
     seqlen_q, seqlen_k, d = q.shape[1], k.shape[1], q.shape[-1]
     scale = d**-0.5 if softmax_scale is None else softmax_scale
     q = q.permute(3, 0, 2, 1, 4)  # (2, b, h, sq, d)
@@ -249,7 +264,7 @@ def attention_maps(
     s = s.masked_fill(~visible, float("-inf"))
     # Softmax of an empty row is NaN, and so is its gradient, which the mask above turns into 0.
     p = s.softmax(-1).masked_fill(empty[..., None], 0.0)
-    return p, s.logsumexp(-1)
+    return p, s.logsumexp(-1), empty
 
 
 def visible_keys(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -70,31 +71,40 @@ def test_products_follow_the_mask(
     assert seen <= pairs <= 1.15 * seen + 2 * len(streaming) * blocks * tile
 
 
-@pytest.mark.parametrize("full", [1, 2], ids=["quarter", "half"])
-def test_bytes_of_decoding_follow_the_mask(impl: Impl, sim: Simulator, full: int) -> None:
-    """f·L + (1 − f)·(sinks + window) of the cache, within 2 %, in two launches."""
-    seqlen, nheads_k, splits = 8192, 4, 4
-    streaming = tuple(head >= full for head in range(nheads_k))
+def decode(impl: Impl, seqlen: int, nheads_k: int, d: int, full: int, splits: int = 0) -> None:
+    """A token of one sequence; `full` of its KV heads see all of its keys."""
+    impl.kvcache(
+        normal(1, 1, 2 * nheads_k, d), normal(1, seqlen, 2 * nheads_k, d),
+        normal(1, seqlen, nheads_k, 2 * d), 0.5, causal=True, window_size=(LEFT, 0), sink_size=SINK,
+        streaming_heads=[head >= full for head in range(nheads_k)], num_splits=splits,
+    )  # fmt: skip
+
+
+@contextmanager
+def workspaces(sim: Simulator, *, launch: bool) -> Iterator[list[int]]:
+    """The bytes that each call asks for."""
     asked: list[int] = []
 
     def serve(params: Any) -> None:
         with sim.device:
             asked.append(params.workspace())
-        sim.launch_described(params)
+        if launch:
+            sim.launch_described(params)
 
-    def call() -> None:
-        impl.kvcache(
-            normal(1, 1, 2 * nheads_k, D), normal(1, seqlen, 2 * nheads_k, D),
-            normal(1, seqlen, nheads_k, DV), 0.5, causal=True, window_size=(LEFT, 0),
-            sink_size=SINK, streaming_heads=streaming, num_splits=splits,
-        )  # fmt: skip
-
-    sim.device.launches()
     sim.serve = serve
     try:
-        call()
+        yield asked
     finally:
         sim.serve = sim.launch_described
+
+
+@pytest.mark.parametrize("full", [1, 2], ids=["quarter", "half"])
+def test_bytes_of_decoding_follow_the_mask(impl: Impl, sim: Simulator, full: int) -> None:
+    """f·L + (1 − f)·(sinks + window) of the cache, within 2 %, in two launches."""
+    seqlen, nheads_k = 8192, 4
+    sim.device.launches()  # forget those before
+    with workspaces(sim, launch=True) as asked:
+        decode(impl, seqlen, nheads_k, D, full, splits=4)
     launches = sim.device.launches()
     assert len(launches) == 2
     counted = launches[0][1]["global_distinct_bytes"] - asked[0]
@@ -106,21 +116,8 @@ def test_bytes_of_decoding_follow_the_mask(impl: Impl, sim: Simulator, full: int
 def test_processors_are_busy(impl: Impl, sim: Simulator, full: int) -> None:
     """8 KV heads of one sequence, some of which see all of 32,768 keys, on 108 processors."""
     seqlen, nheads_k, d, processors = 32768, 8, 8, 108
-    asked: list[int] = []
-
-    def serve(params: Any) -> None:
-        with sim.device:
-            asked.append(params.workspace())
-
-    sim.serve = serve
-    try:
-        impl.kvcache(
-            normal(1, 1, 2 * nheads_k, d), normal(1, seqlen, 2 * nheads_k, d),
-            normal(1, seqlen, nheads_k, 2 * d), 0.5, causal=True, window_size=(LEFT, 0),
-            sink_size=SINK, streaming_heads=[head >= full for head in range(nheads_k)],
-        )  # fmt: skip
-    finally:
-        sim.serve = sim.launch_described
+    with workspaces(sim, launch=False) as asked:
+        decode(impl, seqlen, nheads_k, d, full)
     # For each row: two results of each split, an LSE and what it lost, and the number of splits.
     splits = (asked[0] // nheads_k - 4) // (2 * (2 * d + 2) * 4)
     ctas = full * splits + nheads_k - full

@@ -35,18 +35,6 @@ inline KeyTile keys_of_split(const Intervals& seen, int64_t size, int64_t n) {
   return {0, {0, 0}};
 }
 
-// The most splits that a sequence has, from shapes alone.
-inline int64_t most_splits(const DecodeParams& p, bool streaming, int64_t size) {
-  const Mask& mask = p.mask;
-  const int64_t all = ceil_div(p.shape.seqlen_k, size);
-  if (!streaming) return all;
-  // An interval may begin at any key of a split.
-  const auto in_splits = [&](int64_t keys) { return min(ceil_div(keys + size - 1, size), all); };
-  const int64_t window =
-      mask.right < 0 ? all : in_splits(p.shape.seqlen_q + mask.left + mask.right);
-  return window + (mask.sink > 0 ? in_splits(mask.sink) : 0);
-}
-
 // Merges the splits of row m and writes its output and LSE. sums [2][leading(dv)] is scratch.
 template <class C, class PartialOf>
 void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t m,
@@ -103,7 +91,7 @@ class Decode {
         parallel_(parallel),
         rows_(p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q),
         split_(split_size(p)),
-        splits_(most_splits(p, heads.streaming, split_)),
+        splits_(most_blocks(p.shape, p.mask, heads.streaming, p.shape.seqlen_q, split_)),
         together_(heads_together(p.shape, heads.count, p.shape.batch * splits_, parallel.threads)),
         partials_(product(p.shape.batch, heads.count, splits_, partial_size())),
         sums_(parallel.threads * sums_size()),

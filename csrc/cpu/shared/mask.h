@@ -87,14 +87,20 @@ class SequenceMask {
   int64_t sink_end_;  // 0 without a sink
 };
 
-// The most keys that the blocks of keys of some rows have, where the rows are of one kind of heads.
-inline int64_t most_keys(const Shape& s, const Mask& mask, bool streaming, int64_t rows) {
-  const int64_t all = round_up(s.seqlen_k, kKeys);
+// The most blocks of `size` keys that some rows see some of, where the rows are of one kind of heads.
+inline int64_t most_blocks(const Shape& s, const Mask& mask, bool streaming, int64_t rows,
+                           int64_t size) {
+  const int64_t all = ceil_div(s.seqlen_k, size);
   if (!streaming) return all;
   // An interval may begin at any key of a block.
-  const auto in_blocks = [&](int64_t keys) { return min(round_up(keys + kKeys - 1, kKeys), all); };
+  const auto in_blocks = [&](int64_t keys) { return min(ceil_div(keys + size - 1, size), all); };
   const int64_t window = mask.right < 0 ? all : in_blocks(rows + mask.left + mask.right);
   return window + (mask.sink > 0 ? in_blocks(mask.sink) : 0);
+}
+
+// The most keys that the blocks of keys of these rows have.
+inline int64_t most_keys(const Shape& s, const Mask& mask, bool streaming, int64_t rows) {
+  return kKeys * most_blocks(s, mask, streaming, rows, kKeys);
 }
 
 enum class Tile { hidden, partial, full };
