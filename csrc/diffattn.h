@@ -54,8 +54,10 @@ struct Shape {
 struct Mask {
   int64_t left, right;
   int64_t sink = 0;
-  uint64_t streaming =
-      ~uint64_t(0);  // bit h: KV head h streams; all bits set: every head does, even beyond 64
+  // Bit h: KV head h streams. All bits set: every head does, even beyond 64.
+  uint64_t streaming = ~uint64_t(0);
+
+  int64_t full_heads() const { return __builtin_popcountll(~streaming); }
 };
 
 // Y = O·rsqrt(mean(O²) + eps)·weight·scale; Y = O·scale where eps is negative.

@@ -77,7 +77,7 @@ void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t 
   using T = BwdTraits<Element, kHeadDim, kHeadDimV>;
   const Shape& shape = params.shape;
   const int64_t row_ctas = ceil_div(shape.seqlen_q, kRowBlock) * shape.nheads * shape.batch;
-  const int64_t full = __builtin_popcountll(~params.mask.streaming);
+  const int64_t full = params.mask.full_heads();
   const int64_t key_ctas =
       (full * BlocksOfHead(shape, 0, T::kKeys).all +
        (shape.nheads_k - full) * BlocksOfHead(shape, params.mask.sink, T::kKeys).all) *

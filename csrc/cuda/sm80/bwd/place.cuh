@@ -35,18 +35,15 @@ struct KeyBlock {
       n = *ticket;
     }
     const Shape& shape = params.shape;
-    const HeadKind full = HeadKind::full(params.mask);
     const BlocksOfHead of_full(shape, 0, T::kKeys);
-    const unsigned all_full = full.count * of_full.all * unsigned(shape.batch);
-    const bool is_full = n < all_full;
-    if (!is_full) n -= all_full;
-    const HeadKind kind = is_full ? full : HeadKind::streaming(params.mask, shape.nheads_k);
-    const BlocksOfHead blocks = is_full ? of_full : BlocksOfHead(shape, params.mask.sink, T::kKeys);
+    const HeadKind kind = HeadKind::of(params.mask, shape, of_full.all, n);
+    const BlocksOfHead blocks =
+        kind.full ? of_full : BlocksOfHead(shape, params.mask.sink, T::kKeys);
     const unsigned at = params.deterministic ? blocks.all - 1 - n % blocks.all : n % blocks.all;
     of_sinks = at < blocks.sinks;
     index = int(of_sinks ? at : at - blocks.sinks);
-    head_k = kind.head_k(n / blocks.all % kind.count);
-    batch = int(n / blocks.all / kind.count);
+    head_k = kind.head_k(n / blocks.all % kind.count(shape));
+    batch = int(n / blocks.all / kind.count(shape));
   }
 };
 

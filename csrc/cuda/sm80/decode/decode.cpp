@@ -90,7 +90,7 @@ DecodePlan plan_of(const DecodeParams& p) {
   plan.row_blocks = divisor(row_blocks);
   plan.append_first = p.cache.seqlen_new > kFewNewKeys || rows == 0;
 
-  const int64_t full_heads = __builtin_popcountll(~p.mask.streaming);
+  const int64_t full_heads = p.mask.full_heads();
   const int64_t streaming_heads = s.nheads_k - full_heads;
   const SplitCounts splits = splits_of(p, full_heads, rows, row_blocks);
   plan.full = {divisor(full_heads), divisor(splits.full)};

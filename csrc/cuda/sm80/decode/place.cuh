@@ -36,7 +36,7 @@ struct SplitPlace {
     int rank, rest;
     heads(rest, rank, unit.n);
     splits(batch, split, rest);
-    head_k = HeadKind{unit.is_full ? ~mask.streaming : mask.streaming, 0}.head_k(unsigned(rank));
+    head_k = HeadKind(mask, unit.is_full).head_k(unsigned(rank));
   }
 };
 

@@ -9,13 +9,9 @@ struct HeadOfBatch {
   int batch, head;
 
   __device__ HeadOfBatch(const Mask& mask, const Shape& shape, unsigned n) {
-    const HeadKind full = HeadKind::full(mask);
     const unsigned group = unsigned(shape.nheads) / unsigned(shape.nheads_k);
-    const unsigned all_full = full.count * group * unsigned(shape.batch);
-    const bool is_full = n < all_full;
-    const HeadKind kind = is_full ? full : HeadKind::streaming(mask, shape.nheads_k);
-    const unsigned heads = kind.count * group;
-    if (!is_full) n -= all_full;
+    const HeadKind kind = HeadKind::of(mask, shape, group, n);
+    const unsigned heads = kind.count(shape) * group;
     batch = int(n / heads);
     head = int(kind.head_k(n % heads / group) * group + n % heads % group);
   }
@@ -50,6 +46,7 @@ struct Place {
         pair(warp / 2),
         map(warp % 2),
         head(of.head),
+        // Divided again: carried along, it would cost the main loop ten instructions at (64, 128).
         head_k(of.head / int(params.shape.nheads / params.shape.nheads_k)),
         sequence(params.shape, params.varlen, of.batch),
         cta_row(row),

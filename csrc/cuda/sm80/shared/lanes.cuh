@@ -1,4 +1,4 @@
-// Reductions over lanes of a warp.
+// Shuffles between the lanes of a warp: reductions, and numbers kept in registers.
 #pragma once
 
 namespace diffattn::cuda::sm80 {

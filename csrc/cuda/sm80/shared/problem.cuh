@@ -110,14 +110,25 @@ class HeadMask {
 // The KV heads of one kind: those that see every key, which come first because they take longest, or those that
 // stream.
 struct HeadKind {
+  bool full;
   uint64_t heads;  // bit h: KV head h is one of them; all bits set: every head is
-  unsigned count;
 
-  __device__ static HeadKind full(const Mask& mask) {
-    return {~mask.streaming, unsigned(__popcll(~mask.streaming))};
+  __device__ HeadKind(const Mask& mask, bool full)
+      : full(full), heads(full ? ~mask.streaming : mask.streaming) {}
+
+  // That of the n-th CTA, if each full head of a sequence has so many; n becomes its number among those of the kind.
+  __device__ static HeadKind of(const Mask& mask, const Shape& shape, unsigned of_full_head,
+                                unsigned& n) {
+    const unsigned all_full =
+        HeadKind(mask, true).count(shape) * of_full_head * unsigned(shape.batch);
+    const HeadKind kind(mask, n < all_full);
+    if (!kind.full) n -= all_full;
+    return kind;
   }
-  __device__ static HeadKind streaming(const Mask& mask, int64_t nheads_k) {
-    return {mask.streaming, unsigned(nheads_k) - full(mask).count};
+
+  __device__ unsigned count(const Shape& shape) const {
+    const unsigned full_heads = unsigned(__popcll(full ? heads : ~heads));
+    return full ? full_heads : unsigned(shape.nheads_k) - full_heads;
   }
 
   __device__ int head_k(unsigned rank) const {
