@@ -184,6 +184,7 @@ class _DiffAttnBase(nn.Module):
         self, x: Tensor, rel_pos: tuple[Tensor, Tensor] | None, cache: KVCache | None
     ) -> None:
         arguments.require_dense("x", x)
+        arguments.refuse_tangents((x,))
         if x.dim() != 3 or x.shape[-1] != self.embed_dim:
             raise ValueError(
                 f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {self.embed_dim})"

@@ -70,8 +70,6 @@ def huge_together(call: Call) -> str:
     names, dim = groups[which]
     if "cu_seqlens_q" in call.args and call.args["cu_seqlens_q"] is not None:
         dim = 0
-    if which == "slots" and call.args.get("cache_seqlens") is None:
-        return ""  # all of them would be read, which takes hours
     if not _expand(call, names, [dim] * len(names), n):
         return ""
     if which == "queries" and rng.random() < 0.5:
@@ -237,6 +235,24 @@ CHANGES: dict[tensors.Change, int] = tensors.CHANGES | {  # and how often
 }  # fmt: skip
 
 
+def _takes_hours(call: Call) -> bool:
+    """So many keys are to be read, of a few that are expanded to a long cache."""
+    cache, table = _shape(call, "v_cache"), _shape(call, "block_table")
+    if len(cache) < 2:
+        return False
+    capacity = cache[1] * (table[-1] if table else 1)
+    lengths = call.args.get("cache_seqlens")
+    if (tensor := call.tensor("cache_seqlens")) is not None and tensor.dtype == torch.int32:
+        lengths = int(tensor.max()) if tensor.numel() else 0
+    longest = lengths if isinstance(lengths, int) else capacity
+    return min(longest, capacity) > 2**24
+
+
+def _shape(call: Call, name: str) -> tuple[int, ...]:
+    t = call.args.get(name)
+    return tuple(t.shape) if isinstance(t, Tensor) and not t.is_nested else ()
+
+
 def spoil(call: Call, contexts: list[str]) -> None:
     """0 to 3 changes, and now and then another context."""
     for _ in range(call.rng.choice([0, 1, 1, 1, 2, 2, 3])):
@@ -248,6 +264,9 @@ def spoil(call: Call, contexts: list[str]) -> None:
             did = change(call)
         except Exception as error:  # an earlier change left nothing that this one could change
             did, call.legal = f"{change.__name__} failed: {type(error).__name__}", False
+        if _takes_hours(call):
+            call.args, call.must_refuse = before, reasons
+            continue
         for name, why in reasons.items():  # what a change replaces is no reason any more
             if call.args.get(name) is not before[name] and call.must_refuse[name] == why:
                 del call.must_refuse[name]

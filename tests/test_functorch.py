@@ -14,7 +14,7 @@ from support.refusal import refuses
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from diffattn_cuda import reference
+from diffattn_cuda import nn, reference
 
 pytestmark = pytest.mark.needs("has_ops")
 Function = Callable[..., Any]
@@ -229,3 +229,12 @@ def test_tangents_of_what_torch_cannot_view(impl: Impl, name: str) -> None:
     ones = torch.ones_like(primal)
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(lambda x: impl.func(**arguments, lam=0.5, **{name: x}), (primal,), (ones,))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("version", [1, 2])
+def test_tangents_of_what_a_module_cannot_view(version: int) -> None:
+    module = nn.MultiheadDiffAttn(32, 0, 1) if version == 1 else nn.MultiheadDiffAttnV2(32, 1)
+    x = torch._neg_view(torch.randn(2, 6, 32))
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(module, (x,), (torch.ones_like(x),))

@@ -36,6 +36,23 @@ def test_a_row_without_keys_is_zero_whatever_lambda_is(
 @DTYPE
 @DECODING
 @ROWS
+def test_a_row_without_keys_is_zero_whatever_the_norm_weight_is(
+    impl: Impl, dtype: torch.dtype, decoding: bool, sq: int
+) -> None:
+    """1/rms of such a row is 316, and 316 times this weight is inf."""
+    case = Case(sq=sq, sk=3, causal=True, norm="affine", dtype=dtype)
+    p = make_problem(case, impl.device)
+    assert p.norm_weight is not None
+    largest = torch.finfo(p.norm_weight.dtype).max
+    options = p.options() | {"norm_weight": torch.full_like(p.norm_weight, largest / 4)}
+    function = impl.kvcache if decoding else impl.func
+    out = function(flat(p.q), flat(p.k), p.v, 0.5, **options)
+    assert bool((out[:, : sq - 3] == 0).all())
+
+
+@DTYPE
+@DECODING
+@ROWS
 def test_values_whose_sum_overflows(
     impl: Impl, dtype: torch.dtype, decoding: bool, sq: int
 ) -> None:

@@ -21,7 +21,10 @@ C apply_norm(const Norm& norm, int64_t n, C* row) {
   const C rstd = norm.eps < 0 ? C(1) : inverse_rms(row, n, C(norm.eps));
   const C factor = rstd * C(norm.scale);
   const C* weight = static_cast<const C*>(norm.weight);
-  for (int64_t i = 0; i < n; ++i) row[i] *= weight ? factor * weight[i] : factor;
+  for (int64_t i = 0; i < n; ++i) {
+    row[i] *= factor;
+    if (weight) row[i] *= weight[i];  // not factor·weight first, which may overflow
+  }
   return rstd;
 }
 
