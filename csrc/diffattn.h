@@ -27,6 +27,7 @@ struct Map {
   View q;    // [batch, row, head, d]
   View k;    // [batch, row, head_k, d]
   View lse;  // [batch, head, row]
+  View o;  // [batch, row, head, dv]   in the compute type: the map's own result, if it is asked for
 };
 
 struct MapGradients {
@@ -35,9 +36,9 @@ struct MapGradients {
 };
 
 struct CachedMap {
-  View q, lse;   // as in Map
-  View k_cache;  // [batch or block, row, head_k, d]
-  View k_new;    // [batch, row, head_k, d]   absent: nothing to append
+  View q, lse, o;  // as in Map
+  View k_cache;    // [batch or block, row, head_k, d]
+  View k_new;      // [batch, row, head_k, d]   absent: nothing to append
 };
 
 struct Shape {
@@ -80,7 +81,8 @@ struct FwdParams {
   DType dtype;
   Shape shape;
   Map maps[2];
-  View v;    // [batch, row, head_k, dv]
+  View v;  // [batch, row, head_k, dv]
+  // Absent where the maps' own results are asked for, which have neither lambda nor norm.
   View lam;  // [batch, row, head]
   View out;  // [batch, row, head, dv]
   // For backward; absent where it does not need them.
@@ -109,6 +111,9 @@ struct BwdParams {
   Norm norm;
   Varlen varlen;
   bool deterministic;  // bitwise the same from run to run; the CPU backend always is
+  // Of a part of the keys, with the LSE of all: dlse is less D of each map (see docs/kernels_backward.md), so o,
+  // o_complement and dlam are absent, and dq, dk and dv are in the compute type, to be added to other parts'.
+  bool partial;
 };
 
 struct Rotary {

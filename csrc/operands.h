@@ -152,6 +152,20 @@ inline constexpr Operand kDout = output("dout", Role::read), kSavedO = output("o
                          kDlam = written_as("dlam", kLam),
                          kDnormWeight = written_as("dnorm_weight", kNormWeight);
 
+// Each map's own result, and gradients of a part of the keys.
+inline constexpr Operand kComponents{
+    "o",
+    Holds::sums,
+    Role::written,
+    5,
+    {Dim::batch, Dim::seqlen_q, Dim::nheads, Dim::maps, Dim::headdim_v}};
+constexpr Operand in_sums(Operand o) {
+  o.holds = Holds::sums;
+  return o;
+}
+inline constexpr Operand kPartialDq = in_sums(kDq), kPartialDk = in_sums(kDk),
+                         kPartialDv = in_sums(kDv);
+
 inline constexpr Operand kKCache{
     "k_cache",
     Holds::elements,
@@ -193,12 +207,14 @@ void for_each_view(Params& p, const F& f) {
     f(kKNew, signal.k_new, noise.k_new);
     f(kVNew, p.v_new);
     f(kOut, p.out);
+    f(kComponents, signal.o, noise.o);
     f(kLse, signal.lse, noise.lse);
   } else {
     f(kK, signal.k, noise.k);
     f(kV, p.v);
     if constexpr (std::is_same_v<std::remove_const_t<Params>, FwdParams>) {
       f(kOut, p.out);
+      f(kComponents, signal.o, noise.o);
       f(kO, p.o);
       f(kOComplement, p.o_complement);
       f(kLse, signal.lse, noise.lse);
@@ -211,9 +227,9 @@ void for_each_view(Params& p, const F& f) {
       f(kSavedRstd, p.rstd);
       f(kDout, p.dout);
       f(kDlse, of_signal.dlse, of_noise.dlse);
-      f(kDq, of_signal.dq, of_noise.dq);
-      f(kDk, of_signal.dk, of_noise.dk);
-      f(kDv, p.dv);
+      f(p.partial ? kPartialDq : kDq, of_signal.dq, of_noise.dq);
+      f(p.partial ? kPartialDk : kDk, of_signal.dk, of_noise.dk);
+      f(p.partial ? kPartialDv : kDv, p.dv);
       f(kDlam, p.dlam);
     }
   }

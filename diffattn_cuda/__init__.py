@@ -3,6 +3,7 @@
 from importlib import metadata
 
 try:
+    from .components import combine_components, diff_flash_attn_backward, merge_components
     from .functional import (
         diff_flash_attn_func,
         diff_flash_attn_varlen_func,
@@ -21,7 +22,10 @@ except metadata.PackageNotFoundError:  # a source tree, built in place
     __version__ = "0+unknown"
 
 __all__ = [
+    "combine_components",
+    "diff_flash_attn_backward",
     "diff_flash_attn_func",
     "diff_flash_attn_varlen_func",
     "diff_flash_attn_with_kvcache",
+    "merge_components",
 ]

@@ -128,7 +128,35 @@ def key_heads(k: Tensor, v: Tensor, k_name: str, v_name: str, dims: int) -> Tens
     )
 
 
-def expand_lambda(lam: Lambda, q: Tensor) -> Tensor:
+def components_asked(
+    return_components: bool,
+    return_lse: bool,
+    norm_weight: Tensor | None,
+    norm_eps: float | None,
+    out_scale: float,
+) -> bool:
+    """Whether each map's own result is returned. Norm and scale are then another function's."""
+    if not flag("return_components", return_components):
+        return False
+    if return_lse:
+        raise ValueError(
+            "return_lse and return_components were both given: return_components returns the LSE "
+            "too, (.., nheads, 2, seqlen_q)"
+        )
+    for name, given in (
+        ("norm_weight", norm_weight is not None),
+        ("norm_eps", norm_eps is not None),
+        ("out_scale", isinstance(out_scale, Tensor) or out_scale != 1),
+    ):
+        if given:
+            raise ValueError(
+                f"{name} was given with return_components=True, which has no norm and no scale: "
+                f"give {name} to combine_components"
+            )
+    return True
+
+
+def expand_lambda(lam: Lambda | None, q: Tensor) -> Tensor:
     """λ for each token and head, (batch, seqlen_q, nheads), without a copy of its numbers."""
     dtype, per_token = ops.compute_dtype(q), q.shape[:-2]
     if isinstance(lam, Tensor):

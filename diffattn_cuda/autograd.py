@@ -20,8 +20,15 @@ from torch.autograd.function import _SingleLevelFunction
 from . import arguments, ops
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-_OF_DECODE = ("q", "k_cache", "v_cache", "lam", "k", "v", "rotary_cos", "rotary_sin", "norm_weight")
-_OPS = {op: getattr(torch.ops.diffattn, op).default for op in ("fwd", "bwd", "decode")}
+# Those of decode that could have a gradient, with their places, and the same of decode_components.
+_OF_DECODE = {"q": 0, "k_cache": 1, "v_cache": 2, "lam": 3, "k": 4, "v": 5, "rotary_cos": 6,
+              "rotary_sin": 7, "norm_weight": 12}  # fmt: skip
+_OF_DECODE_COMPONENTS = {"q": 0, "k_cache": 1, "v_cache": 2, "k": 3, "v": 4, "rotary_cos": 5,
+                         "rotary_sin": 6}  # fmt: skip
+_OPS = {
+    op: getattr(torch.ops.diffattn, op).default
+    for op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components")
+}
 
 
 class _Forward(_SingleLevelFunction):
@@ -55,17 +62,71 @@ class _Forward(_SingleLevelFunction):
         return *gradients, *(None for _ in ctx.needs_input_grad[len(gradients) :])
 
 
+class _Components(_SingleLevelFunction):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, cu_seqlens_q, cu_seqlens_k, *options = inputs
+        output: tuple[Tensor, Tensor] = _recorded("components", keyset, inputs)
+        ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        gradients = _gradients_of_components(do, dlse, *ctx.saved_tensors, *ctx.options)
+        return None, *gradients, *(None for _ in ctx.needs_input_grad[4:])
+
+
 class _Backward(_SingleLevelFunction):
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *inputs: Any) -> Outputs:
-        gradients: Outputs = _recorded("bwd", keyset, inputs)
-        return gradients
+    def forward(ctx: Any, keyset: Any, op: str, *inputs: Any) -> Any:
+        return _recorded(op, keyset, inputs)
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
         raise RuntimeError(
             "differential attention has no double backward: its gradients' own gradients"
         )
+
+
+def _gradients_of_components(
+    do: Tensor | None,
+    dlse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv in q's dtype, from those of torch.ops.diffattn.components' results.
+
+    Each map has a gradient of its own, so the kernel runs once per map, on a problem whose two maps
+    are both this one, with λ = 0: its second map adds nothing.
+    """
+    dtype, compute = q.dtype, o.dtype
+    do = torch.zeros_like(o, dtype=dtype) if do is None else do.to(dtype)
+    less_d = -ops.sums_over_columns(do.to(compute) * o)
+    dlse = less_d if dlse is None else dlse + less_d  # (2, .., nheads, seqlen_q)
+    none, zero = torch.zeros_like(dlse[0]), q.new_zeros((), dtype=compute).expand(q.shape[:-2])
+    of_maps = []
+    for this in (slice(0, 1), slice(1, 2)):
+        k_this = k if k.shape[-2] == 1 else k[..., this, :]
+        of_maps.append(
+            torch.ops.diffattn.bwd_partial(
+                do[..., this, :].squeeze(-2), torch.cat((dlse[this], none[None])),
+                q[..., this, :].expand(q.shape), k_this, v, zero, lse[this].expand(lse.shape),
+                cu_seqlens_q, cu_seqlens_k, *options,
+            )
+        )  # fmt: skip
+    (dq_signal, dk_signal, dv_signal), (dq_noise, dk_noise, dv_noise) = of_maps
+    dq = torch.cat((dq_signal[..., :1, :], dq_noise[..., :1, :]), -2)
+    shared = k.shape[-2] == 1
+    dk = dk_signal + dk_noise if shared else torch.cat((dk_signal, dk_noise), -2)
+    return dq.to(dtype), dk.to(dtype), (dv_signal + dv_noise).to(dtype)
 
 
 def _is_absent(saved: Tensor) -> bool:
@@ -81,30 +142,57 @@ def _fwd(keyset: Any, *args: Any) -> Any:
 
 def _bwd(keyset: Any, *args: Any) -> Any:
     if _has_gradient(args[:11]):
-        return _record(_Backward, keyset, args)
+        return _record(_Backward, keyset, ("bwd", *args))
     return _below_autograd("bwd", keyset, args)
+
+
+def _components(keyset: Any, *args: Any) -> Any:
+    if _has_gradient(args[:3]):
+        return _record(_Components, keyset, args)
+    return _below_autograd("components", keyset, args)
+
+
+def _bwd_partial(keyset: Any, *args: Any) -> Any:
+    if _has_gradient(args[:7]):
+        return _record(_Backward, keyset, ("bwd_partial", *args))
+    return _below_autograd("bwd_partial", keyset, args)
 
 
 def decode(*args: Any) -> Any:
     """torch.ops.diffattn.decode; a call from Python takes its checks first, which saves 7 µs."""
     if torch.compiler.is_compiling():
         return torch.ops.diffattn.decode(*args)
-    _check_decode(args)
+    _check_decode(args, _OF_DECODE)
     with torch._C._AutoDispatchBelowADInplaceOrView():
         return torch.ops.diffattn.decode(*args)
 
 
+def decode_components(*args: Any) -> Any:
+    """The same of torch.ops.diffattn.decode_components."""
+    if torch.compiler.is_compiling():
+        return torch.ops.diffattn.decode_components(*args)
+    _check_decode(args, _OF_DECODE_COMPONENTS)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        return torch.ops.diffattn.decode_components(*args)
+
+
 def _decode(keyset: Any, *args: Any) -> Any:
-    _check_decode(args)
+    _check_decode(args, _OF_DECODE)
     keyset &= torch._C._after_ADInplaceOrView_keyset
     return _OPS["decode"].redispatch(keyset, *args)
 
 
-def _check_decode(args: tuple[Any, ...]) -> None:
-    _, k_cache, v_cache, _, k, *_ = args
-    tensors = (*args[:8], args[12])
+def _decode_components(keyset: Any, *args: Any) -> Any:
+    _check_decode(args, _OF_DECODE_COMPONENTS)
+    keyset &= torch._C._after_ADInplaceOrView_keyset
+    return _OPS["decode_components"].redispatch(keyset, *args)
+
+
+def _check_decode(args: tuple[Any, ...], places: dict[str, int]) -> None:
+    k_cache, v_cache, k = (args[places[name]] for name in ("k_cache", "v_cache", "k"))
+    tensors = [args[place] for place in places.values()]
     if _has_gradient(tensors):
-        named = zip(_OF_DECODE, tensors, strict=True)
+        named = zip(places, tensors, strict=True)
         which = ", ".join(name for name, t in named if t is not None and t.requires_grad)
         raise RuntimeError(
             f"diff_flash_attn_with_kvcache has no gradient, but one is required of {which}: call "
@@ -163,5 +251,8 @@ def _below_autograd(op: str, keyset: Any, args: tuple[Any, ...]) -> Any:
 
 ops.library.impl("fwd", _fwd, "Autograd", with_keyset=True)
 ops.library.impl("bwd", _bwd, "Autograd", with_keyset=True)
+ops.library.impl("components", _components, "Autograd", with_keyset=True)
+ops.library.impl("bwd_partial", _bwd_partial, "Autograd", with_keyset=True)
 # Unlike Autograd, this key is also met by tensors made under inference mode, outside it.
 ops.library.impl("decode", _decode, "ADInplaceOrView", with_keyset=True)
+ops.library.impl("decode_components", _decode_components, "ADInplaceOrView", with_keyset=True)

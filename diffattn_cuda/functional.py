@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, autograd
+from . import arguments, autograd, ops
 from .arguments import Heads
 
 Lambda = float | Tensor
 Window = tuple[int, int]
-# A tensor, or (out, lse) with return_lse. Any, so that a type checker lets callers use either.
+# A tensor; (out, lse) with return_lse, (o, lse) with return_components. Any, so that a type checker
+# lets callers use either.
 Result = Any
 
 
@@ -28,7 +29,7 @@ def diff_flash_attn_func(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: Window = (-1, -1),
@@ -40,6 +41,7 @@ def diff_flash_attn_func(
     *,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    return_components: bool = False,
 ) -> Result:
     """Differential attention over a dense batch; differentiable in q, k, v, lam, norm_weight.
 
@@ -70,11 +72,18 @@ def diff_flash_attn_func(
         out_scale: multiplies the output, normed or not; 1 − λ_init in DIFF V1.
         deterministic: gradients bitwise equal from run to run (on CPU they always are).
         return_lse: also return the log-sum-exp of both maps' scores.
+        return_components: return each map's own result instead, which can be merged with results of
+            other keys (`merge_components`) and becomes the output in `combine_components`. It has
+            neither λ nor norm: lam is not used and may be None, and norm_weight, norm_eps and
+            out_scale are not accepted.
 
     Returns:
         out (batch, seqlen_q, nheads, dv) in q's dtype. With return_lse also lse (2, batch,
         nheads, seqlen_q), natural log, fp32 (fp64 for fp64 inputs), differentiable. A row that
         sees no key has O = 0 and lse = −inf.
+
+        With return_components: o (batch, seqlen_q, nheads, 2, dv) and lse (batch, nheads, 2,
+        seqlen_q), both fp32 (fp64 for fp64 inputs), both differentiable.
 
     Raises:
         ValueError: a shape, device or option that does not fit the others.
@@ -98,11 +107,14 @@ def diff_flash_attn_func(
     arguments.check_tensors(q, k=k, v=v, lam=lam, norm_weight=norm_weight)
     q, k = arguments.query_heads(q, "q", 5), arguments.key_heads(k, v, "k", "v", 4)
     return_lse = arguments.flag("return_lse", return_lse)
-    out, lse = _attend(
-        q, k, v, lam, None, None, 0, 0, softmax_scale,
-        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v), norm_weight,
-        norm_eps, out_scale, deterministic,
-    )  # fmt: skip
+    options = (
+        arguments.softmax_scale_of(softmax_scale, q),
+        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
+        arguments.flag("deterministic", deterministic),
+    )
+    if arguments.components_asked(return_components, return_lse, norm_weight, norm_eps, out_scale):
+        return _attend_apart(q, k, v, None, None, 0, 0, *options)
+    out, lse = _attend(q, k, v, lam, None, None, 0, 0, *options, norm_weight, norm_eps, out_scale)
     return (out, lse) if return_lse else out
 
 
@@ -110,7 +122,7 @@ def diff_flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
@@ -126,6 +138,7 @@ def diff_flash_attn_varlen_func(
     *,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    return_components: bool = False,
 ) -> Result:
     """Differential attention over sequences of different lengths, packed one after another.
 
@@ -143,7 +156,8 @@ def diff_flash_attn_varlen_func(
         max_seqlen_k: at least the longest length in k.
 
     Returns:
-        out (total_q, nheads, dv); with return_lse also lse (2, nheads, total_q).
+        out (total_q, nheads, dv); with return_lse also lse (2, nheads, total_q). With
+        return_components: o (total_q, nheads, 2, dv) and lse (nheads, 2, total_q).
 
     Raises:
         ValueError: as `diff_flash_attn_func`.
@@ -169,11 +183,15 @@ def diff_flash_attn_varlen_func(
     max_seqlen_q = arguments.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = arguments.integer("max_seqlen_k", max_seqlen_k)
     return_lse = arguments.flag("return_lse", return_lse)
-    out, lse = _attend(
-        q, k, v, lam, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale,
-        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v), norm_weight,
-        norm_eps, out_scale, deterministic,
-    )  # fmt: skip
+    packing = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+    options = (
+        arguments.softmax_scale_of(softmax_scale, q),
+        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
+        arguments.flag("deterministic", deterministic),
+    )
+    if arguments.components_asked(return_components, return_lse, norm_weight, norm_eps, out_scale):
+        return _attend_apart(q, k, v, *packing, *options)
+    out, lse = _attend(q, k, v, lam, *packing, *options, norm_weight, norm_eps, out_scale)
     return (out, lse) if return_lse else out
 
 
@@ -181,7 +199,7 @@ def diff_flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     k: Tensor | None = None,
     v: Tensor | None = None,
     rotary_cos: Tensor | None = None,
@@ -202,6 +220,7 @@ def diff_flash_attn_with_kvcache(
     *,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    return_components: bool = False,
 ) -> Result:
     """Differential attention of new queries over cached keys; appends in place. No autograd.
 
@@ -232,6 +251,7 @@ def diff_flash_attn_with_kvcache(
 
     Returns:
         out (batch, seqlen_q, nheads, dv); with return_lse also lse (2, batch, nheads, seqlen_q).
+        With return_components: o and lse as `diff_flash_attn_func` gives them, without gradients.
 
     Raises:
         ValueError: as `diff_flash_attn_func`.
@@ -263,17 +283,29 @@ def diff_flash_attn_with_kvcache(
     k_cache = arguments.key_heads(k_cache, v_cache, "k_cache", "v_cache", 4)
     if k is not None and v is not None:
         k = arguments.key_heads(k, v, "k", "v", 4)
+    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache)
+    return_lse = arguments.flag("return_lse", return_lse)  # before the caches are written
+    apart = arguments.components_asked(
+        return_components, return_lse, norm_weight, norm_eps, out_scale
+    )
     norm_weight, norm_eps, out_scale = arguments.epilogue(
         norm_weight, norm_eps, out_scale, q, v_cache
     )
-    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache)
-    return_lse = arguments.flag("return_lse", return_lse)  # before the caches are written
+    cache = (
+        k, v, rotary_cos, rotary_sin, arguments.seqlens_of(cache_seqlens, q), cache_batch_idx,
+        cache_leftpad, block_table,
+    )  # fmt: skip
+    options = (
+        arguments.softmax_scale_of(softmax_scale, q), *mask,
+        arguments.flag("rotary_interleaved", rotary_interleaved),
+    )  # fmt: skip
+    num_splits = arguments.integer("num_splits", num_splits)
+    if apart:
+        o, lse = autograd.decode_components(q, k_cache, v_cache, *cache, *options, num_splits)
+        return o, ops.head_major(lse)
     out, lse = autograd.decode(
-        q, k_cache, v_cache, arguments.expand_lambda(lam, q), k, v, rotary_cos, rotary_sin,
-        arguments.seqlens_of(cache_seqlens, q), cache_batch_idx, cache_leftpad, block_table,
-        norm_weight, arguments.softmax_scale_of(softmax_scale, q), *mask,
-        arguments.flag("rotary_interleaved", rotary_interleaved), norm_eps, out_scale,
-        arguments.integer("num_splits", num_splits),
+        q, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
+        norm_eps, out_scale, num_splits,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -282,22 +314,41 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     max_seqlen_q: int,
     max_seqlen_k: int,
-    softmax_scale: float | None,
+    softmax_scale: float,
     mask: tuple[int, int, int, int],
+    deterministic: bool,
     norm_weight: Tensor | None,
     norm_eps: float | None,
     out_scale: float,
-    deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
     out, lse, *_ = torch.ops.diffattn.fwd(
         q, k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q, cu_seqlens_k,
-        max_seqlen_q, max_seqlen_k, arguments.softmax_scale_of(softmax_scale, q), *mask,
-        norm_eps, out_scale, arguments.flag("deterministic", deterministic), False,
+        max_seqlen_q, max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
     )  # fmt: skip
     return out, lse
+
+
+def _attend_apart(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float,
+    mask: tuple[int, int, int, int],
+    deterministic: bool,
+) -> tuple[Tensor, Tensor]:
+    """Each map's own result."""
+    o, lse = torch.ops.diffattn.components(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, *mask,
+        deterministic,
+    )  # fmt: skip
+    return o, ops.head_major(lse)

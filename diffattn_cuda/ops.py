@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +38,16 @@ def compute_dtype(q: Tensor) -> torch.dtype:
 
 def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
     return (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
+
+
+def head_major(lse: Tensor) -> Tensor:
+    """(2, .., nheads, seqlen_q) as (.., nheads, 2, seqlen_q), a view."""
+    return lse.movedim(0, -2)
+
+
+def sums_over_columns(x: Tensor) -> Tensor:
+    """Of (.., seqlen_q, nheads, 2, dv), as the ops have statistics: (2, .., nheads, seqlen_q)."""
+    return x.sum(-1).movedim(-1, 0).transpose(-1, -2)
 
 
 def check_storage(name: str, t: Tensor) -> None:
@@ -117,6 +128,38 @@ def _bwd_fake(
     return dq, dk, dv, dlam, dweight
 
 
+@torch.library.register_fake("diffattn::components")
+def _components_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor]:
+    _on_one_device(q, k, v, cu_seqlens_q, cu_seqlens_k)
+    o = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=compute_dtype(q))
+    return o, o.new_empty((2, *_statistics_shape(q, cu_seqlens_q is not None)))
+
+
+@torch.library.register_fake("diffattn::bwd_partial")
+def _bwd_partial_fake(
+    dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    _on_one_device(q, dout, dlse, k, v, *rest)
+    dq, dk, dv = (t.new_empty(t.shape, dtype=compute_dtype(q)) for t in (q, k, v))
+    return dq, dk, dv
+
+
+@torch.library.register_fake("diffattn::decode_components")
+def _decode_components_fake(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    _on_one_device(q, k_cache, v_cache, *rest)
+    o = q.new_empty((*q.shape[:-1], v_cache.shape[-1]), dtype=compute_dtype(q))
+    return o, o.new_empty((2, *_statistics_shape(q, False)))
+
+
 @torch.library.register_fake("diffattn::decode")
 def _decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
@@ -133,18 +176,19 @@ def _refuse_vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> NoReturn
     )
 
 
-def _each_gradient(info: Any, in_dims: Any, *args: Any) -> tuple[Any, ...]:
+def _each_gradient(op: str, info: Any, in_dims: Any, *args: Any) -> tuple[Any, ...]:
     """One backward for each gradient of the output: what torch.func.jacrev maps over."""
     results = []
     for i in range(info.batch_size):
         one = (x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
-        results.append(torch.ops.diffattn.bwd(*one))
-    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * 5
+        results.append(getattr(torch.ops.diffattn, op)(*one))
+    return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
 
 
-torch.library.register_vmap("diffattn::fwd", _refuse_vmap)
-torch.library.register_vmap("diffattn::bwd", _each_gradient)
-torch.library.register_vmap("diffattn::decode", _refuse_vmap)
+for _op in ("fwd", "decode", "components", "decode_components"):
+    torch.library.register_vmap(f"diffattn::{_op}", _refuse_vmap)
+for _op in ("bwd", "bwd_partial"):
+    torch.library.register_vmap(f"diffattn::{_op}", partial(_each_gradient, _op))
 
 
 def _register_autocast(op: str, device: str, cast_arguments: tuple[str, ...]) -> None:
@@ -248,13 +292,14 @@ library = torch.library.Library("diffattn", "IMPL")
 
 _missing = _load_cuda()
 if _missing:
-    _refuse_cuda("fwd", _missing)
-    _refuse_cuda("bwd", _missing)
-    _refuse_cuda("decode", _missing)
+    for _op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
+        _refuse_cuda(_op, _missing)
 
-for _op in ("fwd", "bwd", "decode"):
+for _op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
     _register_lazy_views(_op)
 
 for _device in ("CPU", "CUDA"):
-    _register_autocast("fwd", _device, ("q", "k", "v"))
-    _register_autocast("decode", _device, ("q", "k", "v", "rotary_cos", "rotary_sin"))
+    for _op in ("fwd", "components"):
+        _register_autocast(_op, _device, ("q", "k", "v"))
+    for _op in ("decode", "decode_components"):
+        _register_autocast(_op, _device, ("q", "k", "v", "rotary_cos", "rotary_sin"))

@@ -4,9 +4,9 @@
 
 The three functions have the names, signatures and results of `diffattn_cuda`'s, whose docstrings
 describe the arguments.  Fed fp64 they are the oracle of the tests; fed any other dtype they compute
-what users write today, materialising both seqlen_q × seqlen_k maps.  Each gives the output, or
-(output, LSE) where return_lse is true.  `deterministic`, `num_splits` and `max_seqlen_*` are
-accepted and change nothing here.
+what users write today, materialising both seqlen_q × seqlen_k maps.  Each gives the output,
+(output, LSE) where return_lse is true, or each map's own where return_components is.
+`deterministic`, `num_splits` and `max_seqlen_*` are accepted and change nothing here.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def diff_flash_attn_func(
     *,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    return_components: bool = False,
 ) -> Any:
     """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q).
 
@@ -61,8 +62,11 @@ def diff_flash_attn_func(
         q, k.repeat_interleave(group, dim=2), softmax_scale, causal, window_size, sink_size,
         streaming_heads,
     )  # fmt: skip
-    p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
     v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
+    if return_components:
+        o = (p.to(v.dtype) @ v).to(p.dtype)  # (2, b, h, sq, dv)
+        return o.permute(1, 3, 2, 0, 4), lse.permute(1, 2, 0, 3)
+    p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
     out = (p_diff.to(v.dtype) @ v).to(p.dtype)  # (b, h, sq, dv)
     out = out.masked_fill(empty[..., None], 0.0).transpose(1, 2)  # also where λ is NaN
     if norm_eps is not None:
@@ -93,6 +97,7 @@ def diff_flash_attn_varlen_func(
     *,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    return_components: bool = False,
 ) -> Any:
     """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q).
 
@@ -102,9 +107,11 @@ def diff_flash_attn_varlen_func(
         >>> diff_flash_attn_varlen_func(q, k, v, 0.8, cu_seqlens, cu_seqlens, 5, 5).shape
         torch.Size([7, 4, 128])
     """
-    nheads = q.shape[1] // 2 if q.dim() == 3 else q.shape[1]
-    outs = [q.new_zeros(0, nheads, v.shape[-1])]
-    lses = [q.new_zeros(2, nheads, 0, dtype=_accumulate_dtype(q))]
+    nheads, dv, dtype = q.shape[1] // (2 if q.dim() == 3 else 1), v.shape[-1], _accumulate_dtype(q)
+    outs, lses = [q.new_zeros(0, nheads, dv)], [q.new_zeros(2, nheads, 0, dtype=dtype)]
+    if return_components:
+        outs = [q.new_zeros(0, nheads, 2, dv, dtype=dtype)]
+        lses = [q.new_zeros(nheads, 2, 0, dtype=dtype)]
     starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for i in range(len(starts_q) - 1):
         rows = slice(starts_q[i], starts_q[i + 1])
@@ -112,13 +119,14 @@ def diff_flash_attn_varlen_func(
         lam_i = lam[None, rows] if isinstance(lam, Tensor) and lam.dim() == 2 else lam
         out, lse = diff_flash_attn_func(
             q[None, rows], k[None, keys], v[None, keys], lam_i,
-            softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale, return_lse=True,
-            sink_size=sink_size, streaming_heads=streaming_heads,
+            softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale,
+            return_lse=not return_components, sink_size=sink_size,
+            streaming_heads=streaming_heads, return_components=return_components,
         )  # fmt: skip
         outs.append(out[0])
-        lses.append(lse[:, 0])
-    out = torch.cat(outs)
-    return (out, torch.cat(lses, dim=-1)) if return_lse else out
+        lses.append(lse[0] if return_components else lse[:, 0])
+    out, lse = torch.cat(outs), torch.cat(lses, dim=-1)
+    return (out, lse) if return_lse or return_components else out
 
 
 @torch.no_grad()
@@ -147,6 +155,7 @@ def diff_flash_attn_with_kvcache(
     *,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    return_components: bool = False,
 ) -> Any:
     """Decoding: append k, v to the caches in place, then attend to the valid slots only.
 
@@ -195,13 +204,14 @@ def diff_flash_attn_with_kvcache(
         lam_i = lam[i : i + 1] if isinstance(lam, Tensor) and lam.dim() == 3 else lam
         out, lse = diff_flash_attn_func(
             q_i, k_cache[slots][None], v_cache[slots][None], lam_i,
-            softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale, return_lse=True,
-            sink_size=sink_size, streaming_heads=streaming_heads,
+            softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale,
+            return_lse=not return_components, sink_size=sink_size,
+            streaming_heads=streaming_heads, return_components=return_components,
         )  # fmt: skip
         outs.append(out)
         lses.append(lse)
-    out = torch.cat(outs)
-    return (out, torch.cat(lses, dim=1)) if return_lse else out
+    out, lse = torch.cat(outs), torch.cat(lses, dim=0 if return_components else 1)
+    return (out, lse) if return_lse or return_components else out
 
 
 def attention_maps(

@@ -15,15 +15,21 @@ import griffe
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "api.md"
 WIDTH = 100
-PAGE = {"diffattn_cuda": "functional", "diffattn_cuda.nn": "nn", "diffattn_cuda.hf": "hf",
-        "diffattn_cuda.reference": "reference"}  # fmt: skip
+PAGE = {
+    "diffattn_cuda": "functional",
+    "diffattn_cuda.components": "components",
+    "diffattn_cuda.nn": "nn",
+    "diffattn_cuda.hf": "hf",
+    "diffattn_cuda.reference": "reference",
+}
 HEAD = """\
 <!-- Written by docs/api.py (make docs) from the docstrings; do not edit. -->
 # API reference
 
 The tests run the examples, which begin with `import torch` and the import of what they call.
-`Lambda` is `float | Tensor`, `Window` is `tuple[int, int]`, and a `Result` is a tensor, or
-(out, lse) with `return_lse`.
+`Lambda` is `float | Tensor`, `Window` is `tuple[int, int]`, `Heads` is `Sequence[bool] | Tensor |
+None`, and a `Result` is a tensor, (out, lse) with `return_lse`, or (o, lse) with
+`return_components`.
 """
 Documented = griffe.Module | griffe.Class | griffe.Function
 

@@ -15,6 +15,8 @@ from support.impls import Impl
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from diffattn_cuda import combine_components, merge_components
+
 pytestmark = [pytest.mark.needs(what) for what in ("has_ops", "traces")]
 CASES = [
     Case(sq=9, sk=12, causal=True, lam="token"),
@@ -85,6 +87,68 @@ def test_opcheck_decode(impl: Impl, kind: str) -> None:
             a["cache_seqlens"], a.get("cache_batch_idx"), a["cache_leftpad"], a.get("block_table"),
             None, 0.2, 3, 0, 2, 0b01, True, None, 1.0, 0)  # fmt: skip
     torch.library.opcheck(torch.ops.diffattn.decode, args)
+
+
+def component_arguments(p: Problem, packed: Tensor | None = None) -> tuple[Any, ...]:
+    """The arguments of torch.ops.diffattn.components for a problem; q, k and v are leaves."""
+    q, k, v, _, _, *packing = op_arguments(p, True, packed)[:9]
+    left, right = p.window
+    return q, k, v, *packing, p.softmax_scale(), left, 0 if p.causal else right, 0, -1, False
+
+
+@EVERY
+def test_opcheck_components(impl: Impl, case: Case) -> None:
+    p = make_problem(case.but(dtype=impl.dtypes[0]), impl.device)
+    torch.library.opcheck(torch.ops.diffattn.components, component_arguments(p))
+
+
+def test_opcheck_components_packed(impl: Impl) -> None:
+    p = make_problem(Case(batch=1, sq=9, sk=9, dtype=impl.dtypes[0]), impl.device)
+    cu = torch.tensor([0, 4, 4, 9], dtype=torch.int32, device=impl.device)
+    torch.library.opcheck(torch.ops.diffattn.components, component_arguments(p, cu))
+
+
+@EVERY
+def test_opcheck_partial_backward(impl: Impl, case: Case) -> None:
+    p = make_problem(case.but(dtype=impl.dtypes[0]), impl.device)
+    q, k, v, *options = component_arguments(p)
+    _, lse = torch.ops.diffattn.components(q, k, v, *options)
+    q, k, v, lse = (x.detach() for x in (q, k, v, lse))
+    lam = p.lam_rows(torch.float32).contiguous()
+    args = (p.dout, torch.zeros_like(lse), q, k, v, lam, lse, *options)
+    torch.library.opcheck(torch.ops.diffattn.bwd_partial, args)
+
+
+@pytest.mark.parametrize("kind", ["plain", "paged16"])
+def test_opcheck_decode_components(impl: Impl, kind: str) -> None:
+    case = Case(sq=2, dtype=impl.dtypes[0], causal=True)
+    cache = make_cache(case, impl, kind, [10, 0], [4, 0], capacity=32)
+    p, a = cache.problem, cache.arguments
+    for tensor in (cache.k, cache.v):
+        tensor.nan_to_num_(0.0)  # opcheck compares with ==
+    args = (p.q, cache.k.unflatten(2, (1, -1)), cache.v, p.k[:, :2], p.v[:, :2], None, None,
+            a["cache_seqlens"], None, a["cache_leftpad"], a.get("block_table"), 0.2, -1, 0, 0, -1,
+            True, 0)  # fmt: skip
+    torch.library.opcheck(torch.ops.diffattn.decode_components, args)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_compiled_components(impl: Impl, dynamic: bool) -> None:
+    """Parts, merged and combined in one graph, with its backward."""
+    p = make_problem(Case(sq=9, sk=12, lam="token", norm="affine"), impl.device)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, lam: Tensor, **options: Any) -> Tensor:
+        last = {name: options.pop(name) for name in ("norm_weight", "norm_eps", "out_scale")}
+        parts = [
+            impl.func(q, k[:, keys], v[:, keys], None, **options, return_components=True)
+            for keys in (slice(0, 5), slice(5, None))
+        ]
+        o, _ = merge_components(*zip(*parts, strict=True))
+        return combine_components(o, lam, **last, out_dtype=q.dtype)
+
+    eager = run_backward(attend, p)
+    for name, gradient in run_backward(compiled(attend, "aot_eager", dynamic), p).items():
+        torch.testing.assert_close(gradient, eager[name], rtol=1e-4, atol=1e-5)
 
 
 def compiled(function: Callable[..., Any], backend: str, dynamic: bool) -> Callable[..., Any]:

@@ -23,12 +23,12 @@ struct Attention : FwdArguments {
     else
       check_dense();
     check_shape(kV, v, extents());
-    check_shape(kLam, lam, extents());
+    if (lam) check_shape(kLam, *lam, extents());
     dtype_of(q);
     check_storage("q", q);
     check_type(kK, k, q);
     check_type(kV, v, q);
-    check_type(kLam, lam, q);
+    if (lam) check_type(kLam, *lam, q);
     check_norm(norm_weight, norm_eps, q, extents());
   }
 
@@ -79,13 +79,21 @@ inline void check_saved(const Attention& a, const Saved& saved) {
   check_operand(kSavedRstd, saved.rstd, a.q, e);
 }
 
+inline void check_saved(const Attention& a, const PartialSaved& saved) {
+  const Extents e = a.extents();
+  check_operand(kDout, saved.dout, a.q, e);
+  check_operand(kSavedLse, saved.lse, a.q, e);
+  check_operand(kDlse, saved.dlse, a.q, e);
+}
+
 // The params that forward and backward share.
 template <class Params>
 Params params_of(const Attention& a) {
   Params p{};
   p.dtype = dtype_of(a.q);
   p.shape = a.shape;
-  set_views(p, a.packed, {{kQ, a.q}, {kK, a.k}, {kV, a.v}, {kLam, a.lam}});
+  set_views(p, a.packed, {{kQ, a.q}, {kK, a.k}, {kV, a.v}});
+  if (a.lam) set_views(p, a.packed, {{kLam, *a.lam}});
   p.softmax_scale = a.softmax_scale;
   p.mask = mask_of(a.window_left, a.window_right, a.sink_size, a.streaming_heads, a.shape);
   p.norm = norm_of(a.norm_weight, a.norm_eps, a.out_scale);

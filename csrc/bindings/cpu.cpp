@@ -61,11 +61,43 @@ Outputs bwd(const FwdArguments& given, Saved saved) {
   return {dq, dk, dv, dlam, dweight};
 }
 
+OutAndLse components(const FwdArguments& given) {
+  Attention a = for_kernel(given);
+  copy_to_rows(a);
+  Tensor o = a.new_of(kComponents), lse = a.new_of(kLse);
+  auto p = params_of<FwdParams>(a);
+  set_views(p, a.packed, {{kComponents, o}, {kLse, lse}});
+  if (!a.empty()) cpu::fwd(p, parallel());
+  return {o, lse};
+}
+
+Gradients bwd_partial(const FwdArguments& given, PartialSaved saved) {
+  Attention a = for_kernel(given);
+  check_saved(a, saved);
+  copy_to_rows(a);
+  saved.dout = with_rows(saved.dout);
+  Tensor dq = a.new_of(kPartialDq), dk = a.new_of(kPartialDk), dv = a.new_of(kPartialDv);
+  for (Tensor* t : {&dk, &dv}) torch::stable::zero_(*t);
+  auto p = params_of<BwdParams>(a);
+  p.partial = true;
+  set_views(p, a.packed,
+            {{kSavedLse, saved.lse},
+             {kDout, saved.dout},
+             {kDlse, saved.dlse},
+             {kPartialDq, dq},
+             {kPartialDk, dk},
+             {kPartialDv, dv}});
+  if (!a.empty()) cpu::bwd(p, parallel());
+  return {dq, dk, dv};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
   m.impl("fwd", TORCH_BOX(&fwd_from_schema<fwd>));
   m.impl("bwd", TORCH_BOX(&bwd_from_schema<bwd>));
+  m.impl("components", TORCH_BOX(&components_from_schema<components>));
+  m.impl("bwd_partial", TORCH_BOX(&bwd_partial_from_schema<bwd_partial>));
 }
 
 }  // namespace diffattn::bindings

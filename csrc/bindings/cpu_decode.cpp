@@ -9,23 +9,29 @@ namespace {
 
 constexpr PageSizes kPageSizes{[](int64_t page) { return page >= 1; }, "every size from 1 on"};
 
-std::tuple<Tensor, Tensor> decode(const DecodeArguments& given) {
+// To the output, or to each map's own.
+OutAndLse decode_to(const Operand& output, const DecodeArguments& given) {
   KvCache c(given, kPageSizes);
   const CacheValues values(c);
   c.q = with_rows(c.q);
   for (OptionalTensor* t : {&c.k, &c.v, &c.norm_weight})
     if (*t) *t = with_rows(**t);
-  Tensor out = c.new_of(kOut), lse = c.new_of(kLse);
-  DecodeParams p = params_of(c, out, lse);
+  Tensor out = c.new_of(output), lse = c.new_of(kLse);
+  DecodeParams p = params_of(c);
+  set_views(p, false, {{output, out}, {kLse, lse}});
   values.use_in(p.cache);
   if (c.shape.batch > 0) cpu::decode(p, parallel());
   return {out, lse};
 }
 
+OutAndLse decode(const DecodeArguments& given) { return decode_to(kOut, given); }
+OutAndLse components(const DecodeArguments& given) { return decode_to(kComponents, given); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
   m.impl("decode", TORCH_BOX(&decode_from_schema<decode>));
+  m.impl("decode_components", TORCH_BOX(&decode_components_from_schema<components>));
 }
 
 }  // namespace diffattn::bindings

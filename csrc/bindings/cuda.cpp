@@ -28,6 +28,10 @@ STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
   m.impl("fwd", TORCH_BOX(&fwd_from_schema<cuda_fwd<launch<FwdParams>>>));
   m.impl("bwd", TORCH_BOX(&bwd_from_schema<cuda_bwd<launch<BwdParams>>>));
   m.impl("decode", TORCH_BOX(&decode_from_schema<cuda_decode<launch<DecodeParams>>>));
+  m.impl("components", TORCH_BOX(&components_from_schema<cuda_components<launch<FwdParams>>>));
+  m.impl("bwd_partial", TORCH_BOX(&bwd_partial_from_schema<cuda_bwd_partial<launch<BwdParams>>>));
+  m.impl("decode_components",
+         TORCH_BOX(&decode_components_from_schema<cuda_decode_components<launch<DecodeParams>>>));
 }
 
 }  // namespace diffattn::bindings

@@ -72,4 +72,14 @@ Outputs cuda_fwd(const FwdArguments& given, bool training) {
   return {out, lse, o, o2, rstd};
 }
 
+template <Launch<FwdParams> launch>
+OutAndLse cuda_components(const FwdArguments& given) {
+  const Attention a = for_kernel(given);
+  Tensor o = written(a.new_of(kComponents), a), lse = written(a.new_of(kLse), a);
+  auto p = params_of<FwdParams>(a);
+  set_views(p, a.packed, {{kComponents, o}, {kLse, lse}});
+  if (!a.empty()) launch(p, a.q);
+  return {o, lse};
+}
+
 }  // namespace diffattn::bindings

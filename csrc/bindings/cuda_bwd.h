@@ -36,4 +36,30 @@ Outputs cuda_bwd(const FwdArguments& given, Saved saved) {
   return {dq, dk, dv, dlam, dweight};
 }
 
+template <Launch<BwdParams> launch>
+Gradients cuda_bwd_partial(const FwdArguments& given, PartialSaved saved) {
+  const Attention a = for_kernel(given);
+  check_saved(a, saved);
+  saved.dout = with_aligned_rows(saved.dout);
+  Tensor dq = written(a.new_of(kPartialDq), a), dk = written(a.new_of(kPartialDk), a);
+  Tensor dv = written(a.new_of(kPartialDv), a), dlam = a.new_of(kDlam);
+  if (a.empty()) return {dq, torch::stable::zero_(dk), torch::stable::zero_(dv)};
+  auto p = params_of<BwdParams>(a);
+  p.partial = true;
+  p.deterministic = a.deterministic;
+  set_views(p, a.packed,
+            {{kSavedLse, saved.lse},
+             {kDout, saved.dout},
+             {kDlse, saved.dlse},
+             {kPartialDq, dq},
+             {kPartialDk, dk},
+             {kPartialDv, dv},
+             {kDlam, dlam}});
+  // The kernels sum D, and dlam with it: of a row of zeros, which stands for all rows.
+  const Tensor zeros = torch::stable::new_zeros(a.q, {a.shape.headdim_v});
+  p.o.data = p.o_complement.data = zeros.data_ptr();
+  launch(p, a.q);
+  return {dq, dk, dv};
+}
+
 }  // namespace diffattn::bindings

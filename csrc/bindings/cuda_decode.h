@@ -30,13 +30,24 @@ inline KvCache for_kernel(const DecodeArguments& given) {
   return c;
 }
 
+// To the output, or to each map's own.
 template <Launch<DecodeParams> launch>
-std::tuple<Tensor, Tensor> cuda_decode(const DecodeArguments& given) {
+OutAndLse decode_to(const Operand& output, const DecodeArguments& given) {
   const KvCache c = for_kernel(given);
-  Tensor out = c.new_of(kOut), lse = c.new_of(kLse);
-  const DecodeParams p = params_of(c, out, lse);
+  Tensor out = c.new_of(output), lse = c.new_of(kLse);
+  DecodeParams p = params_of(c);
+  set_views(p, false, {{output, out}, {kLse, lse}});
   if (c.shape.batch > 0) launch(p, c.q);
   return {out, lse};
+}
+
+template <Launch<DecodeParams> launch>
+OutAndLse cuda_decode(const DecodeArguments& given) {
+  return decode_to<launch>(kOut, given);
+}
+template <Launch<DecodeParams> launch>
+OutAndLse cuda_decode_components(const DecodeArguments& given) {
+  return decode_to<launch>(kComponents, given);
 }
 
 }  // namespace diffattn::bindings

@@ -33,10 +33,10 @@ struct KvCache : DecodeArguments {
     check_indices(kCacheSeqlens, seqlens, q, e);
     check_indices(kCacheBatchIdx, batch_idx, q, e);
     check_indices(kCacheLeftpad, leftpad, q, e);
-    check_shape(kLam, lam, e);
+    if (lam) check_shape(kLam, *lam, e);
     dtype_of(q);
     check_storage("q", q);
-    check_type(kLam, lam, q);
+    if (lam) check_type(kLam, *lam, q);
     check_norm(norm_weight, norm_eps, q, e);
     check(num_splits >= 0, "num_splits is ", num_splits, ", expected 0 (chosen here) or more");
   }
@@ -158,17 +158,13 @@ struct KvCache : DecodeArguments {
   }
 };
 
-inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor& lse) {
+// All params except the outputs.
+inline DecodeParams params_of(const KvCache& c) {
   DecodeParams p{};
   p.dtype = dtype_of(c.q);
   p.shape = c.shape;
-  set_views(p, false,
-            {{kQ, c.q},
-             {kKCache, c.k_cache},
-             {kVCache, c.v_cache},
-             {kLam, c.lam},
-             {kOut, out},
-             {kLse, lse}});
+  set_views(p, false, {{kQ, c.q}, {kKCache, c.k_cache}, {kVCache, c.v_cache}});
+  if (c.lam) set_views(p, false, {{kLam, *c.lam}});
   if (c.k) set_views(p, false, {{kKNew, *c.k}, {kVNew, *c.v}});
   p.cache = c.cache();
   p.softmax_scale = c.softmax_scale;

@@ -30,6 +30,25 @@ STABLE_TORCH_LIBRARY(diffattn, m) {
       "SymInt window_left, SymInt window_right, SymInt sink_size, int streaming_heads, "
       "bool rotary_interleaved, float? norm_eps, "
       "float out_scale, SymInt num_splits) -> (Tensor out, Tensor lse)");
+  // Each map's own result, (.., seqlen_q, nheads, 2, dv) in the compute type, and gradients of a part of the
+  // keys: lse is that of all keys, dlse is less D of each map.
+  m.def(
+      "components(Tensor q, Tensor k, Tensor v, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+      "SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, SymInt window_left, "
+      "SymInt window_right, SymInt sink_size, int streaming_heads, bool deterministic) "
+      "-> (Tensor o, Tensor lse)");
+  m.def(
+      "bwd_partial(Tensor dout, Tensor dlse, Tensor q, Tensor k, Tensor v, Tensor lam, "
+      "Tensor lse, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, "
+      "SymInt max_seqlen_k, float softmax_scale, SymInt window_left, SymInt window_right, "
+      "SymInt sink_size, int streaming_heads, bool deterministic) "
+      "-> (Tensor dq, Tensor dk, Tensor dv)");
+  m.def(
+      "decode_components(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, "
+      "Tensor? rotary_cos, Tensor? rotary_sin, Tensor? cache_seqlens, Tensor? cache_batch_idx, "
+      "Tensor? cache_leftpad, Tensor? block_table, float softmax_scale, SymInt window_left, "
+      "SymInt window_right, SymInt sink_size, int streaming_heads, bool rotary_interleaved, "
+      "SymInt num_splits) -> (Tensor o, Tensor lse)");
 }
 
 // Importing this module loads the library. It uses the limited API, so one file serves every Python.

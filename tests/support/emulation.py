@@ -33,6 +33,7 @@ STALE = (0.0, 0.35, 0.6, 0.15)  # how far below the running maximum lies, in nat
 class Forward:
     """Results and what the backward saves. Heads come first: (batch, nheads, seqlen, ...)."""
 
+    o: Tensor  # (2, b, h, sq, dv) O1 and O2, not rounded
     y: Tensor  # (b, h, sq, dv) the output, rounded
     out: Tensor  # (b, h, sq, dv) before the norm, rounded
     turned: Tensor  # (b, h, sq, dv) O2 + lambda O1, rounded: with `out`, O1 and O2 rotated
@@ -112,7 +113,7 @@ class Emulation:
         y = self.rounded(y * p.out_scale)
         terms = o[0].norm(dim=-1) + (self.lam * o[1]).norm(dim=-1)
         turned = self.rounded(o[1] + self.lam * o[0])
-        return Forward(y, self.rounded(out), turned, lse, rstd, terms)
+        return Forward(o, y, self.rounded(out), turned, lse, rstd, terms)
 
     def backward(self) -> dict[str, Tensor]:
         """Gradients in canonical shapes: q, k, v; lam by (batch, seqlen_q, nheads); norm_weight."""
@@ -138,17 +139,32 @@ class Emulation:
         dlse = torch.zeros_like(saved.lse) if p.dlse is None else p.dlse.to(self.acc).cpu()
         ds1 = maps[0] * (dp - d1 + dlse[0, ..., None])
         ds2 = maps[1] * (dlse[1, ..., None] - self.lam * (dp - d2))
-        ds = torch.stack([ds1, ds2])
-        ds = self.rounded(ds * spread) / spread
-        scale = p.softmax_scale()
+        grads |= self._of_scores(torch.stack([ds1, ds2]), spread)
         grads["v"] = self._keys(self.matmul(a.transpose(-1, -2), u)[None])[..., 0, :]
-        grads["q"] = (self.matmul(ds, self.k) * scale).permute(1, 3, 2, 0, 4)
-        grads["k"] = self._keys(self.matmul(ds.transpose(-1, -2), self.q) * scale)
-        if p.k.shape[3] == 1:
-            grads["k"] = grads["k"].sum(3, keepdim=True)
         grads = {name: self.rounded(x) for name, x in grads.items()}
         grads["lam"] = -d2[..., 0].transpose(1, 2)
         return grads
+
+    def backward_of_maps(self, do: Tensor, dlse: Tensor) -> dict[str, Tensor]:
+        """Gradients of q, k, v from each map's own: do (2, b, h, sq, dv), dlse (2, b, h, sq)."""
+        saved, u = self.forward(), self.rounded(do.to(self.acc).cpu())
+        d = self.total(u * saved.o, -1)
+        dp = self.matmul(u, self.v.transpose(-1, -2))
+        lse = saved.lse.masked_fill(saved.lse == -torch.inf, 0.0)
+        maps = torch.exp(self.scores - lse[..., None])  # (2, b, h, sq, sk)
+        spread = float(torch.exp(torch.tensor(STALE[self.variant])))  # moves the rounding points
+        grads = self._of_scores(maps * (dp - d + dlse.to(self.acc).cpu()[..., None]), spread)
+        a = self.rounded(maps * spread) / spread
+        dv = self._keys(self.matmul(a.transpose(-1, -2), u))  # (b, sk, nheads_k, 2, dv)
+        return {name: self.rounded(x) for name, x in (grads | {"v": dv.sum(3)}).items()}
+
+    def _of_scores(self, ds: Tensor, spread: float) -> dict[str, Tensor]:
+        """Gradients of q and k from those of the scaled scores, (2, b, h, sq, sk)."""
+        ds = self.rounded(ds * spread) / spread
+        scale = self.problem.softmax_scale()
+        dq = (self.matmul(ds, self.k) * scale).permute(1, 3, 2, 0, 4)
+        dk = self._keys(self.matmul(ds.transpose(-1, -2), self.q) * scale)
+        return {"q": dq, "k": dk.sum(3, keepdim=True) if self.problem.k.shape[3] == 1 else dk}
 
     def _keys(self, x: Tensor) -> Tensor:
         """(c, b, h, sk, width) to (b, sk, nheads_k, c, width), summed over each group."""

@@ -34,7 +34,7 @@ class Simulator:
         self._error: Exception | None = None
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
-        for op in ("fwd", "bwd", "decode"):
+        for op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
             self._take_over(op)
         self.binding.set_launcher(self._launch)
 

@@ -68,14 +68,14 @@ def check_everything(impl: Impl) -> None:
             test_dq_is_summed_in_one_order(impl, simulator.start(), order, patch)
 
 
-def _of_traits(name: str) -> MakeTarget:
-    parts = identifier(name), "bfloat16Li64ELi128E"
+def _of_traits(name: str, *others: str) -> MakeTarget:
+    parts = identifier(name), "bfloat16Li64ELi128E", *others
     return lambda shape: Target(parts, check_everything)
 
 
 TARGETS: dict[str, MakeTarget] = {
     "bwd prepare": _of_traits("prepare_kernel"),
     "bwd main": _of_traits("bwd_kernel"),
-    "bwd round": _of_traits("round_dq_kernel"),
+    "bwd round": _of_traits("round_dq_kernel", "ELb0E"),
     "bwd sum": lambda shape: Target((identifier("sum_weight_parts"),), check_everything),
 }

@@ -103,7 +103,7 @@ def check_huge(impl: Impl) -> None:
 
 def _target(shape: tuple[int, int]) -> Target:
     d, dv = shape
-    parts = identifier("fwd_kernel"), f"bfloat16Li{d}ELi{dv}E"
+    parts = identifier("fwd_kernel"), f"bfloat16Li{d}ELi{dv}ELb0E"
     return Target(parts, lambda impl: check_everything(impl, d, dv))
 
 

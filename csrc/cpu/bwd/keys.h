@@ -76,6 +76,11 @@ void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlo
 }
 
 template <class C>
+DType gradient_type(const BwdParams& p) {
+  return p.partial ? kComputeType<C> : p.dtype;
+}
+
+template <class C>
 void clear_keys(const Shape& s, const Keys& keys, const Gradients<C>& grads) {
   const int64_t ldk = leading<C>(s.headdim), ldv = leading<C>(s.headdim_v);
   const int64_t place = grads.blocks.place(keys.interval, keys.range.begin);
@@ -92,9 +97,10 @@ void store_keys(const BwdParams& p, const Keys& keys, const Gradients<C>& grads)
   for (int64_t j = keys.range.begin; j < keys.range.end; ++j) {
     const int64_t place = grads.blocks.place(keys.interval, j);
     for (int c = 0; c < p.shape.k_components; ++c)
-      store_row(p.dtype, grads.k_rows[c] + place * leading<C>(d), d, p.map_grads[c].dk.data,
+      store_row(gradient_type<C>(p), grads.k_rows[c] + place * leading<C>(d), d,
+                p.map_grads[c].dk.data,
                 KeyRows{p.map_grads[c].dk, none, keys.sequence, keys.head}.offset(j));
-    store_row(p.dtype, grads.v_rows + place * leading<C>(dv), dv, p.dv.data,
+    store_row(gradient_type<C>(p), grads.v_rows + place * leading<C>(dv), dv, p.dv.data,
               KeyRows{p.dv, none, keys.sequence, keys.head}.offset(j));
   }
 }

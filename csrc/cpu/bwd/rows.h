@@ -186,6 +186,11 @@ class BackwardRows {
       for (int c = 0; c < 2; ++c)
         if (const View& from = p_.map_grads[c].dlse; from.data)
           dlse[c] = number<C>(from, rows_.offset(from, row(r)));
+      if (p_.partial) {  // D of all keys is in dlse already; this part has not seen it all
+        x_.dsum[0][r] = dlse[0];
+        x_.dsum[1][r] = dlse[1];
+        continue;
+      }
       put<C>(p_.dlam, rows_.offset(p_.dlam, row(r)), -x_.dsum[1][r]);
       x_.dsum[0][r] = dlse[0] - x_.dsum[0][r];
       x_.dsum[1][r] = dlse[1] + x_.lam[r] * x_.dsum[1][r];
@@ -250,8 +255,8 @@ class BackwardRows {
   void store_dq() {
     for (int c = 0; c < 2; ++c)
       for (int64_t r = 0; r < count(); ++r)
-        store_row(p_.dtype, x_.dq + (c * lanes() + r) * ldq(), d(), p_.map_grads[c].dq.data,
-                  rows_.offset(p_.map_grads[c].dq, row(r)));
+        store_row(gradient_type<C>(p_), x_.dq + (c * lanes() + r) * ldq(), d(),
+                  p_.map_grads[c].dq.data, rows_.offset(p_.map_grads[c].dq, row(r)));
   }
 
   const BwdParams& p_;

@@ -63,6 +63,13 @@ void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, i
     const View& lse = p.maps[c].lse;
     put<C>(lse, row.offset(lse, i), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
   }
+  if (p.maps[kSignal].o.data) {
+    for (int c = 0; c < 2; ++c) {
+      const View& o = p.maps[c].o;
+      store_row(kComputeType<C>, sums + c * ld, dv, o.data, row.offset(o, i));
+    }
+    return;
+  }
   // of a row without keys 0, because λ may be NaN
   const C lam = seen ? number<C>(p.lam, row.offset(p.lam, i)) : 0;
   for (int64_t x = 0; x < dv; ++x) sums[x] -= lam * sums[ld + x];
@@ -185,7 +192,8 @@ inline FwdParams as_forward(const DecodeParams& p) {
   FwdParams f{};
   f.dtype = p.dtype;
   f.shape = p.shape;
-  for (int c = 0; c < 2; ++c) f.maps[c] = {p.maps[c].q, p.maps[c].k_cache, p.maps[c].lse};
+  for (int c = 0; c < 2; ++c)
+    f.maps[c] = {p.maps[c].q, p.maps[c].k_cache, p.maps[c].lse, p.maps[c].o};
   f.v = p.v_cache;
   f.lam = p.lam;
   f.out = p.out;

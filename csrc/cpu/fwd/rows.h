@@ -22,6 +22,7 @@ struct ForwardScratch {
   Buffer<C> panel, block_max;  // [comp][keys][lanes], [key block][comp][lanes]
   Buffer<C> out;               // [lanes][leading(dv)]
   alignas(kLine) C max[2][kRows], sum[2][kRows], weight[2][kRows];
+  alignas(kLine) C rounded_sum[kRows];  // of one map's weights, where its product rounds them
   LaneMask<C> mask;
 
   // keys: the most that its blocks have, in whole blocks
@@ -57,10 +58,16 @@ class ForwardRows {
   void run() {
     visible_.blocks.for_each([&](const KeyBlock& block) { score(block); });
     normalize();
-    __builtin_memset(x_.out.get(), 0, count() * ldo() * sizeof(C));
-    visible_.blocks.for_each(
-        [&](const KeyBlock& block) { accumulate_values(block, combine(block)); });
-    for (int64_t r = 0; r < count(); ++r) finish(r);
+    for (int64_t r = 0; r < count(); ++r) store_lse(r);
+    if (are_separate()) {
+      multiply_values<kSignal, kSignal>();
+      store_component(p_.maps[kSignal].o);
+      multiply_values<kNoise, kNoise>();
+      store_component(p_.maps[kNoise].o);
+    } else {
+      multiply_values<kSignal, kNoise>();
+      for (int64_t r = 0; r < count(); ++r) finish(r);
+    }
   }
 
  private:
@@ -104,34 +111,66 @@ class ForwardRows {
     }
   }
 
-  // weight: what 2^(score - max) of each map is multiplied by in O = O1 - λ·O2.
+  // Whether each map's own result is asked for. That takes two products with V, of 12·d flop together.
+  bool are_separate() const { return p_.maps[kSignal].o.data != nullptr; }
+
+  template <int kFirst, int kLast>
+  void multiply_values() {
+    __builtin_memset(x_.out.get(), 0, count() * ldo() * sizeof(C));
+    __builtin_memset(x_.rounded_sum, 0, sizeof x_.rounded_sum);
+    visible_.blocks.for_each([&](const KeyBlock& block) {
+      const T* const weights = combine<kFirst, kLast>(block);
+      if constexpr (kFirst == kLast && P::kPer == 2) sum_rounded(block, weights);
+      accumulate_values(block, weights);
+    });
+  }
+
+  // Adds up one map's rounded weights of a block of keys. They sum to one only if they are divided by this.
+  void sum_rounded(const KeyBlock& block, const T* pairs) {
+    x_.mask.set(visible_, x_.lanes, block);
+    for (int64_t r = 0; r < x_.lanes; r += S::W) {
+      const Range keys = x_.mask.seen[r / NR<C>];
+      typename S::V sum = S::load(x_.rounded_sum + r);
+      for (int64_t key = keys.begin; key < keys.end; ++key) {
+        const Bits pair = load_any<Bits>(pairs + key / 2 * x_.lanes + r);
+        sum += as_float(key % 2 ? pair & P::kSecond : pair << 16);
+      }
+      S::store(x_.rounded_sum + r, sum);
+    }
+  }
+
+  // weight: what 2^(score - max) of each map is multiplied by in O = O1 - λ·O2, or in O1 and O2.
   void normalize() {
     for (int64_t r = 0; r < x_.lanes; ++r) {
-      const C lam = r < count() ? number<C>(p_.lam, rows_.offset(p_.lam, row(r))) : 0;
+      const C lam = are_separate() ? C(-1)
+                    : r < count()  ? number<C>(p_.lam, rows_.offset(p_.lam, row(r)))
+                                   : C(0);
       const bool seen = !visible_.of_row[r].empty();
       x_.weight[0][r] = seen ? 1 / x_.sum[0][r] : 0;
       x_.weight[1][r] = seen ? -lam / x_.sum[1][r] : 0;
     }
   }
 
-  // P1 - λ·P2 of a block of keys, [kKeys / kPer][lanes]: in place of P1, or rounded to pairs of keys. Each
-  // block's own maximum is replaced by the row's in passing.
+  // P1 - λ·P2 of a block of keys, or one of the maps, [kKeys / kPer][lanes]: in place of the first map, or
+  // rounded to pairs of keys. Each block's own maximum is replaced by the row's in passing.
+  template <int kFirst, int kLast>
   const T* combine(const KeyBlock& block) {
     const int64_t n = block.keys.size();
-    const Panel<C> first = panel(0, block), second = panel(1, block);
+    const Panel<C> first = panel(kFirst, block), last = panel(kLast, block);
     for (int64_t r = 0; r < x_.lanes; r += S::W) {
       typename S::V w[2];
-      for (int c = 0; c < 2; ++c) {
+      for (int c = kFirst; c <= kLast; ++c) {
         const auto shift = S::load(block_max(c, block) + r) - S::load(x_.max[c] + r);
         // -inf - -inf: no key was seen, in this block or any
         const typename S::V zero = {};
         w[c] = (shift == shift ? exp2<C>(shift) : zero) * S::load(x_.weight[c] + r);
       }
       C* p1 = first.data + r;
-      const C* p2 = second.data + r;
+      const C* p2 = last.data + r;
       const auto combined = [&](int64_t key) {
         const int64_t i = key * x_.lanes;
-        return S::load(p1 + i) * w[0] + S::load(p2 + i) * w[1];
+        const auto sum = S::load(p1 + i) * w[kFirst];
+        return kFirst == kLast ? sum : sum + S::load(p2 + i) * w[kLast];
       };
       if constexpr (P::kPer == 1) {
         for (int64_t key = 0; key < n; ++key) S::store(p1 + key * x_.lanes, combined(key));
@@ -157,13 +196,26 @@ class ForwardRows {
                            {x_.out, ldo()});
   }
 
+  void store_lse(int64_t r) {
+    for (int c = 0; c < 2; ++c)
+      put<C>(
+          p_.maps[c].lse, rows_.offset(p_.maps[c].lse, row(r)),
+          visible_.of_row[r].empty() ? -kInf<C> : x_.max[c][r] * kLn2<C> + std::log(x_.sum[c][r]));
+  }
+
+  void store_component(const View& to) {
+    for (int64_t r = 0; r < count(); ++r) {
+      C* values = x_.out + r * ldo();
+      const C sum = x_.rounded_sum[r];
+      if (P::kPer == 2 && sum > 0)
+        for (int64_t n = 0; n < dv(); ++n) values[n] /= sum;
+      store_row(kComputeType<C>, values, dv(), to.data, rows_.offset(to, row(r)));
+    }
+  }
+
   void finish(int64_t r) {
     const int64_t i = row(r);
     C* row = x_.out + r * ldo();
-    for (int c = 0; c < 2; ++c)
-      put<C>(
-          p_.maps[c].lse, rows_.offset(p_.maps[c].lse, i),
-          visible_.of_row[r].empty() ? -kInf<C> : x_.max[c][r] * kLn2<C> + std::log(x_.sum[c][r]));
     if (p_.o.data) store_row(p_.dtype, row, dv(), p_.o.data, rows_.offset(p_.o, i));
     const C rstd = apply_norm(p_.norm, dv(), row);
     if (p_.rstd.data) put<C>(p_.rstd, rows_.offset(p_.rstd, i), rstd);

@@ -147,6 +147,10 @@ inline void store_row(DType t, const C* src, int64_t n, void* p, int64_t at) {
   __builtin_memcpy(static_cast<C*>(p) + at, src, n * sizeof(C));
 }
 
+// What a row in the compute type is stored as, unrounded.
+template <class C>
+constexpr DType kComputeType = sizeof(C) == sizeof(double) ? DType::f64 : DType::f32;
+
 // Rounds a row to the tensors' type.
 template <class C>
 inline void round_row(DType t, int64_t n, C* row) {

@@ -85,8 +85,8 @@ __device__ void add_dq(float* sum, const DqFragment<T>& product) {
 
 constexpr int kRoundThreads = 128;
 
-// A CTA rounds a block of rows of one head.
-template <class T>
+// A CTA rounds a block of rows of one head; of a part of the keys it stores the sums as they are.
+template <class T, bool kPartial>
 __global__ void __launch_bounds__(kRoundThreads)
     round_dq_kernel(const __grid_constant__ BwdParams params,
                     const __grid_constant__ BwdWorkspace work) {
@@ -99,8 +99,8 @@ __global__ void __launch_bounds__(kRoundThreads)
 
   const View& to = params.map_grads[kSignal].dq;
   const int64_t noise = bytes_to_noise(to, params.map_grads[kNoise].dq);
-  auto* const target = static_cast<Element*>(to.data) + tile.sequence.q_offset(to) +
-                       tile.head * to.head + tile.first_row * to.row;
+  const int64_t first_row =
+      tile.sequence.q_offset(to) + tile.head * to.head + tile.first_row * to.row;
   const float scale = float(params.softmax_scale);
   constexpr unsigned kChunks = T::kHeadDim / kChunk;  // in a row of one component
 #pragma unroll
@@ -113,13 +113,19 @@ __global__ void __launch_bounds__(kRoundThreads)
         dq + Layout::tile(row / 16, comp * kChunks + chunk) + row % 16 / 8 * 64 + row % 8 * 4;
     const float4 even = *reinterpret_cast<const float4*>(fragment);
     const float4 odd = *reinterpret_cast<const float4*>(fragment + 32);
-    const uint4 rounded{Half<Element>::pack(even.x * scale, odd.x * scale),
-                        Half<Element>::pack(even.y * scale, odd.y * scale),
-                        Half<Element>::pack(even.z * scale, odd.z * scale),
-                        Half<Element>::pack(even.w * scale, odd.w * scale)};
-    char* const row_of_map =
-        reinterpret_cast<char*>(target + row * to.row + chunk * kChunk) + comp * noise;
-    *reinterpret_cast<uint4*>(row_of_map) = rounded;
+    const int64_t at = first_row + row * to.row + chunk * kChunk;
+    char* const target = static_cast<char*>(to.data) + at * (kPartial ? 4 : 2) + comp * noise;
+    if constexpr (kPartial) {
+      float4* const sums = reinterpret_cast<float4*>(target);
+      sums[0] = {even.x * scale, odd.x * scale, even.y * scale, odd.y * scale};
+      sums[1] = {even.z * scale, odd.z * scale, even.w * scale, odd.w * scale};
+    } else {
+      const uint4 rounded{Half<Element>::pack(even.x * scale, odd.x * scale),
+                          Half<Element>::pack(even.y * scale, odd.y * scale),
+                          Half<Element>::pack(even.z * scale, odd.z * scale),
+                          Half<Element>::pack(even.w * scale, odd.w * scale)};
+      *reinterpret_cast<uint4*>(target) = rounded;
+    }
   }
 }
 

@@ -91,7 +91,8 @@ void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t 
         "backward: shared memory");
   if (key_ctas) kernel<<<unsigned(key_ctas), T::kThreads, T::kSmemBytes, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch");
-  if (row_ctas) round_dq_kernel<T><<<unsigned(row_ctas), kRoundThreads, 0, stream>>>(params, work);
+  const auto round = params.partial ? round_dq_kernel<T, true> : round_dq_kernel<T, false>;
+  if (row_ctas) round<<<unsigned(row_ctas), kRoundThreads, 0, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch of the rounding of dq");
 }
 

@@ -31,9 +31,14 @@ __device__ void store_gradients(GradFragment<T>& grad, const GradShare<T>& share
                                 const KeyPlace<T>& place, const BwdParams& params, char* smem) {
   const auto store = [&](const auto& sums, const View& to, int64_t end_col) {
     const int64_t offset = place.sequence.k_offset(to) + place.head_k * to.head;
-    store_rows<typename T::Element, typename T::OutTile>(
-        sums, smem + place.warp * T::OutTile::kBytes, to, offset, place.first_key + share.first_key,
-        place.mask.end_key(), share.first_col, int(end_col), place.lane);
+    const int first_key = place.first_key + share.first_key, end_key = place.mask.end_key();
+    char* const staging = smem + place.warp * T::OutTile::kBytes;
+    if (params.partial)
+      store_rows<float, typename T::OutTile>(sums, staging, to, offset, first_key, end_key,
+                                             share.first_col, int(end_col), place.lane);
+    else
+      store_rows<typename T::Element, typename T::OutTile>(
+          sums, staging, to, offset, first_key, end_key, share.first_col, int(end_col), place.lane);
   };
   const auto store_dk = [&](auto& sums, int map) {
     scale(sums, float(params.softmax_scale));

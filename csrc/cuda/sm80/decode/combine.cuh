@@ -108,7 +108,9 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   plan.seqlen_q(batch, row, batch);
   plan.nheads(batch, head, batch);
   const auto offset = [&](const View& v) { return batch * v.batch + row * v.row + head * v.head; };
-  const float lambda = static_cast<const float*>(params.lam.data)[offset(params.lam)];
+  const bool separate = params.maps[kSignal].o.data != nullptr;  // each map's own result
+  const float lambda =
+      separate ? 0.f : static_cast<const float*>(params.lam.data)[offset(params.lam)];
   const bool normed = params.norm.eps >= 0;
   const auto* weights = static_cast<const float2*>(normed ? params.norm.weight : nullptr);
   const float2 weight = weights ? weights[col / 2] : float2{1, 1};
@@ -118,13 +120,22 @@ __global__ void __launch_bounds__(kMostCombineThreads)
                             reinterpret_cast<const float2*>(plan.rest + first),
                             reinterpret_cast<const float2*>(plan.out + first * dv + col), count,
                             dv / 2);
+  const auto store = [&](const View& to, const float2& columns) {
+    *reinterpret_cast<float2*>(static_cast<float*>(to.data) + offset(to) + col) = columns;
+  };
   if (threadIdx.x < 2) {
     const View& lse = params.maps[threadIdx.x].lse;
     static_cast<float*>(lse.data)[offset(lse)] = threadIdx.x == 0 ? merged.lse(0) : merged.lse(1);
   }
 
-  // Y = (O1 - lambda·O2)·rstd·weight·scale
   const float2 o1 = merged.output(0), o2 = merged.output(1);
+  if (separate) {
+    if (!exist) return;
+    store(params.maps[kSignal].o, o1);
+    store(params.maps[kNoise].o, o2);
+    return;
+  }
+  // Y = (O1 - lambda·O2)·rstd·weight·scale
   const float2 o{fmaf(-lambda, o2.x, o1.x), fmaf(-lambda, o2.y, o1.y)};
   float factor = float(params.norm.scale);
   if (normed) {

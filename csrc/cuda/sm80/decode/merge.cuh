@@ -169,6 +169,8 @@ class DecodeEpilogue {
     scale_rows(o, inverse);
     if (plan_.most_splits > 1)
       store_partial(o, lse, totals);
+    else if (p_.maps[kSignal].o.data)
+      store_components(o, lse);
     else
       store_output(o, lse);
   }
@@ -194,10 +196,34 @@ class DecodeEpilogue {
     });
   }
 
+  __device__ int64_t offset(const View& v) const {
+    return batch_ * v.batch + row_ * v.row + head_ * v.head;
+  }
+
+  __device__ void store_lse(const float (&lse)[2]) const {
+    if (!tells_lse_) return;
+#pragma unroll
+    for (int comp = 0; comp < 2; ++comp) {
+      const View& to = p_.maps[comp].lse;
+      static_cast<float*>(to.data)[offset(to)] = lse[comp] * float(M_LN2);
+    }
+  }
+
+  __device__ void store_components(const O& o, const float (&lse)[2]) const {
+    if (!exists_) return;
+    store_lse(lse);
+#pragma unroll
+    for (int comp = 0; comp < 2; ++comp) {
+      float* const out = static_cast<float*>(p_.maps[comp].o.data) + offset(p_.maps[comp].o);
+      for_columns([&](int n, int col) {
+        *reinterpret_cast<float2*>(out + col) = {o[0][n][2 * comp], o[0][n][2 * comp + 1]};
+      });
+    }
+  }
+
   // O1 - lambda·O2 in fp32, normed and scaled, and both LSE.
   __device__ void store_output(const O& o, const float (&lse)[2]) const {
-    const auto at = [&](const View& v) { return batch_ * v.batch + row_ * v.row + head_ * v.head; };
-    const float lambda = exists_ ? static_cast<const float*>(p_.lam.data)[at(p_.lam)] : 0.f;
+    const float lambda = exists_ ? static_cast<const float*>(p_.lam.data)[offset(p_.lam)] : 0.f;
     float2 y[kColTiles];
     float squares = 0;
 #pragma unroll
@@ -212,13 +238,9 @@ class DecodeEpilogue {
       factor *= rsqrtf(mean + float(p_.norm.eps));
     }
     if (!exists_) return;
-    if (tells_lse_)
-#pragma unroll
-      for (int comp = 0; comp < 2; ++comp)
-        static_cast<float*>(p_.maps[comp].lse.data)[at(p_.maps[comp].lse)] =
-            lse[comp] * float(M_LN2);
+    store_lse(lse);
     const auto* weight = static_cast<const float*>(normed ? p_.norm.weight : nullptr);
-    auto* const out = static_cast<Element*>(p_.out.data) + at(p_.out);
+    auto* const out = static_cast<Element*>(p_.out.data) + offset(p_.out);
     for_columns([&](int n, int col) {
       const float low = y[n].x * factor * (weight ? weight[col] : 1.f);
       const float high = y[n].y * factor * (weight ? weight[col + 1] : 1.f);

@@ -26,8 +26,18 @@ class Epilogue {
                       O& o_other) {
     normalise(softmax, origins, o_own, o_other);
     if (place_.map == kNoise) swap(o_own, o_other);
-    O &o = o_own, &o2 = o_other;  // O1 and O2, then O and O2 + lambda·O1
-    rotate(o, o2);
+    O &o1 = o_own, &o2 = o_other;
+    if constexpr (T::kSeparate) {
+      store<float>(o1, p_.maps[kSignal].o);
+      store<float>(o2, p_.maps[kNoise].o);
+    } else {
+      subtract(o1, o2);
+    }
+  }
+
+ private:
+  __device__ void subtract(O& o, O& o2) const {
+    rotate(o, o2);  // from O1 and O2 to O and O2 + lambda·O1
     if (p_.o_complement.data) store(o2, p_.o_complement);
     if (p_.norm.eps >= 0) {
       if (p_.o.data) store(o, p_.o);
@@ -38,7 +48,6 @@ class Epilogue {
     store(o, p_.out);
   }
 
- private:
   // f(row tile, half, row of the sequence) for the rows of this lane.
   template <class F>
   __device__ void for_rows(const F& f) const {
@@ -56,8 +65,9 @@ class Epilogue {
         to.data)[place_.sequence.q_offset(to) + place_.head * to.head + row * to.row] = x;
   }
 
+  template <class Stored = Element>
   __device__ void store(const O& o, const View& to) const {
-    store_rows<Element, typename T::OTile>(
+    store_rows<Stored, typename T::OTile>(
         o, staging_, to, place_.sequence.q_offset(to) + place_.head * to.head, place_.first_row,
         place_.sequence.seqlen_q, place_.map * T::kHalfV, int(p_.shape.headdim_v), place_.lane);
   }

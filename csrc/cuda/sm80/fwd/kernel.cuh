@@ -77,9 +77,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       .run(softmax, SharedOrigins<T>(smem), o_own, o_other);
 }
 
-template <class Element, int kHeadDim, int kHeadDimV>
-void launch_fwd(const FwdParams& params, cudaStream_t stream) {
-  using T = FwdTraits<Element, kHeadDim, kHeadDimV>;
+template <class T>
+void launch_fwd_kernel(const FwdParams& params, cudaStream_t stream) {
   const int64_t row_blocks = (params.shape.seqlen_q + T::kRows - 1) / T::kRows;
   const int64_t ctas = row_blocks * params.shape.nheads * params.shape.batch;
   check_size("forward: blocks of rows x heads x batch", ctas, kMaxCtas);
@@ -88,6 +87,14 @@ void launch_fwd(const FwdParams& params, cudaStream_t stream) {
         "forward: shared memory");
   kernel<<<unsigned(ctas), T::kThreads, T::kSmemBytes, stream>>>(params);
   check(cudaGetLastError(), "forward: launch");
+}
+
+template <class Element, int kHeadDim, int kHeadDimV>
+void launch_fwd(const FwdParams& params, cudaStream_t stream) {
+  if (params.maps[kSignal].o.data)
+    launch_fwd_kernel<FwdTraits<Element, kHeadDim, kHeadDimV, true>>(params, stream);
+  else
+    launch_fwd_kernel<FwdTraits<Element, kHeadDim, kHeadDimV, false>>(params, stream);
 }
 
 }  // namespace diffattn::cuda::sm80

@@ -5,9 +5,11 @@
 
 namespace diffattn::cuda::sm80 {
 
-template <class Element_, int kHeadDim_, int kHeadDimV_>
+// kSeparate: each map's own result is stored. A kernel of its own, because the other one has no register left.
+template <class Element_, int kHeadDim_, int kHeadDimV_, bool kSeparate_>
 struct FwdTraits {
   using Element = Element_;
+  static constexpr bool kSeparate = kSeparate_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kPairs = 4, kThreads = 64 * kPairs;
   static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows, per pair

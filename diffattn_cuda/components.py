@@ -1,0 +1,289 @@
+"""The two softmax maps' results on their own: merged over parts of the keys, combined at the end.
+
+O = O1 − λ·O2 and its two log-sum-exps do not say how to merge results of different keys; O1, O2 and
+their log-sum-exps do. The functions of `diffattn_cuda` return these with return_components=True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import arguments, ops
+
+Lambda = float | Tensor
+Window = tuple[int, int]
+Heads = Sequence[bool] | Tensor | None
+
+
+def merge_components(o: Sequence[Tensor], lse: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The components over all keys, from those over parts of them; differentiable.
+
+    Args:
+        o: of each part, (.., seqlen_q, nheads, 2, dv), as return_components=True gives it. All
+            parts have the same queries, and each key is in one part.
+        lse: of each part, (.., nheads, 2, seqlen_q). −inf: the row saw no key in this part.
+
+    Returns:
+        o and lse of the whole, in the same shapes and dtypes. A row that saw no key in any part has
+        o = 0 and lse = −inf.
+
+    Raises:
+        ValueError: no parts, or parts whose number, shapes, dtypes or devices differ.
+        TypeError: a tensor was expected.
+
+    Examples:
+        >>> from diffattn_cuda import diff_flash_attn_func
+        >>> q, k = torch.randn(2, 1, 100, 8, 64)
+        >>> v = torch.randn(1, 100, 4, 128)
+        >>> parts = [
+        ...     diff_flash_attn_func(q, k[:, keys], v[:, keys], None, return_components=True)
+        ...     for keys in (slice(0, 60), slice(60, 100))
+        ... ]
+        >>> o, lse = merge_components(*zip(*parts))
+        >>> whole, _ = diff_flash_attn_func(q, k, v, None, return_components=True)
+        >>> torch.allclose(o, whole, atol=1e-5)
+        True
+    """
+    o, lse = list(o), list(lse)
+    _check_parts(o, lse)
+    logs = torch.stack(lse)  # (parts, .., nheads, 2, seqlen_q)
+    total = logs.logsumexp(0)
+    # exp(−inf − −inf) would be NaN: where no part saw a key, each weight is exp(−inf).
+    weights = (logs - total.masked_fill(total == -torch.inf, 0.0)).exp()
+    merged = sum(_per_row(weight) * part for weight, part in zip(weights, o, strict=True))
+    assert isinstance(merged, Tensor)
+    return merged, total
+
+
+def combine_components(
+    o: Tensor,
+    lam: Lambda,
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The output from its components: O1 − λ·O2, normed and scaled; differentiable.
+
+    Args:
+        o: (.., nheads, 2, dv), fp32 or fp64.
+        lam: λ, a number, or a tensor of shape (), (nheads,) or o's without the last two, in o's
+            dtype, fp32 or out_dtype. Its gradient is computed in o's dtype.
+        norm_weight: as in `diffattn_cuda.diff_flash_attn_func`.
+        norm_eps: as there.
+        out_scale: as there.
+        out_dtype: of the output; None: o's.
+
+    Returns:
+        out (.., nheads, dv), rounded once.
+
+    Raises:
+        ValueError: a shape or device that does not fit o's.
+        TypeError: a tensor, number or dtype that is none.
+
+    Examples:
+        >>> from diffattn_cuda import diff_flash_attn_func
+        >>> q, k = torch.randn(2, 1, 100, 8, 64)
+        >>> v = torch.randn(1, 100, 4, 128)
+        >>> o, lse = diff_flash_attn_func(q, k, v, None, return_components=True)
+        >>> out = combine_components(o, 0.8)
+        >>> torch.allclose(out, diff_flash_attn_func(q, k, v, 0.8), atol=1e-5)
+        True
+    """
+    _check_components("o", o)
+    out_dtype = o.dtype if out_dtype is None else _floating("out_dtype", out_dtype)
+    arguments.check_tensors(o, lam=lam, norm_weight=norm_weight)
+    if isinstance(lam, Tensor) and lam.dtype == out_dtype:
+        lam = lam.to(o.dtype)
+    norm_weight, norm_eps, scale = arguments.epilogue(norm_weight, norm_eps, out_scale, o, o)
+    signal, noise = o.unbind(-2)
+    out = signal - arguments.expand_lambda(lam, o)[..., None] * noise
+    if norm_eps is not None:
+        out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + norm_eps)
+    if norm_weight is not None:
+        out = out * norm_weight
+    return (out * scale).to(out_dtype)
+
+
+@torch.no_grad()
+def diff_flash_attn_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lam: Lambda,
+    o: Tensor,
+    lse: Tensor,
+    dlse: Tensor | None = None,
+    grad_dtype: torch.dtype | None = None,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int = 0,
+    max_seqlen_k: int = 0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: Window = (-1, -1),
+    norm_weight: Tensor | None = None,
+    norm_eps: float | None = None,
+    out_scale: float = 1.0,
+    deterministic: bool = False,
+    sink_size: int = 0,
+    streaming_heads: Heads = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the output, from a part of the keys and the components over all of them.
+
+    For an output that `combine_components` made of merged components. Over all parts dq adds up;
+    dk and dv are those of the part's own keys. dlam and dw come from o alone, so each part returns
+    the whole of them: they are never added up.
+
+    Arguments that are not listed are those of the forward functions; cu_seqlens_q and the three
+    behind it are given together, for packed sequences.
+
+    Args:
+        dout: (.., seqlen_q, nheads, dv), the output's gradient.
+        k: of this part.
+        v: of this part.
+        o: (.., seqlen_q, nheads, 2, dv), over all keys.
+        lse: (.., nheads, 2, seqlen_q), over all keys.
+        dlse: the gradient of lse; None: zero.
+        grad_dtype: of dq, dk and dv; None: q's. They are summed in fp32 (fp64 for fp64 inputs), so
+            parts that are added up lose nothing in it.
+
+    Returns:
+        dq, dk and dv, shaped as q, k and v; dlam, None where lam is a number; and dw, None without
+        a norm weight.
+
+    Raises:
+        ValueError: as `diff_flash_attn_func`; o or lse that do not fit q and v.
+        TypeError: as `diff_flash_attn_func`.
+        RuntimeError: as `diff_flash_attn_func`.
+
+    Examples:
+        >>> from diffattn_cuda import diff_flash_attn_func
+        >>> q, k = torch.randn(2, 1, 100, 8, 64)
+        >>> v, dout = torch.randn(2, 1, 100, 4, 128)
+        >>> o, lse = diff_flash_attn_func(q, k, v, None, return_components=True)
+        >>> parts = [
+        ...     diff_flash_attn_backward(dout, q, k[:, keys], v[:, keys], 0.8, o, lse)
+        ...     for keys in (slice(0, 60), slice(60, 100))
+        ... ]
+        >>> dq = parts[0][0] + parts[1][0]
+        >>> _ = q.requires_grad_()
+        >>> diff_flash_attn_func(q, k, v, 0.8).backward(dout)
+        >>> torch.allclose(dq, q.grad, atol=1e-5)
+        True
+    """
+    packed = cu_seqlens_q is not None
+    arguments.check_tensors(
+        q, dout=dout, k=k, v=v, lam=lam, o=o, lse=lse, dlse=dlse, norm_weight=norm_weight,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+    )  # fmt: skip
+    heads = arguments.query_heads(q, "q", 4 if packed else 5)
+    keys = arguments.key_heads(k, v, "k", "v", 3 if packed else 4)
+    _check_shape("o", o, (*heads.shape[:-1], v.shape[-1]), ops.compute_dtype(q))
+    *batch, seqlen_q, nheads, maps, _ = o.shape
+    for name, t in (("lse", lse), ("dlse", dlse)):
+        if t is not None:
+            _check_shape(name, t, (*batch, nheads, maps, seqlen_q), o.dtype)
+    _check_shape("dout", dout, (*batch, seqlen_q, nheads, v.shape[-1]), q.dtype)
+
+    do, dlam, dweight = _gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
+    do = do.to(q.dtype)
+    lam = arguments.expand_lambda(lam, heads)
+    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)  # (2, .., nheads, seqlen_q)
+    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
+    gradients = torch.ops.diffattn.bwd_partial(
+        do, less_d if dlse is None else dlse.movedim(-2, 0) + less_d, heads, keys, v, lam,
+        lse.movedim(-2, 0), cu_seqlens_q, cu_seqlens_k,
+        arguments.integer("max_seqlen_q", max_seqlen_q),
+        arguments.integer("max_seqlen_k", max_seqlen_k),
+        arguments.softmax_scale_of(softmax_scale, q),
+        *arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
+        arguments.flag("deterministic", deterministic),
+    )  # fmt: skip
+    dtype = q.dtype if grad_dtype is None else _floating("grad_dtype", grad_dtype)
+    dq, dk, dv = (x.to(dtype).reshape(t.shape) for x, t in zip(gradients, (q, k, v), strict=True))
+    return dq, dk, dv, dlam, dweight
+
+
+def _gradients_of_combination(
+    dout: Tensor,
+    o: Tensor,
+    lam: Lambda,
+    norm_weight: Tensor | None,
+    norm_eps: float | None,
+    out_scale: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of O1 (O2's is −λ times that), λ and the norm weight."""
+    with torch.enable_grad():
+        leaves = [o.detach().requires_grad_()]
+        for t in (lam, norm_weight):
+            if isinstance(t, Tensor):
+                leaves.append(t.detach().requires_grad_())
+        inputs = iter(leaves[1:])
+        lam = next(inputs) if isinstance(lam, Tensor) else lam
+        norm_weight = None if norm_weight is None else next(inputs)
+        out = combine_components(leaves[0], lam, norm_weight, norm_eps, out_scale)
+    gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))
+    do = next(gradients)[..., 0, :]
+    dlam = next(gradients) if isinstance(lam, Tensor) else None
+    return do, dlam, None if norm_weight is None else next(gradients)
+
+
+def _per_row(statistics: Tensor) -> Tensor:
+    """(.., nheads, 2, seqlen_q) so that it broadcasts with (.., seqlen_q, nheads, 2, dv)."""
+    return statistics.movedim(-1, -3)[..., None]
+
+
+def _check_components(name: str, o: Any, least_dims: int = 3) -> None:
+    arguments.require_dense(name, o)
+    if o.dim() < least_dims or o.shape[-2] != 2:
+        rows = "seqlen_q, " if least_dims == 4 else ""
+        raise ValueError(
+            f"{name} has shape {tuple(o.shape)}, expected (.., {rows}nheads, 2, headdim_v)"
+        )
+    if o.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} has dtype {o.dtype}, accepted: {torch.float32}, {torch.float64}")
+
+
+def _check_shape(name: str, t: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if t.shape != shape or t.dtype != dtype:
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)} and dtype {t.dtype}, expected {tuple(shape)} and "
+            f"{dtype}, which fit q and v"
+        )
+
+
+def _floating(name: str, dtype: Any) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"{name} is {dtype!r}, accepted: None or a floating-point dtype")
+    return dtype
+
+
+def _check_parts(o: list[Tensor], lse: list[Tensor]) -> None:
+    if not o or len(o) != len(lse):
+        raise ValueError(
+            f"o has {len(o)} parts, lse has {len(lse)}: expected one of each for every part, and "
+            "at least one part"
+        )
+    for i, (part, logs) in enumerate(zip(o, lse, strict=True)):
+        _check_components(f"o[{i}]", part, least_dims=4)
+        arguments.require_dense(f"lse[{i}]", logs)
+        *batch, seqlen_q, nheads, maps, _ = part.shape
+        expected = (*batch, nheads, maps, seqlen_q)
+        for name, t, shape in ((f"o[{i}]", part, o[0].shape), (f"lse[{i}]", logs, expected)):
+            if t.shape != shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(t.shape)}, expected {tuple(shape)}, which fits o[0]: "
+                    "(.., seqlen_q, nheads, 2, headdim_v), and lse (.., nheads, 2, seqlen_q)"
+                )
+            if (t.dtype, t.device) != (o[0].dtype, o[0].device):
+                raise ValueError(
+                    f"{name} has dtype {t.dtype} on {t.device}, expected o[0]'s, {o[0].dtype} on "
+                    f"{o[0].device}"
+                )
