@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 
-from . import arguments, autograd
+from . import arguments, autograd, ops
 
 Lambda = float | Tensor
 Window = tuple[int, int]
@@ -296,7 +296,7 @@ def _attend(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
-    out, lse, *_ = torch.ops.diffattn.fwd(
+    out, lse, *_ = ops.kernels.fwd(
         q, k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q, cu_seqlens_k,
         max_seqlen_q, max_seqlen_k, arguments.softmax_scale_of(softmax_scale, q), *mask,
         norm_eps, out_scale, arguments.flag("deterministic", deterministic), False,

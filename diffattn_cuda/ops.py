@@ -1,4 +1,4 @@
-"""The ops of `torch.ops.diffattn`: fake kernels, vmap and autocast over the C++ schemas.
+"""The ops of this build (torch.ops.diffattn): fake kernels, vmap and autocast over the C++ schemas.
 
 The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
 2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
@@ -7,24 +7,13 @@ into this form. With cu_seqlens the first two dimensions are one.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-try:
-    from . import _cpu  # noqa: F401  loading it registers the schemas and the CPU kernels
-except ImportError:
-    if importlib.util.find_spec(f"{__package__}._cpu") is not None:
-        raise
-    raise ImportError(
-        f"{Path(__file__).parent} has no compiled modules. If it is a clone that hides an installed"
-        " diffattn_cuda, start Python in another folder; to build it in place: make build, or "
-        "python setup.py build_ext --inplace"
-    ) from None
+from ._ops import add_op_namespace_prefix
+from ._ops import ops as kernels
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -65,7 +54,7 @@ def _on_one_device(q: Tensor, *others: Any) -> None:
             )
 
 
-@torch.library.register_fake("diffattn::fwd")
+@torch.library.register_fake(add_op_namespace_prefix("fwd"))
 def _fwd_fake(
     q: Tensor,
     k: Tensor,
@@ -98,7 +87,7 @@ def _fwd_fake(
     return out, lse, o, o2, rstd
 
 
-@torch.library.register_fake("diffattn::bwd")
+@torch.library.register_fake(add_op_namespace_prefix("bwd"))
 def _bwd_fake(
     dout: Tensor,
     dlse: Tensor | None,
@@ -116,7 +105,7 @@ def _bwd_fake(
     return dq, dk, dv, dlam, dweight
 
 
-@torch.library.register_fake("diffattn::decode")
+@torch.library.register_fake(add_op_namespace_prefix("decode"))
 def _decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -137,13 +126,13 @@ def _each_gradient(info: Any, in_dims: Any, *args: Any) -> tuple[Any, ...]:
     results = []
     for i in range(info.batch_size):
         one = (x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
-        results.append(torch.ops.diffattn.bwd(*one))
+        results.append(kernels.bwd(*one))
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * 5
 
 
-torch.library.register_vmap("diffattn::fwd", _refuse_vmap)
-torch.library.register_vmap("diffattn::bwd", _each_gradient)
-torch.library.register_vmap("diffattn::decode", _refuse_vmap)
+torch.library.register_vmap(add_op_namespace_prefix("fwd"), _refuse_vmap)
+torch.library.register_vmap(add_op_namespace_prefix("bwd"), _each_gradient)
+torch.library.register_vmap(add_op_namespace_prefix("decode"), _refuse_vmap)
 
 
 def _register_autocast(op: str, device: str, cast_arguments: tuple[str, ...]) -> None:
@@ -152,7 +141,7 @@ def _register_autocast(op: str, device: str, cast_arguments: tuple[str, ...]) ->
     torch.library.register_autocast would cast λ too.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device}")
-    overload = getattr(torch.ops.diffattn, op).default
+    overload = getattr(kernels, op).default
     names = [argument.name for argument in overload._schema.arguments]
     places = [(name, names.index(name)) for name in cast_arguments]
 
@@ -181,33 +170,7 @@ def _cast(name: str, arg: Any, dtype: torch.dtype) -> Any:
     return once.to(dtype).expand(arg.shape)
 
 
-def _load_cuda() -> str:
-    """Loads the CUDA kernels where there are any; else says why not, and what to do."""
-    if torch.version.cuda is None:
-        return "this torch was built without CUDA: install one that was"
-    if importlib.util.find_spec(f"{__package__}._cuda") is None:
-        return (
-            "this diffattn_cuda was built without its CUDA module: install nvcc and build it again "
-            "with DIFFATTN_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
-        )
-    importlib.import_module(f"{__package__}._cuda")
-    return ""
-
-
-def _refuse_cuda(op: str, why: str) -> None:
-    def refuse(*args: Any) -> NoReturn:
-        raise RuntimeError(f"diffattn::{op} got CUDA tensors, but {why}")
-
-    library.impl(op, refuse, "CUDA")
-
-
-library = torch.library.Library("diffattn", "IMPL")
-
-_missing = _load_cuda()
-if _missing:
-    _refuse_cuda("fwd", _missing)
-    _refuse_cuda("bwd", _missing)
-    _refuse_cuda("decode", _missing)
+library = torch.library.Library(add_op_namespace_prefix("").removesuffix("::"), "IMPL")
 
 for _device in ("CPU", "CUDA"):
     _register_autocast("fwd", _device, ("q", "k", "v"))

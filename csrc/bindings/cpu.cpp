@@ -63,7 +63,7 @@ Outputs bwd(const FwdArguments& given, Saved saved) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CPU, m) {
   m.impl("fwd", TORCH_BOX(&fwd_from_schema<fwd>));
   m.impl("bwd", TORCH_BOX(&bwd_from_schema<bwd>));
 }

@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> decode(const DecodeArguments& given) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CPU, m) {
   m.impl("decode", TORCH_BOX(&decode_from_schema<decode>));
 }
 

@@ -1,5 +1,4 @@
-// The ops on CUDA tensors. Those without kernels are refused in diffattn_cuda/ops.py.
-#include <Python.h>
+// The ops on CUDA tensors. Without this module, diffattn_cuda/_ops.py refuses CUDA tensors.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -18,19 +17,8 @@ void launch(const FwdParams& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CUDA, m) {
   m.impl("fwd", TORCH_BOX(&fwd_from_schema<cuda_fwd<launch>>));
 }
 
 }  // namespace diffattn::bindings
-
-// Importing this module is what loads the kernels; see schemas.cpp. Its one name says for which
-// compute capabilities the build compiled them.
-extern "C" PyMODINIT_FUNC PyInit__cuda() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  PyObject* created = PyModule_Create(&module);
-  if (created && PyModule_AddStringConstant(created, "architectures", DIFFATTN_ARCHITECTURES))
-    Py_CLEAR(created);
-  return created;
-}

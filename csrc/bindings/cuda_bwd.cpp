@@ -18,7 +18,7 @@ void launch(const BwdParams& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CUDA, m) {
   m.impl("bwd", TORCH_BOX(&bwd_from_schema<cuda_bwd<launch>>));
 }
 

@@ -18,7 +18,7 @@ void launch(const DecodeParams& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CUDA, m) {
   m.impl("decode", TORCH_BOX(&decode_from_schema<cuda_decode<launch>>));
 }
 
