@@ -45,7 +45,7 @@ help:
 	@echo 'gpu-sanitize, gpu-counters  the same under compute-sanitizer, and ncu'"'"'s counters next to ours'
 	@echo 'lock    pin the newest releases in constraints.txt, but for those that requirements.in holds back'
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
-	@echo 'lint    ruff, mypy, clang-format'
+	@echo 'lint    ruff, mypy, pyright on examples/, vulture, clang-format'
 	@echo 'docs    write docs/api.md anew from the docstrings'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
 	@echo 'counts  count what the CUDA kernels do and predict their speed: docs/counts.md, README.md'
@@ -110,6 +110,7 @@ lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m basedpyright
 	$(PY) -m vulture
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp tests/support/*.cpp \
 	  tests/ptxsim/engine/*.cpp tests/ptxsim/engine/*.h
