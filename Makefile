@@ -29,7 +29,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test test-latest sanitize lock mutants lint docs bench counts accuracy plot wheel manylinux sdist cmake gpu \
+.PHONY: setup build demo test test-latest sanitize lock mutants lint docs bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
   gpu-sanitize gpu-counters clean help
 
 help:
@@ -52,6 +52,7 @@ help:
 	@echo 'accuracy errors against fp64, into docs/accuracy.csv, and docs/numerics.md'
 	@echo 'plot    redraw the figures and the tables of README.md and docs/ from docs/*.csv'
 	@echo 'wheel   an abi3 wheel in dist/'
+	@echo 'hub     a project for the Hugging Face kernel hub, in build/hub'
 	@echo 'manylinux, sdist  what a release uploads, in dist/: a wheel for manylinux_2_28 (x86_64), the sources'
 	@echo 'cmake   the torch-free CPU core as a static library, with its smoke test'
 	@echo 'clean   remove what was built; keeps $(VENV)'
@@ -143,6 +144,9 @@ manylinux: $(DEPS) $(NVCC)
 sdist: $(DEPS)
 	@$(STEP) 'build' $(PIP) install $(PIN) build
 	$(PY) -m build --sdist --no-isolation --outdir dist .
+
+hub: $(DEPS)
+	$(PY) tools/hub.py build/hub
 
 cmake:
 	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release

@@ -8,7 +8,6 @@ later torch and Python. They are built with the torch that is installed:
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import build_checks  # noqa: E402
 build_checks.check()
 import build_cuda  # noqa: E402
 import build_manylinux  # noqa: E402
+from build_cpu import ISA_FLAGS  # noqa: E402
 from setuptools import Extension, setup  # noqa: E402
 from setuptools.modified import newer_group  # noqa: E402
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths  # noqa: E402
@@ -40,18 +40,6 @@ if os.environ.get("DIFFATTN_SANITIZE") == "1":  # for `make sanitize`, in a buil
     LINK += sanitizers
     # The last of two levels counts; Python's own flags make signed overflow wrap, unseen.
     FLAGS += [*sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
-
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-# One file per instruction set; dispatch.cpp chooses at run time, so only these get such flags.
-ISA_FLAGS = {
-    "kernels_portable.cpp": [],
-    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cpp": AVX512,
-    "kernels_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
-    "kernels_avx512bf16_emulated.cpp": ["-mavx2", "-mfma", "-Wno-psabi"],  # vectors of 64 bytes
-}
-if platform.machine() not in ("x86_64", "AMD64"):
-    ISA_FLAGS = {"kernels_portable.cpp": []}
 
 
 def files(folder: str, pattern: str) -> list[str]:
@@ -104,7 +92,7 @@ class Build(BuildExtension):
         target.parent.mkdir(parents=True, exist_ok=True)
         apart = ("csrc/cuda", "csrc/bindings")  # the CPU backend includes nothing of these
         headers = [path for path in files("csrc", "**/*.h") if not path.startswith(apart)]
-        inputs = [source, "setup.py", *headers]
+        inputs = [source, "setup.py", "tools/build_cpu.py", *headers]
         if newer_group(inputs, str(target), missing="newer"):
             compiler = self.compiler.compiler_so_cxx
             self.spawn([*compiler, *FLAGS, *ISA_FLAGS[name], "-c", source, "-o", str(target)])

@@ -108,15 +108,15 @@ def architecture_of(source: Path) -> int:
 def sources() -> list[Path]:
     """The files of this build: a newer architecture's only where its capability is asked for."""
     asked = {str(OLDEST), *architectures()}
-    return [path for path in _every_source() if str(architecture_of(path)) in asked]
+    return [path for path in every_source() if str(architecture_of(path)) in asked]
 
 
-def _every_source() -> list[Path]:
+def every_source() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cu", ".cpp"))
 
 
 def _folders() -> list[int]:
-    return sorted({OLDEST, *map(architecture_of, _every_source())})
+    return sorted({OLDEST, *map(architecture_of, every_source())})
 
 
 def object_of(source: Path) -> Path:
