@@ -1,6 +1,6 @@
 """The types of `torch.ops.diffattn`: a type checker cannot read csrc/bindings/schemas.cpp.
 
-tests/test_typing.py compares both. Nothing can be imported from here at run time.
+Written by tools/schema_stub.py (make docs). Nothing can be imported from here at run time.
 """
 
 from typing import Protocol
@@ -24,6 +24,8 @@ class Fwd(Protocol):
         softmax_scale: float,
         window_left: int,
         window_right: int,
+        sink_size: int,
+        streaming_heads: int,
         norm_eps: float | None,
         out_scale: float,
         deterministic: bool,
@@ -52,6 +54,8 @@ class Bwd(Protocol):
         softmax_scale: float,
         window_left: int,
         window_right: int,
+        sink_size: int,
+        streaming_heads: int,
         norm_eps: float | None,
         out_scale: float,
         deterministic: bool,
@@ -77,6 +81,8 @@ class Decode(Protocol):
         softmax_scale: float,
         window_left: int,
         window_right: int,
+        sink_size: int,
+        streaming_heads: int,
         rotary_interleaved: bool,
         norm_eps: float | None,
         out_scale: float,
