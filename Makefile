@@ -29,7 +29,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test test-latest sanitize lock mutants lint docs site bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
+.PHONY: setup build demo test test-latest sanitize lock mutants lint docs site notebook bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
   gpu-sanitize gpu-counters clean help
 
 help:
@@ -47,6 +47,7 @@ help:
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
 	@echo 'lint    ruff, mypy, pyright on examples/, vulture, clang-format'
 	@echo 'docs    write anew what is made from the sources: docs/api.md, the ops'"'"' types'
+	@echo 'notebook  run examples/tour.ipynb and keep its outputs'
 	@echo 'site    the documentation as a site, in build/site'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
 	@echo 'counts  count what the CUDA kernels do and predict their speed: docs/counts.md, README.md'
@@ -121,6 +122,9 @@ docs: $(BUILT)
 	$(PY) docs/api.py
 	$(PY) tools/schema_stub.py
 	$(PY) tools/support_table.py
+
+notebook: $(BUILT)
+	$(PY) tools/notebook.py
 
 site: $(BUILT)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

@@ -7,6 +7,7 @@ the repository, so that they also read well there; only links to what has anothe
 from __future__ import annotations
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -24,8 +25,9 @@ PLACES = {
     ".github/SECURITY.md": "security.md",
     ".github/CODE_OF_CONDUCT.md": "conduct.md",
 }
+NOTEBOOK = "examples/tour.ipynb"
 EXAMPLES = {f"examples/{path.name}": f"examples/{path.stem}.md"
-            for path in sorted((ROOT / "examples").glob("*.py"))}  # fmt: skip
+            for path in [ROOT / NOTEBOOK, *sorted((ROOT / "examples").glob("*.py"))]}  # fmt: skip
 LINK = re.compile(r"(\]\(\s*)([^)\s:]+?)((?:#[^)\s]*)?\s*\))")
 
 
@@ -54,13 +56,38 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def _example(source: str) -> str:
     text = (ROOT / source).read_text()
+    if source == NOTEBOOK:
+        return "".join(_cell(cell) for cell in json.loads(text)["cells"])
     return f"# {source}\n\n```python\n{text}```\n"
+
+
+def _cell(cell: dict[str, Any]) -> str:
+    """With the outputs that the file keeps."""
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return f"{text}\n\n"
+    shown = [f"```python\n{text}\n```\n\n"]
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        plain = "".join(output.get("text") or data.get("text/plain", ""))
+        if "image/png" in data:
+            shown.append(f"![](data:image/png;base64,{data['image/png'].strip()})\n\n")
+        else:
+            shown.append(f"```text\n{plain.strip()}\n```\n\n")
+    return "".join(shown)
+
+
+def _summary(source: str) -> str:
+    text = (ROOT / source).read_text()
+    if source == NOTEBOOK:
+        return "from one call to a trained layer, with the maps drawn."
+    return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
 
 
 def _examples() -> str:
     """Each with the first sentence of its docstring."""
     lines = []
     for source, place in EXAMPLES.items():
-        said = ast.get_docstring(ast.parse((ROOT / source).read_text())) or ""
-        lines.append(f"- [{source}]({Path(place).name}): {said.splitlines()[0]}")
+        said = _summary(source)
+        lines.append(f"- [{source}]({Path(place).name}): {said}")
     return "# Examples\n\nCode to copy; the tests run it.\n\n" + "\n".join(lines) + "\n"
