@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def test_a_lack_is_told(
     monkeypatch.setattr(build_checks, "installed", all_found.get)
     with pytest.raises(SystemExit, match=said + "with --no-build-isolation .* pip install"):
         build_checks.check()
+
+
+def test_the_backend_asks_before_it_imports_setuptools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_checks, "installed", {"torch": "2.14.1"}.get)
+    monkeypatch.setitem(sys.modules, "setuptools.build_meta", None)
+    monkeypatch.delitem(sys.modules, "build_backend", raising=False)
+    with pytest.raises(SystemExit, match="setuptools is not installed: "):
+        importlib.import_module("build_backend")
 
 
 def test_other_systems_are_refused() -> None:

@@ -1,6 +1,6 @@
 """What the build needs, asked before anything of it is imported, so that a lack is told in words.
 
-The standard library alone: setup.py imports this first.
+The standard library alone: build_backend.py and setup.py import this first.
 """
 
 import os
