@@ -29,7 +29,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test test-latest sanitize lock mutants lint docs site notebook bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
+.PHONY: setup build demo test test-latest foreign sanitize lock mutants lint docs site notebook bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
   gpu-sanitize gpu-counters clean help
 
 help:
@@ -40,6 +40,8 @@ help:
 	@echo '        and the simulator by itself (SIM_ARGS)'
 	@echo 'test-latest  the suite in a virtual environment of its own, with the newest of everything, and a list of what'
 	@echo '        in it is not what constraints.txt pins'
+	@echo 'foreign the simulator on Hopper code of others: examples of CUTLASS, FlashInfer (FOREIGN_ARGS); it'
+	@echo '        compiles for minutes'
 	@echo 'sanitize hostile calls under ASan and UBSan (SANITIZE_CALLS, SANITIZE_ARGS)'
 	@echo 'gpu     on the day a GPU is at hand: self-test, tests, timings, from a wheel (docs/gpu.md)'
 	@echo 'gpu-sanitize, gpu-counters  the same under compute-sanitizer, and ncu'"'"'s counters next to ours'
@@ -99,6 +101,14 @@ test-latest:
 	@.venv-latest/bin/python tools/lock_diff.py
 	$(MAKE) test VENV=.venv-latest LOCK=
 	@.venv-latest/bin/python tools/lock_diff.py
+
+# FlashInfer's sources come with its wheel; the simulator reads them where they lie, without their dependencies.
+FOREIGN := build/foreign
+FOREIGN_ARGS ?=
+foreign: $(BUILT)
+	@test -d $(FOREIGN)/flashinfer || $(STEP) "FlashInfer's sources" $(PIP) install --no-deps --target $(FOREIGN) \
+	  flashinfer-python==0.7.2.post1
+	cd tests/ptxsim && PYTHONPATH=$(abspath $(FOREIGN)) $(abspath $(PY)) -m pytest -m foreign $(FOREIGN_ARGS)
 
 # For every Python that the package runs on. transformers has no release for 3.10 any more.
 lock: $(DEPS)

@@ -1,7 +1,9 @@
-// The waist of the library: what the bindings hand to a backend. No torch above it is visible
-// below, and no CUDA header is needed to read it.
+// The waist of the library: what the bindings hand to a backend. It hides torch from the backends, and it needs
+// no CUDA header.
 #pragma once
 #include <cstdint>
+
+struct CUstream_st;
 
 namespace diffattn {
 
@@ -79,7 +81,7 @@ struct FwdParams {
   View v;    // [batch, row, head_k, dv]
   View lam;  // [batch, row, head]
   View out;  // [batch, row, head, dv]
-  // For backward; absent where it needs them not.
+  // For backward; absent where it does not need them.
   View o;             // [batch, row, head, dv]   O1 - lam·O2, where a norm changes the output
   View o_complement;  // [batch, row, head, dv]   O2 + lam·O1
   View rstd;          // [batch, head, row]       absent without a norm
@@ -148,8 +150,8 @@ struct DecodeParams {
 
 namespace cpu {
 
-// How a backend without threads of its own spreads work: run() calls body(ctx, w) once for every
-// w < threads, on as many threads as there are, and returns when all have returned.
+// How a backend without threads of its own spreads work: run() calls body(ctx, w) once for each
+// w < threads, on as many threads as there are, and returns when all calls have returned.
 struct Parallel {
   int threads;
   void (*run)(int threads, void (*body)(void* ctx, int worker), void* ctx);
@@ -162,7 +164,7 @@ void decode(const DecodeParams&, const Parallel&);
 // The instruction set chosen for this machine: "avx512", "avx2" or "portable".
 const char* isa();
 
-// What was compiled in, best first; without a name after the last.
+// What was compiled in, best first. Behind the last the name is null.
 struct InstructionSet {
   const char* name;
   bool runs_here;
@@ -173,18 +175,20 @@ InstructionSet instruction_set(int index);
 
 namespace cuda {
 
-// stream is a cudaStream_t. Base and strides of q, k, v and norm.weight are multiples of 16 bytes.
-// Throws std::runtime_error where the device or a size is not supported.
-void fwd(const FwdParams&, void* stream);
+// What serves a call. workspace says how many bytes of device memory launch needs besides the tensors, from
+// shapes and totals alone; they need not be initialised. stream is a cudaStream_t.
+template <class Params>
+struct EntryPoint {
+  int64_t (*workspace)(const Params&);
+  void (*launch)(const Params&, void* workspace, CUstream_st* stream);
+};
 
-// The bytes of device memory that bwd needs besides its tensors, not initialised; from shapes and
-// totals alone. Bases and strides of dout, o and o_complement too are multiples of 16 bytes.
-int64_t bwd_workspace(const BwdParams&);
-void bwd(const BwdParams&, void* workspace, void* stream);
-
-// The bytes of device memory that decode needs besides its tensors; from shapes alone.
-int64_t decode_workspace(const DecodeParams&);
-void decode(const DecodeParams&, void* workspace, void* stream);
+// Chosen by the current device, which has to be that of the tensors, and by the shape. Bases and strides of
+// tensors of the kernels' dtype and of norm.weight are multiples of 16 bytes. Throws std::runtime_error where
+// the device or a size is not supported, and so does launch.
+EntryPoint<FwdParams> choose(const FwdParams&);
+EntryPoint<BwdParams> choose(const BwdParams&);
+EntryPoint<DecodeParams> choose(const DecodeParams&);
 
 }  // namespace cuda
 }  // namespace diffattn

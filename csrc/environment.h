@@ -1,5 +1,4 @@
-// The environment variables of the library, read one way: not set and empty are the same, and upper and
-// lower case are.
+// The library's environment variables, all read in one way: empty means not set, and case does not matter.
 #pragma once
 #include <cctype>
 #include <cstdlib>

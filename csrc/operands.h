@@ -1,6 +1,6 @@
 // The tensors of each call, listed once: their dimensions, what they hold, what a call does with them. The
-// bindings check and fill params by these lists; a test that watches a launch learns from them what memory it
-// may touch.
+// bindings check tensors and fill params by these lists. From them a test that watches a launch knows what
+// memory it may touch.
 #pragma once
 #include <cstddef>
 #include <type_traits>
@@ -29,7 +29,7 @@ enum class Dim {
 };
 constexpr int kDims = int(Dim::half_rotary) + 1;
 
-// As users know them; a packed batch has one dimension instead of batch and rows.
+// The users' names. A packed batch has one dimension instead of batch and rows.
 constexpr const char* name_of(Dim dim, bool packed = false) {
   switch (dim) {
     case Dim::batch:
@@ -68,8 +68,8 @@ constexpr const char* name_of(Dim dim, bool packed = false) {
   return "";
 }
 
-// The stride of a view that steps along a dimension, or null: maps are views of their own, and the numbers of
-// a row are contiguous.
+// The stride of a view that steps along a dimension. Null where there is none: maps are views of their own,
+// and the elements of a row are contiguous.
 constexpr int64_t View::* stride_along(Dim dim) {
   switch (dim) {
     case Dim::batch:
@@ -91,7 +91,7 @@ constexpr bool is_of_maps(Dim dim) { return dim == Dim::maps || dim == Dim::k_ma
 
 enum class Holds { elements, sums, indices };  // the tensors' dtype, the compute type, int32
 
-// written: every element that belongs to a sequence, whatever was there; updated: some of them.
+// written: every element that belongs to a sequence, whatever it held before; updated: some of them.
 enum class Role { read, written, updated };
 
 struct Operand {
@@ -180,8 +180,8 @@ inline constexpr Operand kKCache{
     kRotaryCos{"rotary_cos", Holds::elements, Role::read, 2, {Dim::positions, Dim::half_rotary}},
     kRotarySin{"rotary_sin", Holds::elements, Role::read, 2, {Dim::positions, Dim::half_rotary}};
 
-// Calls f(operand, view) for what params have of an operand, and f(operand, signal, noise) for one with a
-// dimension of maps. Params: FwdParams, BwdParams or DecodeParams, const or not.
+// Calls f(operand, view) for each operand of params that is a view, and f(operand, signal, noise) for one with
+// a dimension of maps. Params: FwdParams, BwdParams or DecodeParams, const or not.
 template <class Params, class F>
 void for_each_view(Params& p, const F& f) {
   auto &signal = p.maps[kSignal], &noise = p.maps[kNoise];
@@ -219,8 +219,8 @@ void for_each_view(Params& p, const F& f) {
   }
 }
 
-// Calls f(operand, data, row stride) for what params have as a pointer: vectors, and tables of contiguous
-// rows.
+// Calls f(operand, data, row stride) for each operand of params that is a pointer: vectors, and tables of
+// contiguous rows.
 template <class Params, class F>
 void for_each_pointer(const Params& p, const F& f) {
   f(kNormWeight, p.norm.weight, 0);
@@ -272,11 +272,17 @@ inline Extents extents_of(const Shape& s, const Varlen& varlen) {
   return e;
 }
 
-inline Extents extents_of(const Shape& s, const Cache& cache) {
+// With a cache: its sequences, or pages, and the rows of each.
+inline Extents extents_of(const Shape& s, int64_t blocks, int64_t slots) {
   Extents e = extents_of(s);
+  e[Dim::blocks] = blocks;
+  e[Dim::slots] = slots;
+  return e;
+}
+
+inline Extents extents_of(const Shape& s, const Cache& cache) {
   const Paging& paging = cache.paging;
-  e[Dim::blocks] = cache.blocks;
-  e[Dim::slots] = paging.block_table ? paging.page_size : s.seqlen_k;
+  Extents e = extents_of(s, cache.blocks, paging.block_table ? paging.page_size : s.seqlen_k);
   e[Dim::seqlen_new] = cache.seqlen_new;
   e[Dim::max_blocks] = paging.page_size ? s.seqlen_k / paging.page_size : 0;
   e[Dim::positions] = cache.rotary.seqlen;

@@ -7,11 +7,12 @@ accepted. What depends on the kernels (dtypes, head dims, shapes) is checked in 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import ops
 
@@ -33,6 +34,7 @@ def check_tensors(q: Tensor, **others: Any) -> None:
     Asked first: meta tensors would take the call to the fake kernels, which check nothing, and the
     dispatcher's own message for sparse or quantized tensors names no argument.
     """
+    refuse_tangents((q, *others.values()))
     require_dense("q", q)
     device = q.device
     for name, t in others.items():
@@ -43,6 +45,18 @@ def check_tensors(q: Tensor, **others: Any) -> None:
             raise ValueError(
                 f"{name} is on device {t.device}, q is on {device}: all must be on one device"
             )
+
+
+def refuse_tangents(tensors: Iterable[Any]) -> None:
+    """Before any of them is viewed, which fails inside torch for some tangents."""
+    if forward_ad._current_level < 0:
+        return
+    tensors = (t for t in tensors if isinstance(t, Tensor))
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            "differential attention has no forward-mode derivative (torch.func.jvp, jacfwd, "
+            "forward_ad.make_dual): use reverse mode (torch.func.vjp, jacrev, backward())"
+        )
 
 
 def require_tensor(name: str, t: object) -> None:
@@ -58,6 +72,22 @@ def require_dense(name: str, t: Tensor) -> None:
         raise TypeError(f"{name} is a {kind} tensor, accepted: dense (strided) tensors")
     if not torch.compiler.is_compiling():
         ops.check_storage(name, t)
+
+
+def readable(name: str, value: Any) -> Any:
+    """The value. A tensor in a number's place needs its memory, because Python reads it."""
+    if isinstance(value, Tensor):
+        require_dense(name, value)
+    return value
+
+
+def shown(value: Any) -> str:
+    """For a message: repr(), which would read a tensor's memory, and that may be freed."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list) and any(isinstance(part, Tensor) for part in value):
+        return f"({', '.join(map(shown, value))})"
+    return repr(value)
 
 
 def query_heads(q: Tensor, name: str, dims: int) -> Tensor:
@@ -183,7 +213,8 @@ def mask_of(
 ) -> tuple[int, int, int, int]:
     """The mask as the ops take it: (left, right, sink_size, a bit for each head that streams)."""
     causal = flag("causal", causal)
-    left, right = _window_of(window_size, causal)
+    left, right = window_of(window_size)
+    right = 0 if causal else right
     sink, heads = _sink_of(sink_size), _bits_of(streaming_heads, v)
     for name, value, unused in (("sink_size", sink, 0), ("streaming_heads", heads, ALL_STREAM)):
         if value != unused and not causal:
@@ -219,11 +250,13 @@ def _bits_of(streaming_heads: Heads, v: Tensor) -> int:
                 f"streaming_heads is on device {heads.device}, where reading it would wait for the "
                 f"device; accepted: {accepted}, in a sequence or a CPU tensor"
             )
-        heads = heads.tolist()
+        heads = readable("streaming_heads", heads).tolist()
     try:
         streams = [flag("streaming_heads[i]", head) for head in heads]
     except TypeError:
-        raise TypeError(f"streaming_heads is {streaming_heads!r}, accepted: {accepted}") from None
+        raise TypeError(
+            f"streaming_heads is {shown(streaming_heads)}, accepted: {accepted}"
+        ) from None
     if len(streams) != nheads_k:
         raise ValueError(f"streaming_heads has {len(streams)} entries, accepted: {accepted}")
     if nheads_k > MOST_STREAMING:
@@ -236,20 +269,21 @@ def _bits_of(streaming_heads: Heads, v: Tensor) -> int:
     return bits - 2**64 if bits >= 2**63 else bits
 
 
-def _window_of(window_size: Window, causal: bool) -> tuple[int, int]:
-    """The window with causal folded in: (left, right), −1 unbounded."""
+def window_of(window_size: Window) -> Window:
+    """(left, right) as integers, −1 unbounded."""
     try:
-        left, right = (operator.index(_no_bool(n)) for n in window_size)
+        left, right = (operator.index(_no_bool(readable("window_size", n))) for n in window_size)
     except (TypeError, ValueError):
         raise ValueError(
-            f"window_size is {window_size!r}, expected two integers (left, right), -1 unbounded"
+            f"window_size is {shown(window_size)}, expected two integers (left, right), -1 "
+            "unbounded"
         ) from None
     if left < -1 or right < -1:
         raise ValueError(
             f"window_size is {window_size!r}, accepted on each side: a number of keys, or -1 for "
             "unbounded"
         )
-    return -1 if left >= UNBOUNDED else left, 0 if causal else -1 if right >= UNBOUNDED else right
+    return -1 if left >= UNBOUNDED else left, -1 if right >= UNBOUNDED else right
 
 
 def _no_bool(value: Any) -> Any:
@@ -260,17 +294,17 @@ def _no_bool(value: Any) -> Any:
 def flag(name: str, value: object) -> bool:
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_", "SymBool"):
         return bool(value)  # the names are numpy's, and that of a compiler's symbol
-    raise TypeError(f"{name} is {value!r}, accepted: True or False")
+    raise TypeError(f"{name} is {shown(value)}, accepted: True or False")
 
 
 def integer(name: str, value: Any, accepted: str = "an integer") -> int:
-    number: Any = value
+    number: Any = readable(name, value)
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
         try:
             number = operator.index(_no_bool(value))
-        except TypeError:
+        except (TypeError, RuntimeError):  # the latter of a meta tensor
             raise TypeError(
-                f"{name} is {value!r} ({type(value).__name__}), accepted: {accepted}"
+                f"{name} is {shown(value)} ({type(value).__name__}), accepted: {accepted}"
             ) from None
     if not torch.compiler.is_compiling() and not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} is {number}, accepted: integers of 64 bits")
@@ -298,8 +332,9 @@ def _number(name: str, value: Any, accepted: str) -> Any:
     elif isinstance(value, Tensor) and value.requires_grad:
         raise TypeError(f"{name} requires a gradient, but has none; accepted: {accepted}")
     elif not isinstance(value, str | bytes):
+        readable(name, value)
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
             pass  # refused below, by name
-    raise TypeError(f"{name} is {value!r} ({type(value).__name__}), accepted: {accepted}")
+    raise TypeError(f"{name} is {shown(value)} ({type(value).__name__}), accepted: {accepted}")

@@ -17,7 +17,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from . import ops
+from . import arguments, ops
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 _OF_DECODE = ("q", "k_cache", "v_cache", "lam", "k", "v", "rotary_cos", "rotary_sin", "norm_weight")
@@ -113,11 +113,7 @@ def _check_decode(args: tuple[Any, ...]) -> None:
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         if cache is None:
             continue  # the bindings refuse it
-        if cache.is_neg() or cache.is_conj():
-            raise ValueError(
-                f"{name} is a lazy negative or conjugate view, which cannot be written in place: "
-                "give its resolve_neg() or resolve_conj()"
-            )
+        ops.refuse_lazy_cache(name, cache)
         if k is not None:
             _note_write(name, cache)
 
@@ -134,17 +130,8 @@ def _note_write(name: str, cache: Tensor) -> None:
 
 def _has_gradient(tensors: Sequence[Tensor | None]) -> bool:
     """Whether reverse mode has to be recorded; forward mode is an error."""
-    if forward_ad._current_level >= 0:
-        _refuse_tangents(tensors)
+    arguments.refuse_tangents(tensors)
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _refuse_tangents(tensors: Sequence[Tensor | None]) -> None:
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            "differential attention has no forward-mode derivative (torch.func.jvp, jacfwd, "
-            "forward_ad.make_dual): use reverse mode (torch.func.vjp, jacrev, backward())"
-        )
 
 
 def _record(function: type[_SingleLevelFunction], keyset: Any, args: tuple[Any, ...]) -> Any:

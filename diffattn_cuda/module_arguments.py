@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import arguments
 
 
-def head_dim(embed_dim: int, parts: int, name: str) -> int:
-    if parts < 1 or arguments.integer("embed_dim", embed_dim) % parts:
+def integer(name: str, value: Any, accepted: str = "an integer") -> int:
+    """No tensor: a module's sizes are known without reading memory, which may be a device's."""
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} is a tensor, accepted: {accepted}")
+    return arguments.integer(name, value, accepted)
+
+
+def integers(**sizes: Any) -> list[int]:
+    return [integer(name, value) for name, value in sizes.items()]
+
+
+def head_dim(embed_dim: int, num_heads: int, components: int) -> int:
+    embed_dim, num_heads = integers(embed_dim=embed_dim, num_heads=num_heads)
+    parts = components * num_heads
+    if parts < 1 or embed_dim % parts:
+        name = "num_heads" if components == 1 else f"{components}·num_heads"
         raise ValueError(f"embed_dim is {embed_dim}; it must be a multiple of {name} = {parts}")
     return embed_dim // parts
+
+
+def check_implementation(implementation: str, known: Iterable[str]) -> None:
+    if implementation not in known:
+        given = arguments.shown(implementation)
+        raise ValueError(f"implementation is {given}; it must be one of {list(known)}")
 
 
 def check_rel_pos(

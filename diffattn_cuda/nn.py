@@ -25,15 +25,12 @@ def lambda_init_fn(depth: int) -> float:
         >>> [round(lambda_init_fn(depth), 3) for depth in (0, 6, 27)]
         [0.2, 0.701, 0.8]
     """
+    accepted = "the index of a layer, from 0"
+    depth = module_arguments.integer("depth", depth, accepted)
     try:
         return 0.8 - 0.6 * math.exp(-0.3 * depth)
     except OverflowError:
-        raise ValueError(f"depth is {depth}, accepted: the index of a layer, from 0") from None
-    except TypeError:
-        kind = type(depth).__name__
-        raise TypeError(
-            f"depth is {depth!r} ({kind}), accepted: the index of a layer, from 0"
-        ) from None
+        raise ValueError(f"depth is {depth}, accepted: {accepted}") from None
 
 
 def rotary_tables(
@@ -60,6 +57,8 @@ def rotary_tables(
         >>> cos.shape, sin[0].abs().max().item()
         (torch.Size([1024, 32]), 0.0)
     """
+    seqlen, rotary_dim = module_arguments.integers(seqlen=seqlen, rotary_dim=rotary_dim)
+    base = arguments.static_number("base", base, "a number")
     frequency = base ** -(torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim)
     angle = torch.outer(torch.arange(seqlen, device=device).float(), frequency)
     return angle.cos().to(dtype), angle.sin().to(dtype)
@@ -100,6 +99,8 @@ class _DiffAttnBase(nn.Module):
         key_components: int,
         causal: bool,
         window_size: tuple[int, int],
+        sink_size: int,
+        streaming_heads: arguments.Heads,
         implementation: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -107,22 +108,24 @@ class _DiffAttnBase(nn.Module):
         super().__init__()
         if num_kv_heads is None:
             num_kv_heads = num_heads
+        embed_dim, num_heads, num_kv_heads, head_dim = module_arguments.integers(
+            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
+        )
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(
                 f"num_kv_heads is {num_kv_heads}; it must divide num_heads, which is {num_heads}"
             )
-        if implementation not in _IMPLEMENTATIONS:
-            raise ValueError(
-                f"implementation is {implementation!r}; it must be one of {list(_IMPLEMENTATIONS)}"
-            )
+        module_arguments.check_implementation(implementation, _IMPLEMENTATIONS)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.key_components = key_components
         self.value_dim = key_components * head_dim  # V1: 2d, V2: d
-        self.causal = causal
-        self.window_size = window_size
+        self.causal = arguments.flag("causal", causal)
+        self.window_size = arguments.window_of(window_size)
+        self.sink_size = sink_size
+        self.streaming_heads = streaming_heads
         self.implementation = implementation
 
         def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -143,12 +146,11 @@ class _DiffAttnBase(nn.Module):
             capacity: tokens a sequence may reach.
             dtype: of keys and values; default that of the weights; under autocast give its dtype.
         """
-        weight = self.k_proj.weight
+        slots = module_arguments.integers(batch_size=batch_size, capacity=capacity)
         k_heads = self.num_kv_heads * self.key_components
-        return KVCache(
-            weight.new_zeros(batch_size, capacity, k_heads, self.head_dim, dtype=dtype),
-            weight.new_zeros(batch_size, capacity, self.num_kv_heads, self.value_dim, dtype=dtype),
-        )
+        new_zeros = self.k_proj.weight.new_zeros
+        k = new_zeros(*slots, k_heads, self.head_dim, dtype=dtype)
+        return KVCache(k, new_zeros(*slots, self.num_kv_heads, self.value_dim, dtype=dtype))
 
     def _attend(
         self,
@@ -163,7 +165,12 @@ class _DiffAttnBase(nn.Module):
         q = self.q_proj(x).view(*x.shape[:2], self.num_heads, 2, self.head_dim)
         k = self.k_proj(x).view(*shape, self.key_components, self.head_dim)
         v = self.v_proj(x).view(*shape, self.value_dim)
-        mask: dict[str, Any] = {"causal": self.causal, "window_size": self.window_size}
+        mask: dict[str, Any] = {
+            "causal": self.causal,
+            "window_size": self.window_size,
+            "sink_size": self.sink_size,
+            "streaming_heads": self.streaming_heads,
+        }
         cos, sin = (None, None) if rel_pos is None else (table.to(q.dtype) for table in rel_pos)
         if cache is None:
             if cos is not None and sin is not None:
@@ -211,6 +218,7 @@ class _DiffAttnBase(nn.Module):
         return (
             f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
             f"head_dim={self.head_dim}, causal={self.causal}, window_size={self.window_size}, "
+            f"sink_size={self.sink_size}, streaming_heads={self.streaming_heads}, "
             f"implementation={self.implementation!r}"
         )
 
@@ -234,6 +242,8 @@ class MultiheadDiffAttn(_DiffAttnBase):
         norm_eps: its epsilon.
         causal: mask the future.
         window_size: (left, right) keys a query sees around its own place, inclusive; −1 = no limit.
+        sink_size: as in `diff_flash_attn_func`.
+        streaming_heads: as in `diff_flash_attn_func`, for the num_kv_heads KV heads.
         lambda_dtype: round both exponentials and λ to this dtype, as unilm does with the input's
             (torch.bfloat16 gives its numbers); default: no rounding below fp32.
         implementation: "fused", or "eager" for `diffattn_cuda.reference`.
@@ -271,17 +281,21 @@ class MultiheadDiffAttn(_DiffAttnBase):
         norm_eps: float = 1e-5,
         causal: bool = True,
         window_size: tuple[int, int] = (-1, -1),
+        sink_size: int = 0,
+        streaming_heads: arguments.Heads = None,
         lambda_dtype: torch.dtype | None = None,
         implementation: str = "fused",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        head_dim = module_arguments.head_dim(embed_dim, 2 * num_heads, "2·num_heads")
+        head_dim = module_arguments.head_dim(embed_dim, num_heads, components=2)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 2,
-            causal, window_size, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
         )  # fmt: skip
-        self.lambda_init = lambda_init_fn(depth) if lambda_init is None else lambda_init
+        if lambda_init is None:
+            lambda_init = lambda_init_fn(depth)
+        self.lambda_init = arguments.static_number("lambda_init", lambda_init, "None or a number")
         self.lambda_dtype = lambda_dtype
 
         def lambda_vector() -> nn.Parameter:
@@ -290,6 +304,8 @@ class MultiheadDiffAttn(_DiffAttnBase):
 
         self.lambda_q1, self.lambda_k1 = lambda_vector(), lambda_vector()
         self.lambda_q2, self.lambda_k2 = lambda_vector(), lambda_vector()
+        norm_affine = arguments.flag("norm_affine", norm_affine)
+        norm_eps = arguments.static_number("norm_eps", norm_eps, "a number >= 0")
         # Holds weight and eps, under unilm's name; the norm itself runs inside the kernel.
         self.subln = nn.RMSNorm(2 * head_dim, norm_eps, norm_affine, device=device, dtype=dtype)
 
@@ -346,6 +362,8 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         head_dim: d, the width of queries, keys and values; default embed_dim / num_heads.
         causal: mask the future.
         window_size: as in `MultiheadDiffAttn`.
+        sink_size: as in `MultiheadDiffAttn`.
+        streaming_heads: as in `MultiheadDiffAttn`.
         implementation: as in `MultiheadDiffAttn`.
         device: of the parameters.
         dtype: of the parameters.
@@ -370,15 +388,17 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         head_dim: int | None = None,
         causal: bool = True,
         window_size: tuple[int, int] = (-1, -1),
+        sink_size: int = 0,
+        streaming_heads: arguments.Heads = None,
         implementation: str = "fused",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if head_dim is None:
-            head_dim = module_arguments.head_dim(embed_dim, num_heads, "num_heads")
+            head_dim = module_arguments.head_dim(embed_dim, num_heads, components=1)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 1,
-            causal, window_size, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
         )  # fmt: skip
         self.lambda_proj = nn.Linear(embed_dim, num_heads, bias=False, device=device, dtype=dtype)
 

@@ -7,6 +7,7 @@ into this form. With cu_seqlens the first two dimensions are one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -35,7 +36,7 @@ def check_storage(name: str, t: Tensor) -> None:
     if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return  # such as a compiler's: it has no memory
     try:
-        if t.data_ptr() or not t.numel() or t.untyped_storage().nbytes():
+        if t.untyped_storage().nbytes() or not t.numel():
             return
     except RuntimeError:
         return  # torch.func's wrappers have no storage
@@ -160,17 +161,62 @@ def _cast(name: str, arg: Any, dtype: torch.dtype) -> Any:
     eligible = isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
     if not eligible or arg.dtype == dtype:
         return arg
-    check_storage(name, arg)
-    # What is expanded stays so: a copy would take memory for every repetition before the kernels
-    # have checked the shape, and K that both components share would look like two.
-    once = arg
-    for dim, (size, stride) in enumerate(zip(arg.shape, arg.stride(), strict=True)):
+    return _copied(name, arg, lambda once: once.to(dtype))
+
+
+def _copied(name: str, t: Tensor, copy: Callable[[Tensor], Tensor]) -> Tensor:
+    """A copy in which what is expanded stays so.
+
+    Else it would take memory for every repetition before the kernels have checked the shape, and K
+    that both components share would look like two.
+    """
+    check_storage(name, t)
+    once = t
+    for dim, (size, stride) in enumerate(zip(t.shape, t.stride(), strict=True)):
         if stride == 0 and size > 1:
             once = once.narrow(dim, 0, 1)
-    return once.to(dtype).expand(arg.shape)
+    return copy(once).expand(t.shape)
+
+
+def refuse_lazy_cache(name: str, cache: Tensor) -> None:
+    if cache.is_neg() or cache.is_conj():
+        raise ValueError(
+            f"{name} is a lazy negative or conjugate view, which cannot be written in place: "
+            "give its resolve_neg() or resolve_conj()"
+        )
+
+
+def _register_lazy_views(op: str) -> None:
+    """Lazy negatives are negated and conjugates refused: torch would copy them whole, unchecked."""
+    overload = getattr(kernels, op).default
+    names = [argument.name for argument in overload._schema.arguments]
+
+    def negative(keyset: Any, *args: Any) -> Any:
+        return overload.redispatch(
+            keyset.remove(torch._C.DispatchKey.Negative), *map(_negated, names, args)
+        )
+
+    def conjugate(*args: Any) -> NoReturn:
+        lazy = zip(names, args, strict=True)
+        which = [name for name, t in lazy if isinstance(t, Tensor) and t.is_conj()]
+        raise TypeError(f"{' and '.join(which)} is complex, accepted: tensors of real numbers")
+
+    library.impl(op, negative, "Negative", with_keyset=True)
+    library.impl(op, conjugate, "Conjugate")
+
+
+def _negated(name: str, arg: Any) -> Any:
+    if not isinstance(arg, Tensor) or not arg.is_neg():
+        return arg
+    if name in ("k_cache", "v_cache"):
+        refuse_lazy_cache(name, arg)
+    return _copied(name, arg, Tensor.resolve_neg)
 
 
 library = torch.library.Library(add_op_namespace_prefix("").removesuffix("::"), "IMPL")
+
+for _op in ("fwd", "bwd", "decode"):
+    _register_lazy_views(_op)
 
 for _device in ("CPU", "CUDA"):
     _register_autocast("fwd", _device, ("q", "k", "v"))

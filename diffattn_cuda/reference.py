@@ -64,6 +64,8 @@ def diff_flash_attn_func(
     p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
     v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
     out = (p_diff.to(v.dtype) @ v).transpose(1, 2).to(p.dtype)  # (b, sq, h, dv)
+    blind = ~visible_keys(q.shape[1], k.shape[1], causal, window_size, q.device, sink_size).any(-1)
+    out = out.masked_fill(blind[:, None, None], 0.0)  # also where λ is NaN
     if norm_eps is not None:
         out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + norm_eps)
     if norm_weight is not None:

@@ -13,8 +13,6 @@
 #include "../csrc/bindings/cpu_decode.cpp"
 #elif defined(CUDA_KERNEL)
 #include "../csrc/bindings/cuda.cpp"
-#include "../csrc/bindings/cuda_bwd.cpp"
-#include "../csrc/bindings/cuda_decode.cpp"
 #endif
 
 REGISTER_EXTENSION(TORCH_EXTENSION_NAME)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import diffattn_cuda
-from diffattn_cuda import nn, reference
+from diffattn_cuda import arguments, nn, reference
 
 Arguments = dict[str, Any]
 DTYPES = [torch.float32] * 3 + [torch.float64, torch.float16, torch.bfloat16]
@@ -115,6 +115,7 @@ def _sizes(rng: random.Random) -> Sizes:
 def _options(call: Call, s: Sizes) -> Arguments:
     """What all three functions take by the same names."""
     rng = call.rng
+    # sink_size and streaming_heads will be drawn here once a backend has kernels for them.
     options: Arguments = {
         "softmax_scale": rng.choice([None, None, 0.3, -0.1]),
         "causal": rng.random() < 0.4,
@@ -294,6 +295,7 @@ def _raw(args: Arguments) -> Arguments:
     args["softmax_scale"] = args["softmax_scale"] or 0.2
     left, right = args.pop("window_size")
     args["window_left"], args["window_right"] = left, 0 if args.pop("causal") else right
+    args["sink_size"], args["streaming_heads"] = 0, arguments.ALL_STREAM
     del args["return_lse"]
     return args
 

@@ -18,6 +18,7 @@ INTS = [0, 1, -1, -2, 3, 17, 2**31 - 1, 2**31, -(2**31), 2**40, 2**61, 2**62, 2*
         -(2**63), 2**63, 2**64]  # fmt: skip
 WRONG = ["x", 1j, [1], (1,), {}, b"x", object, torch.float32]  # for no argument
 ODD = [None, True, np.int64(3), np.float32(0.5), np.bool_(True), torch.tensor(1), *WRONG]
+INTEGERS = ("num_splits", "window_left", "window_right", "sink_size", "streaming_heads", "depth")
 INDEX_VALUES = [-(2**31), -1, 0, 1, 15, 16, 31, 32, 33, 160, 2**30, 2**31 - 1]
 
 
@@ -114,6 +115,7 @@ def index_values(call: Call) -> str:
         t.random_(-(2**31), 2**31 - 1, generator=generator(call.rng))
     call.args[name] = t
     call.legal = False
+    tensors.leave_the_saved(call, name)
     _page_of_two(call, name)
     return f"{name}: {t.flatten().tolist()[:6]}"
 
@@ -196,8 +198,9 @@ def number(call: Call) -> str:
     counted = [n for n in _plain(call) if "window" in n or n in ("softmax_scale", "num_splits")]
     name = call.rng.choice(_plain(call) + 3 * counted)  # what kernels calculate with
     old = call.args[name]
-    integers = "seqlen" in name or name in ("num_splits", "window_left", "window_right", "depth")
-    if isinstance(old, bool) or name.startswith("embed") or "heads" in name:
+    integers = "seqlen" in name or name in INTEGERS
+    sizes = ("embed_dim", "num_heads", "num_kv_heads")
+    if isinstance(old, bool) or name in sizes:
         return ""
     new: Any = call.rng.choice(INTS if integers else FLOATS)
     if name == "window_size":
@@ -214,11 +217,7 @@ def odd(call: Call) -> str:
     call.args[name] = new
     call.legal = call.tame = False
     by_truth = call.target.startswith("raw") and isinstance(old, bool)  # how torch takes bools
-    if (
-        any(new is wrong for wrong in WRONG)
-        and not by_truth
-        and name not in ("norm_affine", "dtype")
-    ):
+    if any(new is wrong for wrong in WRONG) and not by_truth and name != "dtype":
         call.must_refuse[name] = f"{name} is {new!r}"
     if new is True and name in ("lam", "cache_seqlens"):
         call.must_refuse[name] = f"{name} is True"

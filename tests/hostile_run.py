@@ -219,10 +219,18 @@ def _as_the_schema(args: Arguments) -> Arguments:
     return args | numbers
 
 
+def _mask(a: Arguments) -> Arguments:
+    """An op's mask as the functions take it: a bit of streaming_heads is a KV head."""
+    values = a["v"] if "v_cache" not in a else a["v_cache"]
+    streams = [bool(a["streaming_heads"] >> head & 1) for head in range(values.shape[-2])]
+    window = a["window_left"], a["window_right"]
+    return {"window_size": window, "sink_size": a["sink_size"], "streaming_heads": streams}
+
+
 def raw_fwd(**a: Any) -> Any:
     a = _as_the_schema(a)
     shared = {name: a[name] for name in ("softmax_scale", "norm_weight", "norm_eps", "out_scale")}
-    shared |= {"window_size": (a["window_left"], a["window_right"]), "return_lse": True}
+    shared |= {"return_lse": True, **_mask(a)}
     qkv = a["q"], a["k"], a["v"], a["lam"]
     if a["cu_seqlens_q"] is None:
         return reference.diff_flash_attn_func(*qkv, **shared)
@@ -245,9 +253,8 @@ def _raw_bwd(**a: Any) -> Any:
 
 def _raw_decode(**a: Any) -> Any:
     a = _as_the_schema(a)
-    args = {n: x for n, x in a.items() if n not in ("window_left", "window_right")}
-    window = a["window_left"], a["window_right"]
-    return reference.diff_flash_attn_with_kvcache(**args, window_size=window, return_lse=True)
+    args = {n: x for n, x in a.items() if n not in ("window_left", "window_right")} | _mask(a)
+    return reference.diff_flash_attn_with_kvcache(**args, return_lse=True)
 
 
 RAW: dict[str, Function] = {"raw fwd": raw_fwd, "raw bwd": _raw_bwd, "raw decode": _raw_decode}

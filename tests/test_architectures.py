@@ -27,14 +27,13 @@ const Kernels %s = {
     "%s",
     [](int capability) { return capability >= %d; },
     [](const Shape& shape) { return shape.headdim <= %d; },
-    [](const FwdParams&, cudaStream_t) { std::puts("forward of %s"); },
+    {nullptr, [](const FwdParams&, void*, CUstream_st*) { std::puts("forward of %s"); }},
     %s
 };
 }
 """
 STAND_IN = (
-    "[](const BwdParams&) { return int64_t(0); }, "
-    '[](const BwdParams&, void*, cudaStream_t) { std::puts("backward of sm80"); }, nullptr, nullptr'
+    '{nullptr, [](const BwdParams&, void*, CUstream_st*) { std::puts("backward of sm80"); }}, {}'
 )
 PROGRAM = """
 #include <cstdio>
@@ -58,8 +57,8 @@ int main(int, char** arguments) {
   bwd.dtype = fwd.dtype;
   bwd.shape = fwd.shape;
   try {
-    diffattn::cuda::fwd(fwd, nullptr);
-    diffattn::cuda::bwd(bwd, nullptr, nullptr);
+    diffattn::cuda::choose(fwd).launch(fwd, nullptr, nullptr);
+    diffattn::cuda::choose(bwd).launch(bwd, nullptr, nullptr);
   } catch (const std::exception& error) {
     std::puts(error.what());
   }
@@ -93,8 +92,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def follow_the_recipe(cuda: Path) -> None:
     """A folder with its table; its name in kernels.h and in dispatch.cpp's list."""
     (cuda / "toy").mkdir()
-    absent = "nullptr, nullptr, nullptr, nullptr"
-    (cuda / "toy" / "kernels.cpp").write_text(TABLE % ("kToy", "toy", 90, 8, "toy", absent))
+    (cuda / "toy" / "kernels.cpp").write_text(TABLE % ("kToy", "toy", 90, 8, "toy", "{}, {}"))
     for file, before, after in (
         ("kernels.h", "extern const Kernels kSm80;", "extern const Kernels kToy, kSm80;"),
         ("dispatch.cpp", "{&kSm80}", "{&kToy, &kSm80}"),

@@ -75,7 +75,7 @@ def raw_decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: float, k: Tenso
     q, k_cache, k = (x.unflatten(2, (-1, 2)) for x in (q, k_cache, k))
     return torch.ops.diffattn.decode(
         q, k_cache, v_cache, lam_rows, k, v, None, None, seqlens, None, None, None, None, 0.25, -1,
-        -1, True, None, 1.0, 0,
+        -1, 0, -1, True, None, 1.0, 0,
     )  # fmt: skip
 
 

@@ -30,7 +30,25 @@ def forward(dtype: torch.dtype, headdim: int = 8) -> Any:
     q = torch.zeros(1, 4, 2, 2, headdim, dtype=dtype)
     lam = torch.zeros(1, 4, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return call(
-        "fwd", q, q, q[..., 0, :], lam, None, None, None, 0, 0, 1.0, -1, -1, None, 1.0, False, True
+        "fwd",
+        q,
+        q,
+        q[..., 0, :],
+        lam,
+        None,
+        None,
+        None,
+        0,
+        0,
+        1.0,
+        -1,
+        -1,
+        0,
+        -1,
+        None,
+        1.0,
+        False,
+        True,
     )
 
 
@@ -57,7 +75,7 @@ def test_backward_is_there_or_says_why_not() -> None:
     q = torch.zeros(1, 1, 2, 2, 8)
     saved = (q, None, *[q] * 4, None, *[q] * 4, None, None, 0, 0)
     with refuses(*missing if MODULE is None else ("v has shape", "headdim_v")):
-        call("bwd", *saved, 1.0, -1, -1, None, 1.0, False)
+        call("bwd", *saved, 1.0, -1, -1, 0, -1, None, 1.0, False)
 
 
 @built
@@ -66,7 +84,7 @@ def test_decode_checks_what_the_cpu_need_not() -> None:
     q, cache = torch.zeros(1, 1, 1, 2, 8, dtype=torch.bfloat16), torch.zeros(300).bfloat16()
     lam = torch.zeros(1, 1, 1)
     k, v = cache[1:257].view(1, 16, 1, 2, 8), torch.zeros(1, 16, 1, 16).bfloat16()
-    tail = (*[None] * 9, 1.0, -1, -1, True, None, 1.0, 0)
+    tail = (*[None] * 9, 1.0, -1, -1, 0, -1, True, None, 1.0, 0)
     with refuses("k_cache", "16 bytes"):
         call("decode", q, k, v, lam, *tail)
     with refuses("q has dtype", "fp16", "bf16", "CPU"):

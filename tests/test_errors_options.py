@@ -173,7 +173,7 @@ def test_freed_storage_that_autocast_would_read(impl: Impl, name: str) -> None:
     given = {"q": q, "k": k, "v": q[..., 0, :].clone()}
     given[name].untyped_storage().resize_(0)
     lam = torch.ones(1, 3, 1, device=impl.device)
-    options = (None, None, None, 0, 0, 0.2, -1, -1, None, 1.0, False, False)
+    options = (None, None, None, 0, 0, 0.2, -1, -1, 0, -1, None, 1.0, False, False)
     with (
         torch.autocast(impl.device.type, torch.bfloat16),
         pytest.raises(RuntimeError, match=rf"^{name} has a storage of 0 bytes.*freed"),

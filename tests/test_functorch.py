@@ -194,8 +194,8 @@ def test_dual_tensors_of_a_cache(impl: Impl, which: int, raw: bool) -> None:
                 q, k = (x.unflatten(2, (-1, 2)) for x in tensors[:2])
                 none = (None,) * 9
                 lam = p.lam_rows(torch.promote_types(p.q.dtype, torch.float32))
-                torch.ops.diffattn.decode(q, k, tensors[2], lam, *none, 0.5, -1, -1, True, None,
-                                          1.0, 0)  # fmt: skip
+                torch.ops.diffattn.decode(q, k, tensors[2], lam, *none, 0.5, -1, -1, 0, -1, True,
+                                          None, 1.0, 0)  # fmt: skip
             else:
                 impl.kvcache(*tensors, 0.5)
 
@@ -204,3 +204,15 @@ def test_decoding_under_grad(impl: Impl) -> None:
     q, k, v, _ = inputs(problem(impl))
     with refuses("no gradient", "no_grad"):
         torch.func.grad(lambda q: impl.kvcache(q, k, v, 0.5).sum())(q)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("name", ["q", "k"])
+def test_tangents_of_what_torch_cannot_view(impl: Impl, name: str) -> None:
+    """A view of a lazy negative is an internal assert of torch: our refusal comes first."""
+    p = problem(impl)
+    arguments = dict(zip("qkv", inputs(p), strict=False))
+    primal = torch._neg_view(arguments.pop(name))
+    ones = torch.ones_like(primal)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: impl.func(**arguments, lam=0.5, **{name: x}), (primal,), (ones,))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hostile_calls import Call, legal_call
 from hostile_changes import CHANGES
+from hostile_tensors import leave_the_saved
 from hostile_verdict import judge, make
 
 import diffattn_cuda
@@ -144,6 +145,30 @@ def test_the_bound_of_bf16_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
     out[..., 0] += 0.1 * out.abs().amax()
     monkeypatch.setattr(hostile_run, "ours", lambda _: answer)
     assert judge(call).kind == "wrong"
+
+
+def test_sums_may_overflow_to_no_other_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call() -> Call:
+        call = legal_call(1, _appending())
+        for name in ("v", "v_cache"):
+            call.args[name] = torch.full_like(call.args[name], 1e38)
+        call.args["lam"] = torch.zeros_like(call.args["lam"])
+        return call
+
+    assert judge(call()).kind == "right"
+    for value, kind in ((torch.inf, "right"), (torch.nan, "right"), (3e37, "wrong")):
+        monkeypatch.setattr(hostile_run, "ours", _first_element("out", value))
+        assert judge(call()).kind == kind, value
+
+
+@pytest.mark.parametrize("name, known", [("q", False), ("dout", True)])
+def test_a_backward_of_other_numbers_than_its_forward_is_not_judged(name: str, known: bool) -> None:
+    for index in range(CALLS):
+        call = legal_call(1, index)
+        if call.target == "raw bwd":
+            break
+    leave_the_saved(call, name)
+    assert call.comparable == known
 
 
 PLANTED: dict[str, tuple[Any, dict[str, Any], str]] = {

@@ -22,6 +22,9 @@ CASES = [
     Case(sq=9, sk=12, shared_k=True, d=16, dv=16, norm="plain", window=(3, 2), lam="head"),
     Case(sq=0, sk=12, norm="affine"),
     Case(sq=5, sk=0, lam="token"),
+    Case(
+        sq=9, sk=12, heads=4, heads_k=2, causal=True, window=(2, 0), sink=3, streaming=(True, False)
+    ),
 ]
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -40,9 +43,8 @@ def op_arguments(p: Problem, training: bool, packed: Tensor | None = None) -> tu
     if training:
         tensors = tuple(x.detach().clone().requires_grad_() for x in tensors)  # type: ignore[assignment]
     longest = (p.q.shape[1], p.k.shape[1]) if packed is not None else (0, 0)
-    left, right = p.window
-    return (*tensors, p.norm_weight, packed, packed, *longest, p.softmax_scale(), left,
-            0 if p.causal else right, p.norm_eps, p.out_scale, False, training)  # fmt: skip
+    return (*tensors, p.norm_weight, packed, packed, *longest, p.softmax_scale(), *p.mask(),
+            p.norm_eps, p.out_scale, False, training)  # fmt: skip
 
 
 @EVERY
@@ -81,7 +83,7 @@ def test_opcheck_decode(impl: Impl, kind: str) -> None:
     k, v = (x.unflatten(2, (1, -1)) if x is cache.k else x for x in (cache.k, cache.v))
     args = (p.q, k, v, p.lam_rows(torch.float32).contiguous(), p.k[:, :2], p.v[:, :2], cos, sin,
             a["cache_seqlens"], a.get("cache_batch_idx"), a["cache_leftpad"], a.get("block_table"),
-            None, 0.2, -1, 0, True, None, 1.0, 0)  # fmt: skip
+            None, 0.2, 3, 0, 2, 0b01, True, None, 1.0, 0)  # fmt: skip
     torch.library.opcheck(torch.ops.diffattn.decode, args)
 
 

@@ -7,7 +7,7 @@ import torch
 from test_nn import EMBED, F64, HEADS, make, tables
 from torch import Tensor
 
-from diffattn_cuda.nn import MultiheadDiffAttn, MultiheadDiffAttnV2
+from diffattn_cuda.nn import MultiheadDiffAttn, MultiheadDiffAttnV2, rotary_tables
 
 
 def test_bad_arguments() -> None:
@@ -150,3 +150,49 @@ def test_numbers_of_a_module() -> None:
             MultiheadDiffAttn(EMBED, depth, HEADS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="embed_dim is 'x'"):
         MultiheadDiffAttnV2("x", HEADS)  # type: ignore[arg-type]
+
+
+def freed() -> Tensor:
+    number = torch.tensor(1)
+    number.untyped_storage().resize_(0)
+    return number
+
+
+MADE: dict[str, Any] = {  # each number of the modules and of the functions next to them
+    "embed_dim": lambda n: MultiheadDiffAttnV2(n, HEADS),
+    "num_heads": lambda n: MultiheadDiffAttn(EMBED, 0, n),
+    "num_kv_heads": lambda n: MultiheadDiffAttnV2(EMBED, HEADS, n),
+    "head_dim": lambda n: MultiheadDiffAttnV2(EMBED, HEADS, head_dim=n),
+    "depth": lambda n: MultiheadDiffAttn(EMBED, n, HEADS),
+    "batch_size": lambda n: make(1).make_cache(n, 8),
+    "capacity": lambda n: make(2).make_cache(1, n),
+    "seqlen": lambda n: rotary_tables(n, 16),
+    "rotary_dim": lambda n: rotary_tables(8, n),
+}
+
+
+@pytest.mark.parametrize("name", list(MADE))
+def test_an_integer_is_no_tensor(name: str) -> None:
+    """To read one that FSDP has freed ended the process."""
+    with pytest.raises(TypeError, match=f"^{name} is a tensor, accepted: "):
+        MADE[name](freed())
+    with pytest.raises(TypeError, match=f"^{name} is a tensor, accepted: "):
+        MADE[name](torch.tensor(16))
+    with pytest.raises(TypeError, match=f"^{name} is 16.0 .float., accepted: "):
+        MADE[name](16.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["lambda_init", "norm_eps", "norm_affine", "causal", "window_size"]
+)
+def test_an_option_whose_memory_is_freed(name: str) -> None:
+    message = f"^{name} (has a storage of 0 bytes|is a tensor)"
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+        MultiheadDiffAttn(EMBED, 0, HEADS, **{name: freed()})
+
+
+def test_memory_that_is_freed_within_an_option() -> None:
+    with pytest.raises((RuntimeError, ValueError), match="^window_size (has a storage|is .'x', a)"):
+        MultiheadDiffAttn(EMBED, 0, HEADS, window_size=("x", freed()))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="^base has a storage of 0 bytes"):
+        rotary_tables(8, 16, base=freed())  # type: ignore[arg-type]

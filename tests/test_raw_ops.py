@@ -25,8 +25,8 @@ def int32(impl: Impl, *values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int32, device=impl.device)
 
 
-OPTIONS: Arguments = {"softmax_scale": 0.3, "window_left": -1, "window_right": -1,
-                      "norm_eps": 1e-5, "out_scale": 1.0}  # fmt: skip
+OPTIONS: Arguments = {"softmax_scale": 0.3, "window_left": -1, "window_right": -1, "sink_size": 0,
+                      "streaming_heads": -1, "norm_eps": 1e-5, "out_scale": 1.0}  # fmt: skip
 
 
 def forward_arguments(impl: Impl, packed: bool = False) -> Arguments:
@@ -211,3 +211,36 @@ def test_autocast_copies_nothing_that_is_expanded(impl: Impl, op: str) -> None:
     arguments["k"] = arguments["k"].float()[:, :, :1].expand(-1, -1, 2**40, -1, -1)
     with torch.autocast(impl.device.type, torch.bfloat16), refuses("k", str(2**40)):
         call(op, arguments)
+
+
+def too_long(t: Tensor) -> Tensor:
+    """Of a few bytes, but no memory holds a copy."""
+    return t.flatten()[:1].expand(2**48)
+
+
+@TENSORS
+def test_lazy_conjugates_are_refused_without_a_copy(
+    impl: Impl, op: str, form: bool, name: str
+) -> None:
+    """Torch's own way copies one whole before an op sees it."""
+    arguments = ARGUMENTS[op](impl, form)
+    with refuses(name):
+        call(op, arguments | {name: too_long(arguments[name].to(torch.complex64)).conj()})
+
+
+@TENSORS
+def test_lazy_negatives_are_checked_before_they_are_copied(
+    impl: Impl, op: str, form: bool, name: str
+) -> None:
+    arguments = ARGUMENTS[op](impl, form)
+    given = arguments[name]
+    with refuses(name):
+        call(op, arguments | {name: torch._neg_view(too_long(given))})
+    freed = given.clone()
+    freed.untyped_storage().resize_(0)
+    with refuses(name):
+        call(op, arguments | {name: torch._neg_view(freed)})
+    if name not in ("k_cache", "v_cache"):
+        lazy, expected = torch._neg_view(-given), call(op, arguments)
+        for got, want in zip(call(op, arguments | {name: lazy}), expected, strict=True):
+            assert torch.equal(got.nan_to_num(), want.nan_to_num())

@@ -35,23 +35,25 @@ def stretched(
     }
 
 
+MASK = ("window_left", "window_right", "sink_size", "streaming_heads")
+
+
 def arguments_of(case: Case) -> dict[str, Any]:
     """What autograd hands to the op, by name."""
     p = make_problem(case.but(lse=True))
     lam = p.lam_rows(torch.float32).contiguous()
-    right = 0 if case.causal else case.window[1]
+    mask = dict(zip(MASK, p.mask(), strict=True))
     _, lse, o, o2, rstd = torch.ops.diffattn.fwd(
-        p.q, p.k, p.v, lam, p.norm_weight, None, None, 0, 0, p.softmax_scale(), case.window[0],
-        right, p.norm_eps, p.out_scale, False, True,
+        p.q, p.k, p.v, lam, p.norm_weight, None, None, 0, 0, p.softmax_scale(), *p.mask(),
+        p.norm_eps, p.out_scale, False, True,
     )  # fmt: skip
     return {
         "dout": p.dout, "dlse": p.dlse, "q": p.q, "k": p.k, "v": p.v, "lam": lam,
         "norm_weight": p.norm_weight, "o": o if o.numel() else _, "o2": o2, "lse": lse,
         "rstd": rstd, "cu_seqlens_q": None, "cu_seqlens_k": None, "max_seqlen_q": 0,
-        "max_seqlen_k": 0, "softmax_scale": p.softmax_scale(), "window_left": case.window[0],
-        "window_right": right, "norm_eps": p.norm_eps, "out_scale": p.out_scale,
-        "deterministic": True,
-    }  # fmt: skip
+        "max_seqlen_k": 0, "softmax_scale": p.softmax_scale(), "norm_eps": p.norm_eps,
+        "out_scale": p.out_scale, "deterministic": True,
+    } | mask  # fmt: skip
 
 
 def backward(arguments: dict[str, Any]) -> dict[str, Tensor]:
@@ -65,6 +67,11 @@ ORDERS = {
     "full": CASE.but(batch=1, sq=60),
     "causal": CASE.but(batch=1, sq=108, causal=True),
     "overtaken": CASE.but(batch=1, sq=300, heads_k=1, window=(64, -1)),
+    # Blocks of sinks come last, and count those of the window before them that see a step.
+    "sinks": CASE.but(batch=1, sq=420, causal=True, window=(40, 0), sink=140),
+    "mixed": CASE.but(
+        batch=2, sq=300, causal=True, window=(100, 0), sink=5, streaming=(True, False)
+    ),
 }
 
 

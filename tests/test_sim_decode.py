@@ -43,7 +43,7 @@ def splits_of(
 
     def ask(params: Any) -> None:
         with sim.device:
-            asked.append(sim.binding.decode_workspace(params))
+            asked.append(params.workspace())
 
     patch.setattr(sim, "serve", ask)
 

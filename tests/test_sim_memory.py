@@ -193,5 +193,5 @@ def test_flat_heads_are_seen_as_they_lie(sim: Simulator) -> None:
     for view, data in zip(p.views("q"), (4096, 4096 + 16), strict=True):
         view.data, view.batch, view.row, view.head = data, 1000, 100, 16
     (q,) = described(p)
-    assert q.blocks() == ([3, 2], [200, 2000], 128)
+    assert (q.sizes, q.strides) == ([2, 3, 4, 2, 8], [1000, 100, 16, 8, 1])
     assert q.end - q.address == 2000 + 2 * 200 + 128

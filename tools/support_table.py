@@ -71,16 +71,15 @@ def _widths(found: list[Instance]) -> str:
 
 
 def cpu_rows() -> list[list[str]]:
+    """By dispatch.cpp's list: a name, the kernels of numbers, and those of bf16."""
     text = (CPU / "dispatch.cpp").read_text()
-    names = re.findall(r"&k(\w+)", text[text.index("kBestFirst") : text.index("runs_here")])
+    listed = re.findall(r'\{"([a-z0-9-]+)", k\w+, k\w+(\.floats)?\}', text)
+    assert listed, "csrc/cpu/dispatch.cpp lists no instruction set"
     rows = []
-    for name in names:
-        file = CPU / f"kernels_{re.sub(r'Emulated$', '_emulated', name).lower()}.cpp"
-        isa = re.search(r'"([a-z0-9-]+)"', file.read_text())
-        assert isa, f"{file} does not name its instruction set"
-        product = "multiplied as bf16" if "bf16" in isa[1] else "converted to fp32"
+    for name, as_floats in listed:
+        product = "converted to fp32" if as_floats else "multiplied as bf16"
         dtypes = f"fp64, fp32, fp16, bf16 ({product})"
-        rows.append([f"`{isa[1]}`", dtypes, "8–128", "d or 2d", "all"])
+        rows.append([f"`{name}`", dtypes, "8–128", "d or 2d", "all"])
     return rows
 
 

@@ -68,7 +68,7 @@ def _run(step: Step) -> tuple[list[Launch], int]:
 
     def serve(params: Any) -> None:
         with sim.device:  # the architecture is chosen by device
-            asked.append(sim.binding.decode_workspace(params))
+            asked.append(params.workspace())
         sim.launch_described(params)
 
     def call() -> None:

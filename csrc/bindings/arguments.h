@@ -1,5 +1,5 @@
 // The ops' arguments, in the order of their schemas (schemas.cpp). A backend's function takes them as one
-// struct; from_schema is what is registered.
+// struct; what is registered is from_schema of that function.
 #pragma once
 #include <tuple>
 

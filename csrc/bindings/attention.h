@@ -79,7 +79,7 @@ inline void check_saved(const Attention& a, const Saved& saved) {
   check_operand(kSavedRstd, saved.rstd, a.q, e);
 }
 
-// Everything of a problem but what is particular to forward or backward.
+// The params that forward and backward share.
 template <class Params>
 Params params_of(const Attention& a) {
   Params p{};

@@ -10,7 +10,7 @@ namespace {
 PyObject* isa(PyObject*, PyObject*) {
   try {
     return PyUnicode_FromString(cpu::isa());
-  } catch (const std::exception& error) {  // DIFFATTN_CPU_ISA asks for what is not there
+  } catch (const std::exception& error) {  // DIFFATTN_CPU_ISA names a set that is not there
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
   }

@@ -1,5 +1,5 @@
-// What was compiled in, and what of it runs here: functions of the Python modules themselves, in the
-// limited API, because no tensor takes part.
+// What was compiled in, and which parts of it run here: functions of the Python modules themselves, in the
+// limited API, because they take no tensor.
 #pragma once
 #include <Python.h>
 

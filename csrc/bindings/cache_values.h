@@ -1,5 +1,5 @@
-// Lengths, indices and pages of a cache, where they can be read: on the CPU always, on CUDA for a
-// sync.
+// The values of a cache's lengths, indices and pages, where they can be read: always on the CPU, on CUDA at the
+// cost of a sync.
 #pragma once
 #include <tuple>
 
@@ -28,6 +28,7 @@ class CacheValues {
  public:
   explicit CacheValues(const KvCache& c)
       : c_(c),
+        mask_(c.mask()),
         seqlens_(values_of(c.seqlens)),
         batch_idx_(values_of(c.batch_idx)),
         leftpad_(values_of(c.leftpad)),
@@ -66,7 +67,7 @@ class CacheValues {
           ", accepted: 0 to ", keys, ", the keys of sequence ", b, " with those appended");
   }
 
-  // Pages that hold no key which is read or written may be anything.
+  // An entry may be anything if no key of its page is read or written.
   void check_places(int64_t b) const {
     const int64_t blocks = c_.k_cache.size(0);
     if (c_.batch_idx)
@@ -75,10 +76,18 @@ class CacheValues {
     if (!c_.block_table) return;
     const int64_t first = std::min(leftpad(b), cached(b)) / c_.page_size();
     for (int64_t n = first; n * c_.page_size() < cached(b) + appended(); ++n) {
+      if (is_hidden(b, n * c_.page_size(), (n + 1) * c_.page_size())) continue;
       const int64_t page = block_table_[b * pages() + n];
       check(page >= 0 && page < blocks, "block_table[", b, ", ", n, "] is ", page,
             ", accepted: 0 to ", blocks - 1);
     }
+  }
+
+  // Whether every head streams, and the cached keys begin <= j < end lie between sinks and window of every row.
+  bool is_hidden(int64_t b, int64_t begin, int64_t end) const {
+    const int64_t window = cached(b) + appended() - c_.shape.seqlen_q - mask_.left;
+    return mask_.left >= 0 && mask_.streaming == ~uint64_t(0) && begin >= leftpad(b) + mask_.sink &&
+           end <= std::min(window, cached(b));
   }
 
   // The rotary tables hold the positions of the new keys and of the queries.
@@ -92,7 +101,7 @@ class CacheValues {
           " needs ", needed);
   }
 
-  // No two places that are appended to are one.
+  // No two sequences append to the same place.
   void check_one_writer() const {
     struct Written {
       int64_t block, b, n;
@@ -119,6 +128,7 @@ class CacheValues {
   }
 
   const KvCache& c_;
+  const Mask mask_;
   const std::vector<int32_t> seqlens_, batch_idx_, leftpad_, block_table_;
 };
 

@@ -40,7 +40,7 @@ inline void check_dtype(const char* name, const Tensor& t, ScalarType want, cons
   check(t.scalar_type() == want, name, " has dtype ", t.scalar_type(), ", expected ", want, why);
 }
 
-// That the storage holds every element: it may have been freed or cut under the tensor, as FSDP does
+// Checks that the storage holds every element: it may have been freed or cut under the tensor, as FSDP does
 // between uses (untyped_storage().resize_).
 inline void check_storage(const char* name, const Tensor& t) {
   if (t.numel() == 0) return;
@@ -52,13 +52,14 @@ inline void check_storage(const char* name, const Tensor& t) {
         " needs ", needed, ": the storage was freed or resized");
 }
 
-// On q's device, in memory that is there.
+// Checks that it is on q's device, in memory that exists.
 inline void check_place(const char* name, const Tensor& t, const Tensor& q) {
   check(t.device() == q.device(), name, " and q are on different devices; move them to one");
   check_storage(name, t);
 }
 
-// Keys of a sequence. Far more than any memory holds; beyond, sizes of working memory would wrap around.
+// Keys of a sequence. The limit is far more than any memory holds; beyond it, sizes of working memory would
+// wrap around.
 inline void check_length(const char* name, int64_t keys) {
   constexpr int64_t kMost = int64_t(1) << 40;
   check(keys <= kMost, name, " has room for ", keys, " keys, accepted: up to 2^40");
@@ -85,7 +86,7 @@ inline DType dtype_of(const Tensor& q) {
   }
 }
 
-// A dimension of size 1 may carry any stride: it is never stepped over.
+// A dimension of size 1 may have any stride, because no access steps along it.
 inline int64_t stride_of(const Tensor& t, int64_t dim) {
   return t.size(dim) == 1 ? 0 : t.stride(dim);
 }
@@ -100,7 +101,7 @@ inline Tensor with_rows(const Tensor& t) {
 }
 
 // Head counts and dims of q (.., nheads, 2, d), k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv);
-// seqlens and batch are the caller's. k_name and v_name: what the caller knows k and v by.
+// the caller sets seqlens and batch. k_name and v_name: the user's names of k and v.
 inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const char* k_name = "k",
                       const char* v_name = "v") {
   const int64_t at = q.dim() - 3, d = q.size(at + 2), nheads = q.size(at);
@@ -136,13 +137,12 @@ inline const int32_t* int32_data(const OptionalTensor& t) {
   return t ? static_cast<const int32_t*>(t->data_ptr()) : nullptr;
 }
 
-// A window so wide that it hides nothing may be given as any large number. Positions are added to it, so
-// it is made as small as hides nothing: the left side reaches back over all keys, the right side over all
+// A window that hides nothing may be given as any large number. Positions are added to it, so it is reduced to
+// the smallest number that hides nothing: the left side reaches back over all keys, the right side over all
 // rows.
 inline Mask mask_of(int64_t left, int64_t right, int64_t sink, int64_t streaming, const Shape& s) {
   constexpr int64_t kAllStream = -1, kMostHeads = 64;
   check(sink >= 0, "sink_size is ", sink, ", expected >= 0");
-  check(sink == 0 && streaming == kAllStream, "sink_size and streaming_heads have no kernels yet");
   check((sink == 0 && streaming == kAllStream) || right == 0,
         "sink_size and streaming_heads need a causal mask (window_right = 0), window_right is ",
         right);

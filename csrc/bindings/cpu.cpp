@@ -7,8 +7,8 @@
 namespace diffattn::bindings {
 namespace {
 
-// The arguments with their values checked, and only then what costs a copy. cu_seqlens are copied first: what
-// is checked is what is read, even if something writes to them meanwhile.
+// The arguments with their values checked, before anything that costs a copy. Only cu_seqlens are copied first,
+// so that what is checked is what is read, even if something writes to them meanwhile.
 Attention for_kernel(const FwdArguments& given) {
   Attention a(given);
   for (OptionalTensor* t : {&a.cu_seqlens_q, &a.cu_seqlens_k})
@@ -25,7 +25,7 @@ void copy_to_rows(Attention& a) {
 Outputs fwd(const FwdArguments& given, bool training) {
   Attention a = for_kernel(given);
   copy_to_rows(a);
-  const bool saves = training && a.norm_eps;  // without a norm this backward needs only the LSE
+  const bool saves = training && a.norm_eps;  // without a norm, backward needs only the LSE
   Tensor out = a.new_of(kOut), lse = a.new_of(kLse);
   Tensor o = saves ? a.new_of(kO) : a.new_absent();
   Tensor rstd = saves ? a.new_of(kRstd) : a.new_absent();

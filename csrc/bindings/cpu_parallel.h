@@ -1,4 +1,4 @@
-// Torch's threads, as the waist asks for them.
+// Torch's threads in the form that the waist takes.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 

@@ -1,4 +1,4 @@
-// The values of cu_seqlens, where they can be read: on the CPU always, on CUDA for a sync.
+// The values of cu_seqlens, where they can be read: always on the CPU, on CUDA at the cost of a sync.
 #pragma once
 #include "attention.h"
 
@@ -21,7 +21,7 @@ inline int64_t check_cu_seqlens(const char* name, const int32_t* cu, int64_t bat
   return longest;
 }
 
-// max_seqlen_q and max_seqlen_k are only bounds; work and memory go by the lengths there are.
+// max_seqlen_q and max_seqlen_k are only bounds; work and memory follow the actual lengths.
 inline void check_values(Attention& a) {
   if (!a.packed) return;
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);

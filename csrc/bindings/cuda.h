@@ -1,5 +1,5 @@
-// From tensors to the params of a CUDA kernel. The launch is left open: cuda.cpp gives it torch's
-// stream, the simulator of the tests its own device.
+// From tensors to the params of a CUDA kernel. The launch is a parameter: that of cuda.cpp uses torch's stream,
+// that of the tests' simulator its own device.
 #pragma once
 #include <algorithm>
 
@@ -8,7 +8,8 @@
 
 namespace diffattn::bindings {
 
-using Launch = void (*)(const FwdParams& p, const Tensor& q);
+template <class Params>
+using Launch = void (*)(const Params& p, const Tensor& q);
 
 // Kernels copy rows in pieces of 16 bytes.
 inline bool is_aligned(const Tensor& t) {
@@ -24,7 +25,7 @@ inline Tensor with_aligned_rows(const Tensor& t) {
   return t.is_contiguous() ? torch::stable::clone(t) : torch::stable::contiguous(t);
 }
 
-// DIFFATTN_CHECK=1 reads what only the device knows, at the price of a sync for each call.
+// DIFFATTN_CHECK=1 reads what only the device knows, at the cost of a sync per call.
 inline bool values_are_wanted() { return environment_flag("DIFFATTN_CHECK"); }
 
 inline void check_kernel_dtype(const Tensor& q) {
@@ -38,7 +39,7 @@ inline Attention for_kernel(const FwdArguments& given) {
   Attention a(given);
   check_kernel_dtype(a.q);
   if (values_are_wanted()) check_values(a);
-  if (a.packed) {  // max_seqlen may be generous, the grid follows it
+  if (a.packed) {  // max_seqlen may be too large, and the grid follows it
     a.shape.seqlen_q = std::min(a.shape.seqlen_q, a.total_q());
     a.shape.seqlen_k = std::min(a.shape.seqlen_k, a.total_k());
   }
@@ -49,12 +50,12 @@ inline Attention for_kernel(const FwdArguments& given) {
   return a;
 }
 
-// Rows that no sequence owns, where cu_seqlens are wrong and were not checked, are zero.
+// Rows of no sequence are zero. They exist where cu_seqlens are wrong and were not checked.
 inline Tensor written(Tensor t, const Attention& a) {
   return a.packed ? torch::stable::zero_(t) : t;
 }
 
-template <Launch launch>
+template <Launch<FwdParams> launch>
 Outputs cuda_fwd(const FwdArguments& given, bool training) {
   const Attention a = for_kernel(given);
   const auto make = [&](const Operand& o, bool wanted) {

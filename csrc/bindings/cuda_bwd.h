@@ -1,16 +1,10 @@
-// Backward: from tensors to the params of the CUDA kernels. The launch is left open, as in cuda.h.
+// Backward: from tensors to the params of the CUDA kernels. The launch is a parameter, as in cuda.h.
 #pragma once
 #include "cuda.h"
 
 namespace diffattn::bindings {
 
-using BwdLaunch = void (*)(const BwdParams& p, const Tensor& q);
-
-inline Tensor new_workspace(const BwdParams& p, const Tensor& q) {
-  return torch::stable::new_empty(q, {cuda::bwd_workspace(p)}, ScalarType::Byte);
-}
-
-template <BwdLaunch launch>
+template <Launch<BwdParams> launch>
 Outputs cuda_bwd(const FwdArguments& given, Saved saved) {
   const Attention a = for_kernel(given);
   check_saved(a, saved);

@@ -1,17 +1,9 @@
-// Decoding: from tensors to the params of the CUDA kernels. The launch is left open, as in cuda.h.
+// Decoding: from tensors to the params of the CUDA kernels. The launch is a parameter, as in cuda.h.
 #pragma once
 #include "cache_values.h"
 #include "cuda.h"
 
 namespace diffattn::bindings {
-
-using DecodeLaunch = void (*)(const DecodeParams& p, const Tensor& q);
-
-// How much the kernels want depends on the current device, which has to be theirs.
-inline Tensor new_workspace(const DecodeParams& p, const Tensor& q) {
-  const int64_t numbers = cuda::decode_workspace(p) / int64_t(sizeof(float));
-  return torch::stable::new_empty(q, {numbers}, ScalarType::Float);
-}
 
 // The kernels read whole blocks of 16 keys, none of which may cross a page.
 constexpr PageSizes kPageSizes{[](int64_t page) { return page > 0 && page % 16 == 0; },
@@ -38,7 +30,7 @@ inline KvCache for_kernel(const DecodeArguments& given) {
   return c;
 }
 
-template <DecodeLaunch launch>
+template <Launch<DecodeParams> launch>
 std::tuple<Tensor, Tensor> cuda_decode(const DecodeArguments& given) {
   const KvCache c = for_kernel(given);
   Tensor out = c.new_of(kOut), lse = c.new_of(kLse);

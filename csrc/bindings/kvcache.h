@@ -45,9 +45,13 @@ struct KvCache : DecodeArguments {
   int64_t rotary_dim() const { return cos ? 2 * cos->size(1) : 0; }
   int64_t page_size() const { return k_cache.size(1); }
 
-  // Whether a mask tells query rows apart. If so, rotary takes row i to position cache_seqlens + i, else all
-  // rows to cache_seqlens.
+  // Whether a mask tells query rows apart. If so, rotary puts row i at position cache_seqlens + i, else all rows
+  // at cache_seqlens.
   bool rows_are_ordered() const { return window_left >= 0 || window_right >= 0; }
+
+  Mask mask() const {
+    return mask_of(window_left, window_right, sink_size, streaming_heads, shape);
+  }
 
   Cache cache() const {
     Cache c;
@@ -62,13 +66,8 @@ struct KvCache : DecodeArguments {
     return c;
   }
 
-  // Of q and the caches. Nothing else need have been checked.
-  Extents extents() const {
-    Extents e = extents_of(shape);
-    e[Dim::blocks] = k_cache.size(0);
-    e[Dim::slots] = page_size();
-    return e;
-  }
+  // Of q and the caches, which have to be checked before; the other arguments need not be.
+  Extents extents() const { return extents_of(shape, k_cache.size(0), page_size()); }
   Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
 
  private:
@@ -173,7 +172,7 @@ inline DecodeParams params_of(const KvCache& c, const Tensor& out, const Tensor&
   if (c.k) set_views(p, false, {{kKNew, *c.k}, {kVNew, *c.v}});
   p.cache = c.cache();
   p.softmax_scale = c.softmax_scale;
-  p.mask = mask_of(c.window_left, c.window_right, c.sink_size, c.streaming_heads, c.shape);
+  p.mask = c.mask();
   p.norm = norm_of(c.norm_weight, c.norm_eps, c.out_scale);
   p.num_splits = c.num_splits;
   return p;

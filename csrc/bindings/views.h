@@ -1,4 +1,4 @@
-// Tensors checked, and handed to the waist as views, by the list of operands.
+// Checks tensors, and hands them to the waist as views, by the list of operands.
 #pragma once
 #include <initializer_list>
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace diffattn::bindings {
 
-// f(dimension of the tensor, what it is). A packed batch has no dimension of its own.
+// Calls f(index of the dimension, what it is). Packed tensors have no batch dimension.
 template <class F>
 void for_each_dim(const Operand& o, bool packed, const F& f) {
   int64_t at = 0;
@@ -37,7 +37,7 @@ inline std::string in_words(const Operand& o, bool packed) {
   return words + (o.rank == 1 ? ",)" : ")");
 }
 
-// None in a tensor's place reaches an op as one that is not defined: it has neither shape nor dtype.
+// None in a tensor's place reaches an op as an undefined tensor, which has neither shape nor dtype.
 inline void check_given(const Operand& o, const Tensor& t) {
   check(t.defined(), o.name, " is None, expected a tensor");
 }
@@ -58,7 +58,7 @@ inline void check_shape(const Operand& o, const Tensor& t, const Extents& e) {
         joined(want.data(), want.size()));
 }
 
-// In the dtype that the operand holds, on q's device, in memory that is there.
+// Checks that it has the operand's dtype, and is on q's device in memory that exists.
 inline void check_type(const Operand& o, const Tensor& t, const Tensor& q) {
   check_given(o, t);
   switch (o.holds) {
@@ -79,7 +79,7 @@ inline void check_operand(const Operand& o, const Tensor& t, const Tensor& q, co
   check_shape(o, t, e);
 }
 
-// A vector of indices, where it is given.
+// Checks a vector of indices, if it is given.
 inline void check_indices(const Operand& o, const OptionalTensor& t, const Tensor& q,
                           const Extents& e) {
   if (!t) return;

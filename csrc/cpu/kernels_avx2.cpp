@@ -6,8 +6,8 @@ constexpr int kVectorBytes = 32;
 }
 }  // namespace diffattn::cpu
 
-#include "isa.h"
+#include "calls.h"
 
 namespace diffattn::cpu {
-const Kernels kAvx2{"avx2", fwd_any, bwd_any, decode_any};
+const Kernels kAvx2{kCallsOver<Numbers<double>>, kCallsOver<Numbers<float>>};
 }

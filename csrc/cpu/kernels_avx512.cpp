@@ -5,8 +5,8 @@ constexpr int kVectorBytes = 64;
 }
 }  // namespace diffattn::cpu
 
-#include "isa.h"
+#include "calls.h"
 
 namespace diffattn::cpu {
-const Kernels kAvx512{"avx512", fwd_any, bwd_any, decode_any};
+const Kernels kAvx512{kCallsOver<Numbers<double>>, kCallsOver<Numbers<float>>};
 }

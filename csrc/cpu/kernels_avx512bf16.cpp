@@ -5,8 +5,8 @@ constexpr int kVectorBytes = 64;
 }
 }  // namespace diffattn::cpu
 
-#include "isa_pairs.h"
+#include "calls.h"
 
 namespace diffattn::cpu {
-const Kernels kAvx512Bf16 = pairs_table<Pairs<NativeDot>, kAvx512>("avx512bf16");
+const Calls kAvx512Bf16 = kCallsOver<Pairs<NativeDot>>;
 }

@@ -7,8 +7,8 @@ constexpr int kVectorBytes = 64;
 }
 }  // namespace diffattn::cpu
 
-#include "isa_pairs.h"
+#include "calls.h"
 
 namespace diffattn::cpu {
-const Kernels kAvx512Bf16Emulated = pairs_table<Pairs<EmulatedDot>, kAvx2>("avx512bf16-emulated");
+const Calls kAvx512Bf16Emulated = kCallsOver<Pairs<EmulatedDot>>;
 }

@@ -5,8 +5,8 @@ constexpr int kVectorBytes = 16;
 }
 }  // namespace diffattn::cpu
 
-#include "isa.h"
+#include "calls.h"
 
 namespace diffattn::cpu {
-const Kernels kPortable{"portable", fwd_any, bwd_any, decode_any};
+const Kernels kPortable{kCallsOver<Numbers<double>>, kCallsOver<Numbers<float>>};
 }

@@ -35,15 +35,15 @@ std::string in_words(int capability) {
                            ", accepted for this call on this GPU: " + accepted);
 }
 
-// The first architecture that runs on the device, has the entry point and takes the shape.
-template <class Entry, class Params>
-Entry choose(Entry Kernels::* entry, const Params& p) {
+// Of the first architecture that runs on the device, has the entry point and takes the shape.
+template <class Params>
+EntryPoint<Params> find(EntryPoint<Params> Kernels::* entry, const Params& p) {
   check_shape(p.dtype, p.shape);
   const std::string asked = environment("DIFFATTN_CUDA_KERNELS");
   const int found = capability();
   std::string accepted;
   for (const Kernels* k : kBestFirst) {
-    if (!k->runs_on(found) || !(k->*entry) || !k->takes(p.shape)) continue;
+    if (!k->runs_on(found) || !(k->*entry).launch || !k->takes(p.shape)) continue;
     if (asked.empty() || asked == k->name) return k->*entry;
     accepted += accepted.empty() ? k->name : std::string(", ") + k->name;
   }
@@ -52,20 +52,8 @@ Entry choose(Entry Kernels::* entry, const Params& p) {
 
 }  // namespace
 
-void fwd(const FwdParams& p, void* stream) {
-  choose(&Kernels::fwd, p)(p, static_cast<cudaStream_t>(stream));
-}
-
-int64_t bwd_workspace(const BwdParams& p) { return choose(&Kernels::bwd_workspace, p)(p); }
-
-void bwd(const BwdParams& p, void* workspace, void* stream) {
-  choose(&Kernels::bwd, p)(p, workspace, static_cast<cudaStream_t>(stream));
-}
-
-int64_t decode_workspace(const DecodeParams& p) { return choose(&Kernels::decode_workspace, p)(p); }
-
-void decode(const DecodeParams& p, void* workspace, void* stream) {
-  choose(&Kernels::decode, p)(p, workspace, static_cast<cudaStream_t>(stream));
-}
+EntryPoint<FwdParams> choose(const FwdParams& p) { return find(&Kernels::fwd, p); }
+EntryPoint<BwdParams> choose(const BwdParams& p) { return find(&Kernels::bwd, p); }
+EntryPoint<DecodeParams> choose(const DecodeParams& p) { return find(&Kernels::decode, p); }
 
 }  // namespace diffattn::cuda

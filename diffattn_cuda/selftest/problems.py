@@ -19,7 +19,8 @@ NHEADS, NHEADS_K = 2, 1
 SEQLEN_Q, SEQLEN_K = 131, 197
 CU_SEQLENS_Q, CU_SEQLENS_K = (0, 70, 70, 131), (0, 101, 106, 197)  # one sequence has no query
 CACHED, CAPACITY, PAGE = (190, 65, 0), 224, 16  # tokens of each sequence before the call
-MASKS: tuple[dict[str, Any], ...] = ({"causal": True}, {}, {"window_size": (40, 9)})
+STREAMING: dict[str, Any] = {"causal": True, "window_size": (30, 0), "sink_size": 9}
+MASKS: tuple[dict[str, Any], ...] = ({"causal": True}, {}, {"window_size": (40, 9)}, STREAMING)
 
 Results = dict[str, Tensor]
 
@@ -99,7 +100,7 @@ def cached(d: int, dv: int, paged: bool) -> Problem:
         "v": draw(batch, new, NHEADS_K, dv),
     }
     layout: dict[str, Any] = {"cache_seqlens": torch.tensor(CACHED, dtype=torch.int32)}
-    options: dict[str, Any] = {"causal": True}
+    options: dict[str, Any] = dict(STREAMING if d // 8 % 2 else MASKS[0])
     if paged:
         order = torch.randperm(blocks, generator=torch.Generator().manual_seed(d))
         layout["block_table"] = order.reshape(batch, -1).to(torch.int32)

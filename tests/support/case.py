@@ -40,6 +40,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     causal: bool = False
     window: tuple[int, int] = (-1, -1)
+    sink: int = 0
+    streaming: tuple[bool, ...] | None = None  # for each KV head
     shared_k: bool = False  # V2: k has heads_k heads, both components read it
     lam: str = "float"
     norm: str = "none"  # none, plain (eps only), affine (weight too)
@@ -55,6 +57,9 @@ class Case:
         name += "-causal" * self.causal + "-V2" * self.shared_k
         if self.window != (-1, -1):
             name += f"-win({self.window[0]},{self.window[1]})"
+        name += f"-sink{self.sink}" * (self.sink > 0)
+        if self.streaming is not None:
+            name += "-" + "".join("s" if streams else "f" for streams in self.streaming)
         name += f"-lam_{self.lam}" + f"-norm_{self.norm}" * (self.norm != "none")
         name += f"-x{self.out_scale}" * (self.out_scale != 1.0)
         name += f"-s{self.scale}" * (self.scale is not None) + "-lse" * self.lse

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffattn_cuda import arguments
+
 from .case import Case
 
 LOGIT_SD = {"normal": 1.0, "init": 0.04, "sharp": 4.0}
@@ -36,11 +38,17 @@ class Problem:
     dout: Tensor  # (batch, seqlen_q, nheads, dv)
     causal: bool = False
     window: tuple[int, int] = (-1, -1)
+    sink: int = 0
+    streaming: tuple[bool, ...] | None = None  # for each KV head
     scale: float | None = None
     norm_weight: Tensor | None = None  # (dv,)
     norm_eps: float | None = None
     out_scale: float = 1.0
     dlse: Tensor | None = None  # (2, batch, nheads, seqlen_q)
+
+    def mask(self) -> tuple[int, int, int, int]:
+        """As the raw ops take it."""
+        return arguments.mask_of(self.window, self.causal, self.sink, self.streaming, self.v)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that follow q, k, v and lam."""
@@ -48,6 +56,8 @@ class Problem:
             "softmax_scale": self.scale,
             "causal": self.causal,
             "window_size": self.window,
+            "sink_size": self.sink,
+            "streaming_heads": self.streaming,
             "norm_weight": self.norm_weight,
             "norm_eps": self.norm_eps,
             "out_scale": self.out_scale,
@@ -135,6 +145,8 @@ def make_problem(case: Case, device: torch.device | str = "cpu") -> Problem:
         dout=place(dout, case.dtype),
         causal=case.causal,
         window=case.window,
+        sink=case.sink,
+        streaming=case.streaming,
         scale=case.scale,
         norm_weight=place(weight, wide(case.dtype)) if case.norm == "affine" else None,
         norm_eps=None if case.norm == "none" else NORM_EPS,

@@ -158,13 +158,19 @@ class Emulation:
 
 
 def visible(sq: int, sk: int, problem: Problem) -> Tensor:
-    """(sq, sk) mask by the sentence of the design, written without the reference's help."""
+    """(sq, sk) mask by the sentence of the design, without the reference's help; with heads of
+    two kinds (nheads, sq, sk)."""
     i = torch.arange(sq)[:, None] + sk - sq
     j = torch.arange(sk)[None, :]
     left, right = problem.window
     mask = torch.ones(sq, sk, dtype=torch.bool)
-    if left >= 0:
-        mask &= j >= i - left
     if right >= 0:
         mask &= j <= i + right
-    return mask & (j <= i) if problem.causal else mask
+    if problem.causal:
+        mask &= j <= i
+    seen = mask & ((j >= i - left) | (j < problem.sink)) if left >= 0 else mask
+    if problem.streaming is None:
+        return seen
+    group = problem.q.shape[2] // problem.k.shape[2]
+    kinds = [seen if streams else mask for streams in problem.streaming]
+    return torch.stack([kind for kind in kinds for _ in range(group)])

@@ -20,6 +20,8 @@ CUDA = {
     "contains_nan_backward": False,
     "tile": (64, 32),
     "any_page": False,
+    "zero_without_keys": False,
+    "divides_first": False,
 }
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -43,6 +45,8 @@ class Impl:
     contains_nan_backward: bool = True  # nor do its gradients reach pairs that a mask hides
     large_scores: bool = True  # beyond 4e9 they do not overflow
     any_page: bool = True  # pages of any size
+    zero_without_keys: bool = True  # O of a row that sees no key, also where λ is NaN
+    divides_first: bool = True  # forward weighs V by probabilities, not by their numerators
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
     @property

@@ -25,63 +25,29 @@ void launch(const Params& p, const Tensor& /*q*/) {
   }
 }
 
-// The rows of a packed tensor that belong to a sequence, in runs: all of them if cu_seqlens are right.
-using Runs = std::vector<std::pair<int64_t, int64_t>>;
-Runs owned_rows(const int32_t* cu, int64_t batch, int64_t total, int64_t longest) {
-  Runs runs;
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t first = std::clamp<int64_t>(cu[b], 0, total);
-    const int64_t last = std::min(std::clamp<int64_t>(cu[b + 1], 0, total), first + longest);
-    if (first >= last) continue;
-    if (!runs.empty() && runs.back().second == first)
-      runs.back().second = last;
-    else
-      runs.push_back({first, last});
-  }
-  return runs;
-}
-
-template <class Params>
-Runs runs_of(const Params& p, Dim rows) {
-  if constexpr (!std::is_same_v<Params, DecodeParams>) {
-    const Varlen& v = p.varlen;
-    if (v.cu_seqlens_q && rows == Dim::seqlen_q)
-      return owned_rows(v.cu_seqlens_q, p.shape.batch, v.total_q, p.shape.seqlen_q);
-    if (v.cu_seqlens_k && rows == Dim::seqlen_k)
-      return owned_rows(v.cu_seqlens_k, p.shape.batch, v.total_k, p.shape.seqlen_k);
-  }
-  return {};
-}
-
-// Name, role, address, bytes of an element, sizes, strides; and where rows are packed, their dimension and
-// the runs that belong to a sequence, else None.
+// Each tensor of a launch as csrc/operands.h lists it: name, role, address, bytes of an element; and of each
+// dimension its name, size and stride.
 template <class Params>
 py::list operands_of(const Params& p) {
   py::list found;
   const Extents e = extents(p);
+  const auto itemsize_of = [](const Operand& o) { return o.holds == Holds::elements ? 2 : 4; };
   const auto add = [&](const Operand& o, const void* data, const auto& stride_of) {
-    std::vector<int64_t> sizes, strides;
-    int64_t row_dim = 0;
-    std::optional<Runs> runs;
-    for_each_dim(o, e.packed, [&](int64_t at, Dim dim) {
-      sizes.push_back(e[dim]);
+    std::vector<const char*> names;
+    std::vector<int64_t> strides;
+    for_each_dim(o, e.packed, [&](int64_t, Dim dim) {
+      names.push_back(name_of(dim, e.packed));
       strides.push_back(stride_of(dim));
-      if (dim != Dim::seqlen_q && dim != Dim::seqlen_k) return;
-      row_dim = at;
-      if (e.packed) runs = runs_of(p, dim);
     });
-    const int itemsize = o.holds == Holds::elements ? 2 : 4;
-    found.append(py::make_tuple(o.name, int(o.role), reinterpret_cast<uintptr_t>(data), itemsize,
-                                sizes, strides, row_dim, runs));
+    found.append(py::make_tuple(o.name, int(o.role), reinterpret_cast<uintptr_t>(data),
+                                itemsize_of(o), names, sizes_of(o, e), strides));
   };
   for_each_view(p, [&](const Operand& o, const View& signal, const auto&... noise) {
-    int64_t map = 0;
-    ((map = (static_cast<char*>(noise.data) - static_cast<char*>(signal.data)) /
-            (o.holds == Holds::elements ? 2 : 4)),
-     ...);
+    int64_t map = 0;  // from the signal's numbers to the noise's
+    ((map = static_cast<char*>(noise.data) - static_cast<char*>(signal.data)), ...);
     add(o, signal.data, [&](Dim dim) {
       const auto along = stride_along(dim);
-      return along ? signal.*along : is_of_maps(dim) ? map : 1;
+      return along ? signal.*along : is_of_maps(dim) ? map / itemsize_of(o) : 1;
     });
   });
   for_each_pointer(p, [&](const Operand& o, const void* data, int64_t row) {
@@ -99,6 +65,15 @@ std::vector<View*> views_of(Params& p, const std::string& name) {
   return views;
 }
 
+// lend(bytes) makes the workspace. The simulator asks Python for the kernels' registers, so the lock is free.
+template <class Params>
+void launch_on_simulator(const Params& p, const py::object& lend) {
+  const auto chosen = cuda::choose(p);
+  const auto workspace = lend(chosen.workspace(p)).template cast<uintptr_t>();
+  const py::gil_scoped_release unlocked;
+  chosen.launch(p, reinterpret_cast<void*>(workspace), nullptr);
+}
+
 template <class Params>
 void bind_params(py::module_& m, const char* name) {
   py::class_<Params>(m, name)
@@ -106,7 +81,9 @@ void bind_params(py::module_& m, const char* name) {
       .def_readwrite("shape", &Params::shape)
       .def_readwrite("softmax_scale", &Params::softmax_scale)
       .def("views", &views_of<Params>, py::return_value_policy::reference)
-      .def("operands", &operands_of<Params>);
+      .def("operands", &operands_of<Params>)
+      .def("workspace", [](const Params& p) { return cuda::choose(p).workspace(p); })
+      .def("launch", &launch_on_simulator<Params>);
 }
 
 }  // namespace
@@ -134,23 +111,6 @@ PYBIND11_MODULE(sim_binding, m) {
   bind_params<FwdParams>(m, "FwdParams");
   bind_params<BwdParams>(m, "BwdParams");
   bind_params<DecodeParams>(m, "DecodeParams");
-  // The simulator asks Python for the kernels' registers.
-  const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("fwd", [](const FwdParams& p) { cuda::fwd(p, nullptr); }, unlocked);
-  m.def(
-      "bwd",
-      [](const BwdParams& p, uintptr_t workspace) {
-        cuda::bwd(p, reinterpret_cast<void*>(workspace), nullptr);
-      },
-      unlocked);
-  m.def(
-      "decode",
-      [](const DecodeParams& p, uintptr_t workspace) {
-        cuda::decode(p, reinterpret_cast<void*>(workspace), nullptr);
-      },
-      unlocked);
-  m.def("bwd_workspace", &cuda::bwd_workspace);
-  m.def("decode_workspace", &cuda::decode_workspace);
   m.def("set_launcher", [](py::object f) { launcher = new py::object(std::move(f)); });
 }
 

@@ -47,9 +47,10 @@ def _register(device: Any, group: list[Memory]) -> Any:
     writable = any(memory.written or memory.changed for memory in group)
     region = device.register(first, end - first, name, writable=writable)
     for memory in group:
-        sizes, strides, piece = memory.blocks()
+        strides = [memory.itemsize * stride for stride in memory.strides]
         fresh = memory.written and end - first <= FOLLOWED
-        region.allow(memory.address - first, sizes, strides, piece, defined=not fresh)
+        offset = memory.address - first
+        region.allow(offset, memory.sizes, strides, memory.itemsize, defined=not fresh)
     return region
 
 
@@ -64,5 +65,5 @@ def _unwritten(group: list[Memory], region: Any) -> str:
             index[dim], offset = divmod(offset, memory.strides[dim])
     return (
         f"{memory.name}: {len(missing)} bytes were never written, the first at {tuple(index)} of "
-        f"{memory.sizes}"
+        f"{tuple(memory.sizes)}"
     )

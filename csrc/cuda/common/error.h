@@ -1,4 +1,4 @@
-// How a call that CUDA, or a kernel, cannot serve is reported.
+// Errors of calls that CUDA, or a kernel, cannot serve.
 #pragma once
 #include <cuda_runtime_api.h>
 

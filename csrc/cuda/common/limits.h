@@ -1,4 +1,4 @@
-// The sizes that every kernel here can count, whatever the architecture.
+// The largest sizes that the kernels of every architecture can count.
 #pragma once
 #include "../../diffattn.h"
 #include "error.h"

@@ -1,5 +1,5 @@
-// What the kernels for sm_80 offer: every shape, on every later device too, by PTX where no machine code
-// of its own is there.
+// What the kernels for sm_80 offer: every shape, on every later device too. A device without machine code of
+// its own compiles their PTX.
 #include "../kernels.h"
 
 #include "bwd/bwd.h"
@@ -12,11 +12,9 @@ const Kernels kSm80 = {
     "sm80",
     [](int capability) { return capability >= 80; },
     [](const Shape&) { return true; },
-    sm80::fwd,
-    sm80::bwd_workspace,
-    sm80::bwd,
-    sm80::decode_workspace,
-    sm80::decode,
+    {[](const FwdParams&) { return int64_t(0); }, sm80::fwd},
+    {sm80::bwd_workspace, sm80::bwd},
+    {sm80::decode_workspace, sm80::decode},
 };
 
 }  // namespace diffattn::cuda

@@ -19,9 +19,9 @@ void gather_from(Warp& w, Ref base, u64 offset, bool narrow, LaneAddresses& out)
 }
 
 void gather_addresses(Warp& w, const Op& op, LaneAddresses& out) {
-    u64 offset = static_cast<u64>(op.imm);
-    if (op.flags2 & kFramedBase) offset += w.fragment().frames.back().local;
-    gather_from(w, op.a, offset, op.flags2 & kNarrowBase, out);
+    u64 offset = static_cast<u64>(op.offset);
+    if (op.addressing & kFramedBase) offset += w.fragment().frames.back().local;
+    gather_from(w, op.a, offset, op.addressing & kNarrowBase, out);
 }
 
 // 5.1: "If a memory instruction does not have a state space, the operation is performed using generic addressing".

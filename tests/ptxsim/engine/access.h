@@ -8,18 +8,6 @@
 
 namespace ptxsim {
 
-// Op::flags2 of memory instructions.
-enum AddressFlag : u16 {
-    kNarrowBase = 1,
-    kFramedBase = 2,
-    kWideData = 4,
-    kKernelParam = 8,
-    kCollective = 16,
-    kReleases = 32,
-    kCtaReleases = 64,
-    kClusterWindow = 128  // .shared::cluster
-};
-
 struct LaneAddresses { u64 at[kLanes]; };
 
 // base + offset of every active lane; an undefined base is an error.

@@ -13,8 +13,6 @@ namespace ptxsim {
 
 namespace {
 
-enum AsyncFlag : u8 { kHasSize = 1, kHasIgnore = 2 };
-
 void deliver(Warp& w, const AsyncCopy& copy, int lane) {
     u8* to = w.cta->shared.data() + copy.destination[lane];
     u32 size = copy.size[lane];
@@ -30,8 +28,8 @@ void poison(u8* to, u32 bytes) { bytes == 16 ? std::memset(to, 0xff, 16) : std::
 
 // "src-size: bytes to copy; the remaining bytes of the destination are filled with zeros"; ignore-src copies none.
 u32 source_bytes(Warp& w, const Op& op, int lane) {
-    if (op.flags & kHasIgnore) return lane_in(w.predicates[op.p], lane) ? 0 : op.bytes;
-    if (!(op.flags & kHasSize)) return op.bytes;
+    if (op.copy.ignores) return lane_in(w.predicates[op.p], lane) ? 0 : op.bytes;
+    if (!op.copy.has_size) return op.bytes;
     u32 size = w.cells<u32>(op.c)[lane];
     if (size > op.bytes)
         w.fail(
@@ -60,8 +58,8 @@ void read_source(Warp& w, AsyncCopy& copy, int lane, u64 address) {
 void op_copy(Warp& w, const Op& op) {
     LaneAddresses destinations, sources;
     gather_addresses(w, op, destinations);
-    if (op.flags & kHasSize) w.require_defined(w.defined(op.c), "the src-size of cp.async");
-    if (op.flags & kHasIgnore) w.require_defined(w.predicates_defined[op.p], "the ignore-src of cp.async");
+    if (op.copy.has_size) w.require_defined(w.defined(op.c), "the src-size of cp.async");
+    if (op.copy.ignores) w.require_defined(w.predicates_defined[op.p], "the ignore-src of cp.async");
 
     AsyncCopy copy;
     copy.bytes = op.bytes;
@@ -72,8 +70,7 @@ void op_copy(Warp& w, const Op& op) {
         if (copy.size[i]) reading |= 1u << i;
     });
     w.active = reading;  // the address of a copy of nothing is not used
-    gather_from(w, op.b, static_cast<u64>(op.list[0]) | static_cast<u64>(op.list[1]) << 32, !(op.flags2 & kWideData),
-                sources);
+    gather_from(w, op.b, static_cast<u64>(op.copy.source_offset), !op.copy.wide_source, sources);
     w.active = active;
     for_lanes(active, [&](int i) {
         u64 to = destinations.at[i];
@@ -151,16 +148,12 @@ void decode_copy(Form& f) {
     int predicate = ignore ? d.predicate(f.at(3)) : -1;
     Address to = d.address(f.at(0), shared ? Space::Shared : Space::None), from = d.address(f.at(1), Space::Global);
     Op& op = d.emit(op_copy, OpClass::AsyncCopy);
-    op.a = to.base;
-    op.imm = to.offset;
-    op.space = to.space;
+    set_address(op, to);
     op.b = from.base;
-    op.list = d.list({static_cast<u32>(from.offset), static_cast<u32>(static_cast<u64>(from.offset) >> 32)});
     op.c = size;
     op.p = predicate;
     op.bytes = static_cast<u8>(bytes);
-    op.flags = static_cast<u8>((extra && !ignore ? kHasSize : 0) | (ignore ? kHasIgnore : 0));
-    op.flags2 = static_cast<u16>((to.base_bytes == 8 ? 0 : kNarrowBase) | (from.base_bytes == 8 ? kWideData : 0));
+    op.copy = {from.offset, from.base_bytes == 8, extra && !ignore, ignore};
 }
 
 void decode_cp(Form& f) {

@@ -228,18 +228,19 @@ void AsyncProxy::check_owned(Warp& w, int lane, u32 offset, u32 entry) const {
     u32 barrier = epoch::owner(entry);
     if (phases_[barrier] <= epoch::owner_phase(entry)) {
         if (w.cta->checks(kCheckAsync))
-            report(w, lane, offset, "a bulk copy owns these bytes until the phase of its mbarrier completes");
+            report(w, lane, offset,
+                   "a bulk copy or an asynchronous store owns these bytes until the phase of its mbarrier completes");
     } else if (w.clocks.phases_known(cta_->warp_count + barrier) <= epoch::owner_phase(entry)) {
         if (w.cta->checks(kCheckRace))
-            report(
-                w, lane, offset,
-                "a bulk copy wrote these bytes, and this thread has neither waited for the phase of its mbarrier nor "
-                "learnt of it");
+            report(w, lane, offset,
+                   "a bulk copy or an asynchronous store wrote these bytes, and this thread has neither waited for the "
+                   "phase of its mbarrier nor "
+                   "learnt of it");
     }
 }
 
 void AsyncProxy::check_signal(Warp& w, int lane, const MemoryBarrier& b) const {
-    if (!w.cta->checks(kCheckProxy) || w.cta != cta_) return;
+    if (!w.cta->checks(kCheckProxy) || !w.cta->checks(kCheckInitFence) || w.cta != cta_) return;
     if (fenced(init_fences_, w, lane, b.init_warp, 1u << b.init_lane, b.init_clock)) return;
     report(w, lane, b.offset,
            "a copy signals this mbarrier, whose mbarrier.init by " + thread_name(b.init_warp, 1u << b.init_lane) +

@@ -1,9 +1,10 @@
 // atom and red (PTX ISA 9.7.13.10-11) on global and shared memory. Lanes take their turn in an order the seed chooses.
-#include <mutex>
-
 #include "atomic.h"
 
+#include <mutex>
+
 #include "access.h"
+#include "async_store.h"
 #include "cluster.h"
 #include "cluster_shadow.h"
 #include "control.h"
@@ -119,7 +120,7 @@ u8* reach(Warp& w, const Op& op, Space space, int lane, u64 address, u32 bytes, 
     if (!a->defined) return p;
     u8* known = a->defined + (address - a->base);
     for (u32 i = 0; i < bytes; ++i) defined &= known[i] != 0;
-    if (op.flags == kExch) std::memset(known, 1, bytes);
+    if (op.atomic.operation == kExch) std::memset(known, 1, bytes);
     return p;
 }
 
@@ -128,7 +129,7 @@ u64 operand(Warp& w, const Op& op, Ref ref, int lane) {
 }
 
 u32 known_operands(Warp& w, const Op& op) {
-    u32 known = w.defined(op.b) & (op.flags == kCas ? w.defined(op.c) : kFull);
+    u32 known = w.defined(op.b) & (op.atomic.operation == kCas ? w.defined(op.c) : kFull);
     for (int k = 0; k < op.count; ++k) known &= w.defined(op.list[k]);
     return known;
 }
@@ -140,8 +141,8 @@ void require_operands(Warp& w, const Op& op, Space space) {
 // An atomic reads and then writes; a cas that fails writes nothing, so it publishes nothing.
 void order_atomic(Warp& w, const Op& op, Space space, int lane, u64 address, u64 old) {
     u64 differs = (old ^ operand(w, op, op.b, lane)) << (64 - 8 * op.bytes);
-    bool writes = op.flags != kCas || differs == 0;
-    Scope scope = op.flags2 & kReleases ? Scope::Grid : op.flags2 & kCtaReleases ? Scope::Cta : Scope::None;
+    bool writes = op.atomic.operation != kCas || differs == 0;
+    Scope scope = op.atomic.release;
     if (space == Space::Global) {
         acquire_global(w, 1u << lane, address);
         if (writes) release_global(w, address, scope);
@@ -157,12 +158,14 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
     u32 bytes = op.bytes;
     u8* p = reach(w, op, space, lane, address, bytes, defined);
     u64 old = 0;
+    if (space == Space::Global) w.cta->counters->atomic_bytes += bytes;
     {
         std::unique_lock<std::mutex> lock(atomic_mutex(address), std::defer_lock);
         if (space == Space::Global) lock.lock();
         std::memcpy(&old, p, bytes);
-        Update update = op.target == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.target];
-        u64 next = update(op.flags, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
+        Update update =
+            op.atomic.type == kF32Index && space == Space::Global ? update_f32_flushed : kUpdates[op.atomic.type];
+        u64 next = update(op.atomic.operation, old, operand(w, op, op.b, lane), operand(w, op, op.c, lane));
         order_atomic(w, op, space, lane, address, old);
         if (space == Space::Global) arrive_at_grid_barrier(*w.cta, address, old, next);
         std::memcpy(p, &next, bytes);
@@ -170,7 +173,7 @@ void update_lane(Warp& w, const Op& op, Space space, int lane, u64 address) {
     if (space == Space::Shared) {
         bool operands = lane_in(known_operands(w, op), lane);
         SharedPlace place = reach_shared(w, op, lane, address, bytes);
-        place.cta->shadow.define(place.offset, bytes, operands && (defined || op.flags == kExch));
+        place.cta->shadow.define(place.offset, bytes, operands && (defined || op.atomic.operation == kExch));
     }
     if (!op.has_result) return;  // red
     if (bytes == 8) w.cells<u64>(op.dst)[lane] = old;
@@ -234,11 +237,12 @@ void check_type(Form& f, u8 operation, const std::string& type) {
 }
 
 void decode_atomic(Form& f) {
+    if (f.inst.has("async")) return decode_async_reduction(f);
     Decoder& d = f.decoder;
     bool reduce = f.inst.opcode == "red";
     std::string order = f.take_any({"relaxed", "acquire", "release", "acq_rel"});
     std::string scope = f.take_any({"gpu", "sys", "cta", "cluster"});
-    u32 releases = order != "release" && order != "acq_rel" ? 0 : scope == "cta" ? kCtaReleases : kReleases;
+    Scope release = order != "release" && order != "acq_rel" ? Scope::None : scope == "cta" ? Scope::Cta : Scope::Grid;
     std::string where = f.take_any({"global", "shared", "shared::cta", "shared::cluster"});
     u8 operation = take_operation(f);
     f.take_any({"noftz"});
@@ -263,16 +267,12 @@ void decode_atomic(Form& f) {
     Ref b = vector ? elements[0] : d.source(f.at(at + 1), type),
         c = operation == kCas ? d.source(f.at(at + 2), type) : b;
     Op& op = d.emit(vector ? op_atomic_vector : op_atomic, OpClass::Atomic);
-    op.a = address.base;
-    op.imm = address.offset;
-    op.space = address.space;
-    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | releases |
-                                 (where == "shared::cluster" ? kClusterWindow : 0));
+    set_address(op, address);
+    if (where == "shared::cluster") op.addressing |= kClusterWindow;
     op.b = b;
     op.c = c;
     op.bytes = static_cast<u8>(bytes);
-    op.flags = operation;
-    op.target = static_cast<u32>(update_index(f, type));
+    op.atomic = {operation, static_cast<u8>(update_index(f, type)), release};
     op.has_result = !reduce;
     if (vector) {
         op.list = d.list(elements);
@@ -298,13 +298,17 @@ int reduction_type(const std::string& name) {
     return -1;
 }
 
-void reduce_global(u8 operation, u8 type, u64 address, const u8* value, u32 bytes) {
-    std::lock_guard<std::mutex> lock(atomic_mutex(address));
+void reduce(u8 operation, u8 type, u8* to, const u8* value, u32 bytes) {
     u64 old = 0, operand = 0;
-    std::memcpy(&old, reinterpret_cast<const u8*>(address), bytes);
+    std::memcpy(&old, to, bytes);
     std::memcpy(&operand, value, bytes);
     u64 next = kUpdates[type](operation, old, operand, operand);
-    std::memcpy(reinterpret_cast<u8*>(address), &next, bytes);
+    std::memcpy(to, &next, bytes);
+}
+
+void reduce_global(u8 operation, u8 type, u64 address, const u8* value, u32 bytes) {
+    std::lock_guard<std::mutex> lock(atomic_mutex(address));
+    reduce(operation, type, reinterpret_cast<u8*>(address), value, bytes);
 }
 
 void add_atomic_families(FamilyTable& t) {

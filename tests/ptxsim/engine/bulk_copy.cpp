@@ -31,6 +31,19 @@ const u8* defined_bytes(const Launch& launch, u64 address, u32 bytes) {
     return a && a->contains(address, bytes) && a->defined ? a->defined + (address - a->base) : nullptr;
 }
 
+}  // namespace
+
+void signal_landing(SharedPlace barrier, u32 bytes) {
+    auto found = barrier.cta->memory_barriers.find(barrier.offset);
+    if (found == barrier.cta->memory_barriers.end())
+        throw SimError(ErrorKind::Undefined, "A bulk copy signals the mbarrier at " + hex(barrier.offset) +
+                                                 ", which was invalidated in the meantime.");
+    barrier.cta->proxy.end_copy(found->second);
+    complete_transactions(*barrier.cta, found->second, bytes);
+}
+
+namespace {
+
 struct Load : AsyncTransfer {
     const Launch* launch;
     Box box;
@@ -60,16 +73,7 @@ struct Load : AsyncTransfer {
                 to.cta->proxy.end_write(place, kRow, all);
             }
         }
-        signal(barrier, box.bytes());
-    }
-
-    static void signal(SharedPlace barrier, u32 bytes) {
-        auto found = barrier.cta->memory_barriers.find(barrier.offset);
-        if (found == barrier.cta->memory_barriers.end())
-            throw SimError(ErrorKind::Undefined, "A bulk copy signals the mbarrier at " + hex(barrier.offset) +
-                                                     ", which was invalidated in the meantime.");
-        barrier.cta->proxy.end_copy(found->second);
-        complete_transactions(*barrier.cta, found->second, bytes);
+        signal_landing(barrier, box.bytes());
     }
     std::string describe() const override { return text; }
 };
@@ -86,40 +90,41 @@ struct SharedCopy : AsyncTransfer {
         std::memmove(to.cta->shared.data() + to.offset, source->shared.data() + from, bytes);
         to.cta->proxy.end_write(to.offset, bytes, defined);
         source->proxy.end_read(*issuer, AsyncReader::BulkStore, number);
-        Load::signal(barrier, bytes);
+        signal_landing(barrier, bytes);
     }
     std::string describe() const override { return text; }
 };
 
 // The destination belongs to the async proxy until the phase of the mbarrier completes.
 void take_destination(Warp& w, int lane, SharedPlace to, u32 bytes, SharedPlace barrier) {
-    if (to.cta != barrier.cta)
-        w.fail(ErrorKind::BadProgram, "The mbarrier of a bulk copy is not in the shared memory of its destination.",
-               lane);
-    MemoryBarrier& b = find_barrier(w, *barrier.cta, barrier.offset, lane);
+    MemoryBarrier& b = barrier_of_copy(w, lane, to, barrier);
     to.cta->proxy.check_signal(w, lane, b);
-    if (to.cta == w.cta) {
-        if (to.cta->remote) to.cta->remote->check_own(w, lane, to.offset, bytes, true);
-    } else {
-        if (w.cta->checks(kCheckRace) && !knows_remote(w, *to.cta, b.init_warp, b.init_clock))
-            w.fail(ErrorKind::Race,
-                   "Race on the mbarrier of a bulk copy, in CTA " + std::to_string(to.cta->rank) +
-                       " of the cluster: its mbarrier.init is not ordered before the copy.",
-                   lane);
-        to.cta->remote->access(w, lane, to.offset, bytes, RemoteAccess::Copy);
-    }
+    if (to.cta != w.cta) to.cta->remote->access(w, lane, to.offset, bytes, RemoteAccess::Copy);
+    else if (to.cta->remote) to.cta->remote->check_own(w, lane, to.offset, bytes, true);
     to.cta->proxy.begin_write(w, lane, to.offset, bytes, b);
     to.cta->copied_phases[b.offset] = b.phase;
 }
 
 }  // namespace
 
+MemoryBarrier& barrier_of_copy(Warp& w, int lane, SharedPlace to, SharedPlace barrier) {
+    if (to.cta != barrier.cta)
+        w.fail(ErrorKind::BadProgram, "The mbarrier of a bulk copy is not in the shared memory of its destination.",
+               lane);
+    MemoryBarrier& b = find_barrier(w, *barrier.cta, barrier.offset, lane);
+    if (to.cta != w.cta && w.cta->checks(kCheckRace) && !knows_remote(w, *to.cta, b.init_warp, b.init_clock))
+        w.fail(ErrorKind::Race,
+               "Race on the mbarrier of a bulk copy, in CTA " + std::to_string(to.cta->rank) +
+                   " of the cluster: its mbarrier.init is not ordered before the copy.",
+               lane);
+    return b;
+}
+
 void start_load(Warp& w, int lane, Box box, SharedPlace to, SharedPlace barrier) {
     u32 bytes = box.bytes();
     check_global_rows(w, lane, box, GlobalAccess::Read);
     take_destination(w, lane, to, bytes, barrier);
     w.cta->counters->bulk_shared_bytes += bytes;
-    for (const BoxRow& row : box.rows) w.cta->counters->bulk_global_bytes += row.end - row.begin;
     auto load = std::make_unique<Load>();
     load->launch = w.cta->launch;
     load->box = std::move(box);
@@ -206,8 +211,9 @@ void require_defined_sum(Warp& w, int lane, const Box& box) {
 
 }  // namespace
 
-void start_store(Warp& w, int lane, Box box, u32 from, const Reduction& reduction) {
-    check_global_rows(w, lane, box, reduction.on ? GlobalAccess::Atomic : GlobalAccess::Write);
+void start_store(Warp& w, int lane, Box box, u32 from, const Reduction& reduction, bool again) {
+    bool repeats = again && !reduction.on;
+    if (!repeats) check_global_rows(w, lane, box, reduction.on ? GlobalAccess::Atomic : GlobalAccess::Write);
     if (reduction.on) require_defined_sum(w, lane, box);
     BulkStore store;
     store.number = w.cta->proxy.begin_read(w, AsyncReader::BulkStore);
@@ -216,7 +222,7 @@ void start_store(Warp& w, int lane, Box box, u32 from, const Reduction& reductio
         w.fail(ErrorKind::Undefined, "A bulk copy stores shared memory that nobody has written.", lane);
     if (w.cta->remote) w.cta->remote->check_own(w, lane, from, box.bytes(), false);
     u64& moved = reduction.on ? w.cta->counters->bulk_reduced_bytes : w.cta->counters->bulk_stored_bytes;
-    for (const BoxRow& row : box.rows) moved += row.end - row.begin;
+    if (!repeats) moved += box.global_bytes();
     store.lane = lane;
     store.group = w.bulk_commits[lane];
     store.from = from;
@@ -234,6 +240,7 @@ void commit_bulk_group(Warp& w) {
 // "only N or fewer of the most recent bulk async-groups are pending"
 void wait_bulk_groups(Warp& w, u32 pending, bool only_reads) {
     bool ended = false;
+    ++w.cta->counters->bulk_waits;
     for (BulkStore& store : w.bulk_stores) {
         u32 commits = w.bulk_commits[store.lane];
         if (!lane_in(w.active, store.lane) || store.group + pending >= commits) continue;

@@ -41,31 +41,35 @@ u32 line_size(Warp& w, const Op& op, int lane) {
 
 void load_lines(Warp& w, const Op& op, u32 bytes, int lane, u64 to, u64 from, u64 barrier) {
     check_alignment(w, lane, from, kLineAlign, "source of a bulk copy");
-    each_destination(w, op, lane, to, barrier, bytes, kLineAlign, [&](SharedPlace place, SharedPlace signal) {
-        start_load(w, lane, line_box(from, bytes), place, signal);
-    });
+    Box box = line_box(from, bytes);
+    w.cta->counters->bulk_global_bytes += box.global_bytes();
+    each_destination(w, op, lane, to, barrier, bytes, kLineAlign,
+                     [&](SharedPlace place, SharedPlace signal) { start_load(w, lane, box, place, signal); });
 }
 
 void op_line(Warp& w, const Op& op) {
     LaneAddresses to, from, barrier;
     gather_packed(w, op, 0, to);
     gather_packed(w, op, 1, from);
-    if (op.flags != kStore) gather_packed(w, op, 2, barrier);
+    if (op.mode != kStore) gather_packed(w, op, 2, barrier);
     w.require_defined(w.defined(op.c), "the size of a bulk copy");
-    Reduction reduction{op.bytes != 0, op.count, static_cast<u8>(op.imm), op.bytes};
+    Reduction reduction{op.bulk.reduces, op.bulk.operation, op.bulk.type, op.bulk.element_bytes};
     for_lanes(w.active, [&](int i) {
         u32 bytes = line_size(w, op, i);
-        if (op.flags == kLoad) return load_lines(w, op, bytes, i, to.at[i], from.at[i], barrier.at[i]);
+        if (op.mode == kLoad) return load_lines(w, op, bytes, i, to.at[i], from.at[i], barrier.at[i]);
         SharedPlace source = bulk_place(w, i, from.at[i], bytes, kLineAlign, "source of a bulk copy");
         if (source.cta != w.cta)
             w.fail(ErrorKind::OutOfBounds, "The source of a bulk copy is in another CTA's shared memory.", i);
-        if (op.flags == kSharedCopy) {
+        if (op.mode == kSharedCopy) {
             SharedPlace place = bulk_place(w, i, to.at[i], bytes, kLineAlign, "destination of a bulk copy");
             SharedPlace signal = bulk_place(w, i, barrier.at[i], 8, 8, "mbarrier");
             return start_shared_copy(w, i, source.offset, bytes, place, signal);
         }
         check_alignment(w, i, to.at[i], kLineAlign, "destination of a bulk copy");
-        start_store(w, i, line_box(to.at[i], bytes), source.offset, reduction);
+        bool again = asked_before(w, i, [&](int j) {
+            return to.at[i] == to.at[j] && from.at[i] == from.at[j] && bytes == w.cells<u32>(op.c)[j];
+        });
+        start_store(w, i, line_box(to.at[i], bytes), source.offset, reduction, again);
     });
 }
 
@@ -82,7 +86,7 @@ void op_prefetch_line(Warp& w, const Op& op) {
 }
 
 void op_commit(Warp& w, const Op&) { commit_bulk_group(w); }
-void op_wait(Warp& w, const Op& op) { wait_bulk_groups(w, static_cast<u32>(op.imm), op.flags); }
+void op_wait(Warp& w, const Op& op) { wait_bulk_groups(w, static_cast<u32>(op.imm), op.wait.only_reads); }
 
 void decode_prefetch_line(Form& f) {
     Decoder& d = f.decoder;
@@ -91,22 +95,22 @@ void decode_prefetch_line(Form& f) {
     std::vector<u32> list;
     pack_address(list, d.address(f.at(0), Space::Global));
     Ref size = d.source(f.at(1), 4);
-    Op& op = d.emit(op_prefetch_line, OpClass::AsyncCopy);
+    Op& op = d.emit(op_prefetch_line, OpClass::BulkCopy);
     op.list = d.list(list);
     op.c = size;
 }
 
 bool take_group(Form& f) {
     if (f.take("commit_group")) {
-        f.decoder.emit(op_commit, OpClass::AsyncCopy);
+        f.decoder.emit(op_commit, OpClass::BulkCopy);
         return true;
     }
     if (!f.take("wait_group")) return false;
     bool only_reads = f.take("read");
     if (f.at(0).kind != Operand::kImm) f.unsupported();
-    Op& op = f.decoder.emit(op_wait, OpClass::AsyncCopy);
+    Op& op = f.decoder.emit(op_wait, OpClass::BulkCopy);
     op.imm = static_cast<s64>(f.at(0).bits);
-    op.flags = only_reads;
+    op.wait = {false, only_reads};
     return true;
 }
 
@@ -127,15 +131,13 @@ void decode_line(Form& f, bool reduces) {
     pack_address(list, d.address(f.at(1), from_global ? Space::Global : Space::Shared));
     if (signals) pack_address(list, d.address(f.at(3), Space::Shared));
     Ref size = d.source(f.at(2), 4), mask = multicast ? d.source(f.at(4), 2) : 0;
-    Op& op = d.emit(op_line, OpClass::AsyncCopy);
+    Op& op = d.emit(op_line, OpClass::BulkCopy);
     op.list = d.list(list);
     op.c = size;
     op.d = mask;
-    op.has_result = multicast;
-    op.flags = to_global ? kStore : from_global ? kLoad : kSharedCopy;
-    op.bytes = reduction.bytes;
-    op.count = reduction.operation;
-    op.imm = reduction.type;
+    op.mode = to_global ? kStore : from_global ? kLoad : kSharedCopy;
+    op.bulk = {
+        static_cast<u8>(signals ? 3 : 2), 1, multicast, reduces, reduction.operation, reduction.type, reduction.bytes};
 }
 
 }  // namespace

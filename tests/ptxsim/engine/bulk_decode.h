@@ -21,7 +21,7 @@ template <class F>
 void each_destination(Warp& w, const Op& op, int lane, u64 to, u64 barrier, u32 bytes, u32 align, F go) {
     SharedPlace place = bulk_place(w, lane, to, bytes, align, "destination of a bulk copy");
     SharedPlace signal = bulk_place(w, lane, barrier, 8, 8, "mbarrier");
-    if (!op.has_result) return go(place, signal);
+    if (!op.bulk.multicast) return go(place, signal);
     w.require_defined(w.defined(op.d), "the CTA mask of a multicast");
     Cluster& cluster = *w.cta->cluster;
     u32 mask = w.cells<u32>(op.d)[lane];

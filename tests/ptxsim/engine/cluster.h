@@ -58,7 +58,7 @@ inline bool is_remote(u64 address) { return (address >> kClusterShift) != 0; }
 
 // For an access that may leave the CTA: by a generic address or one of .shared::cluster.
 inline SharedPlace reach_shared(Warp& w, const Op& op, int lane, u64 address, u32 bytes) {
-    bool may_leave = op.space == Space::None || (op.flags2 & kClusterWindow);
+    bool may_leave = op.space == Space::None || (op.addressing & kClusterWindow);
     if (__builtin_expect(is_remote(address) && may_leave, 0)) return shared_place(w, lane, address, bytes);
     shared_pointer(w, lane, address, bytes);
     return {w.cta, static_cast<u32>(address)};

@@ -45,16 +45,16 @@ void acquire_place(Warp& w, int lane, SharedPlace place) {
 }
 
 void load_remote(Warp& w, const Op& op, int lane, SharedPlace place, u32 bytes, u32* defined) {
-    RemoteAccess kind = op.flags & kStrong ? RemoteAccess::Atomic : RemoteAccess::Read;
+    RemoteAccess kind = op.access.flags & kStrong ? RemoteAccess::Atomic : RemoteAccess::Read;
     if (place.cta->remote->access(w, lane, place.offset, bytes, kind)) return;
     for (int k = 0; k < op.count; ++k) defined[k] &= ~(1u << lane);
 }
 
 void store_remote(Warp& w, const Op& op, int lane, SharedPlace place, u32 bytes, bool defined, Scope scope) {
-    RemoteAccess kind = op.flags & kStrong ? RemoteAccess::Atomic : RemoteAccess::Write;
+    RemoteAccess kind = op.access.flags & kStrong ? RemoteAccess::Atomic : RemoteAccess::Write;
     place.cta->remote->access(w, lane, place.offset, bytes, kind);
     place.cta->shadow.define(place.offset, bytes, defined);
-    if (op.flags & kStrong) release_place(w, place, scope);
+    if (op.access.flags & kStrong) release_place(w, place, scope);
 }
 
 }  // namespace ptxsim

@@ -11,7 +11,7 @@ namespace {
 
 // Without .aligned the active lanes arrive, or wait, for themselves; what is left of the fragment goes on alone.
 bool gather(Warp& w, const Op& op) {
-    if (op.count) return w.converge(kFull);
+    if (op.cluster_barrier.aligned) return w.converge(kFull);
     Fragment& f = w.fragment();
     u32 rest = f.mask & ~w.active;
     if (rest) w.diverge({{f.pc, w.active}, {w.next, rest}}, w.next);
@@ -20,15 +20,18 @@ bool gather(Warp& w, const Op& op) {
 
 // "marks the warps' arrival at the barrier"
 void op_cluster_arrive(Warp& w, const Op& op) {
-    if (op.count && !w.converge(kFull)) return;
-    w.cta->cluster->arrive(w, w.active, op.flags);
+    if (op.cluster_barrier.aligned && !w.converge(kFull)) return;
+    w.cta->cluster->arrive(w, w.active, op.cluster_barrier.orders);
 }
 
 // "causes the executing thread to wait for all non-exited threads of the cluster to perform barrier.cluster.arrive"
 void op_cluster_wait(Warp& w, const Op& op) {
     if (!gather(w, op)) return;
     Cluster& cluster = *w.cta->cluster;
-    if (cluster.passed(w, w.active)) return cluster.leave(w, w.active, op.flags);
+    if (cluster.passed(w, w.active)) {
+        ++w.cta->counters->cluster_waits;
+        return cluster.leave(w, w.active, op.cluster_barrier.orders);
+    }
     Fragment& f = w.fragment();
     w.cta->profile[f.pc].issues -= 1;  // it is counted when it comes back
     w.cta->profile[f.pc].lanes -= static_cast<u64>(popcount(w.active));
@@ -109,8 +112,7 @@ void decode_cluster_barrier(Form& f) {
     f.take_any({"release", "acquire"});
     bool aligned = f.take("aligned");
     Op& op = f.decoder.emit(arrives ? op_cluster_arrive : op_cluster_wait, OpClass::Barrier);
-    op.flags = !relaxed;
-    op.count = aligned;
+    op.cluster_barrier = {aligned, !relaxed};
 }
 
 void add_cluster_families(FamilyTable& t) {

@@ -36,27 +36,27 @@ inline u8 relate(T a, T b) {
 // The six ordinary comparisons have loops of their own, which vectorise.
 template <class T>
 u32 compare_lanes(Warp& w, const Op& op, Ref ra, Ref rb) {
-    switch (op.flags) {
+    switch (op.compare.accept) {
         case kEqual: return test2<T, T>(w, ra, rb, [](T a, T b) { return a == b; });
         case kLess: return test2<T, T>(w, ra, rb, [](T a, T b) { return a < b; });
         case kLess | kEqual: return test2<T, T>(w, ra, rb, [](T a, T b) { return a <= b; });
         case kGreater: return test2<T, T>(w, ra, rb, [](T a, T b) { return a > b; });
         case kGreater | kEqual: return test2<T, T>(w, ra, rb, [](T a, T b) { return a >= b; });
-        default: return test2<T, T>(w, ra, rb, [&](T a, T b) { return (relate(a, b) & op.flags) != 0; });
+        default: return test2<T, T>(w, ra, rb, [&](T a, T b) { return (relate(a, b) & op.compare.accept) != 0; });
     }
 }
 
 // With .ftz subnormals compare as zeros.
 u32 compare_flushed(Warp& w, const Op& op, Ref ra, Ref rb) {
-    u8 accept = op.flags;
+    u8 accept = op.compare.accept;
     return test2<float, float>(w, ra, rb,
                                [accept](float a, float b) { return (relate(flush(a), flush(b)) & accept) != 0; });
 }
 
 template <class H>
 u32 compare_halves(Warp& w, const Op& op, int shift) {
-    u8 accept = op.flags;
-    bool ftz = op.flags2 & 1;
+    u8 accept = op.compare.accept;
+    bool ftz = op.compare.ftz;
     return test2<u32, u32>(w, op.a, op.b, [=](u32 a, u32 b) {
         float x = to_float(H{static_cast<u16>(a >> shift)}), y = to_float(H{static_cast<u16>(b >> shift)});
         if (ftz) x = std::fabs(x) < 6.103515625e-05f ? 0.0f : x, y = std::fabs(y) < 6.103515625e-05f ? 0.0f : y;
@@ -73,18 +73,18 @@ u32 combine(u32 t, u32 c, u8 boolean) {
 // Lanes whose result is defined: both sides are, or one of them decides it (false and x, true or x).
 u32 known_result(Warp& w, const Op& op, u32 t) {
     u32 known = w.defined(op.a) & w.defined(op.b);
-    if (op.bytes == kPlain) return known;
-    u32 c = w.predicates[op.target], known_c = w.predicates_defined[op.target];
-    if (op.bytes == kAnd) return (known & known_c) | (known & ~t) | (known_c & ~c);
-    if (op.bytes == kOr) return (known & known_c) | (known & t) | (known_c & c);
+    if (op.compare.boolean == kPlain) return known;
+    u32 c = w.predicates[op.p], known_c = w.predicates_defined[op.p];
+    if (op.compare.boolean == kAnd) return (known & known_c) | (known & ~t) | (known_c & ~c);
+    if (op.compare.boolean == kOr) return (known & known_c) | (known & t) | (known_c & c);
     return known & known_c;
 }
 
 void finish_setp(Warp& w, const Op& op, u32 t, u32 u) {
-    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target], known = known_result(w, op, t);
+    u32 c = op.compare.boolean == kPlain ? 0 : w.predicates[op.p], known = known_result(w, op, t);
     u32 known_q = known_result(w, op, u);
-    w.set_predicate(op.p, combine(t, c, op.bytes), known);
-    if (op.q >= 0) w.set_predicate(op.q, combine(u, c, op.bytes), known_q);
+    w.set_predicate(op.to_p, combine(t, c, op.compare.boolean), known);
+    if (op.to_q >= 0) w.set_predicate(op.to_q, combine(u, c, op.compare.boolean), known_q);
 }
 void finish_setp(Warp& w, const Op& op, u32 t) { finish_setp(w, op, t, ~t); }
 
@@ -106,11 +106,11 @@ void op_setp_pair(Warp& w, const Op& op) {
 
 // 9.7.6.1 set: the result is all ones (integers) or 1.0 (floating point) where true.
 void write_set(Warp& w, const Op& op, u32 low, u32 high) {
-    u32 c = op.bytes == kPlain ? 0 : w.predicates[op.target];
+    u32 c = op.compare.boolean == kPlain ? 0 : w.predicates[op.p];
     u32 known = known_result(w, op, low) & known_result(w, op, high);
-    low = combine(low, c, op.bytes);
-    high = combine(high, c, op.bytes);
-    u32 truth = static_cast<u32>(op.imm), truth_high = static_cast<u32>(static_cast<u64>(op.imm) >> 32);
+    low = combine(low, c, op.compare.boolean);
+    high = combine(high, c, op.compare.boolean);
+    u32 truth = static_cast<u32>(op.compare.truth), truth_high = static_cast<u32>(op.compare.truth >> 32);
     u32* d = w.cells<u32>(op.dst);
     for_lanes(w.active, [&](int i) { d[i] = (lane_in(low, i) ? truth : 0) | (lane_in(high, i) ? truth_high : 0); });
     w.define(op.dst, known);
@@ -163,17 +163,12 @@ Comparison take_comparison(Form& f) {
     return c;
 }
 
-void fill(Form& f, Op& op, const Comparison& c, Ref a, Ref b, int predicate, bool half) {
+void fill(Op& op, const Comparison& c, Ref a, Ref b, int predicate, u64 truth) {
     op.a = a;
     op.b = b;
-    op.flags = c.accept;
-    op.bytes = c.boolean;
-    op.flags2 = half && c.ftz;
-    if (predicate >= 0) op.target = static_cast<u32>(predicate);
-    (void)f;
+    op.p = predicate;
+    op.compare = {c.accept, c.boolean, c.ftz, truth};
 }
-
-bool is_half(const std::string& type) { return type.find("f16") != std::string::npos; }
 
 void decode_setp(Form& f) {
     Decoder& d = f.decoder;
@@ -183,9 +178,9 @@ void decode_setp(Form& f) {
     int predicate = c.boolean == kPlain ? -1 : d.predicate(f.at(3));
     bool pair = f.at(0).kind == Operand::kPair;
     Op& op = d.emit(handlers_of(f, type, c.ftz).setp, OpClass::Compare);
-    fill(f, op, c, a, b, predicate, is_half(type));
-    op.p = d.predicate_dest(pair ? f.at(0).items[0] : f.at(0));
-    if (pair) op.q = d.predicate_dest(f.at(0).items[1]);
+    fill(op, c, a, b, predicate, 0);
+    op.to_p = d.predicate_dest(pair ? f.at(0).items[0] : f.at(0));
+    if (pair) op.to_q = d.predicate_dest(f.at(0).items[1]);
 }
 
 // The value of "true" for a destination type; packed halves have one per half.
@@ -208,8 +203,7 @@ void decode_set(Form& f) {
     Ref a = d.source(f.at(1), type), b = d.source(f.at(2), type);
     int predicate = c.boolean == kPlain ? -1 : d.predicate(f.at(3));
     Op& op = d.emit(handlers_of(f, type, c.ftz).set, OpClass::Compare);
-    fill(f, op, c, a, b, predicate, is_half(type));
-    op.imm = truth_of(f, to, packed);
+    fill(op, c, a, b, predicate, static_cast<u64>(truth_of(f, to, packed)));
     op.dst = d.dest(f.at(0), type_size(to));
 }
 
@@ -221,11 +215,11 @@ void op_testp(Warp& w, const Op& op) {
     int expected[] = {0, FP_INFINITE, 0, FP_NAN, FP_NORMAL, FP_SUBNORMAL};
     u32 t = test2<T, T>(w, op.a, op.a, [&](T x, T) {
         int kind = std::fpclassify(x);
-        if (op.flags == kFinite) return kind != FP_INFINITE && kind != FP_NAN;
-        if (op.flags == kNumber) return kind != FP_NAN;
-        return kind == expected[op.flags];
+        if (op.mode == kFinite) return kind != FP_INFINITE && kind != FP_NAN;
+        if (op.mode == kNumber) return kind != FP_NAN;
+        return kind == expected[op.mode];
     });
-    w.set_predicate(op.p, t, w.defined(op.a));
+    w.set_predicate(op.to_p, t, w.defined(op.a));
 }
 
 void decode_testp(Form& f) {
@@ -237,8 +231,8 @@ void decode_testp(Form& f) {
     Ref a = f.decoder.source(f.at(1), type);
     Op& op = f.decoder.emit(type == "f64" ? op_testp<double> : op_testp<float>, OpClass::Compare);
     op.a = a;
-    op.flags = property;
-    op.p = f.decoder.predicate_dest(f.at(0));
+    op.mode = property;
+    op.to_p = f.decoder.predicate_dest(f.at(0));
 }
 
 // 9.7.3.2 copysign: "Copy sign bit of a into value of b".

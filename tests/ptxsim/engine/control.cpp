@@ -26,7 +26,7 @@ void op_return(Warp& w, const Op&) {
     w.stop = true;  // the frame changed
 }
 
-void op_unsupported(Warp& w, const Op& op) { w.fail(ErrorKind::Unsupported, w.program->messages[op.target]); }
+void op_unsupported(Warp& w, const Op& op) { w.fail(ErrorKind::Unsupported, w.program->messages[op.stop.message]); }
 
 namespace {
 
@@ -34,10 +34,10 @@ namespace {
 void op_branch(Warp& w, const Op& op) {
     u32 rest = w.fragment().mask & ~w.active;
     if (rest == 0) {
-        w.next = op.target;
+        w.next = op.branch.target;
         return;
     }
-    w.diverge({{op.target, w.active}, {w.next, rest}}, op.reconverge);
+    w.diverge({{op.branch.target, w.active}, {w.next, rest}}, op.branch.reconverge);
 }
 
 // 9.7.12.4 brx.idx: "Branch to a label indexed from a list of potential branch targets".
@@ -46,9 +46,9 @@ void op_branch_indexed(Warp& w, const Op& op) {
     const u32* index = w.cells<u32>(op.a);
     std::vector<std::pair<u32, u32>> paths;
     for_lanes(w.active, [&](int lane) {
-        if (index[lane] >= static_cast<u64>(op.imm))
+        if (index[lane] >= op.branch.target_count)
             w.fail(ErrorKind::OutOfBounds, "brx.idx index " + std::to_string(index[lane]) + " has no target.", lane);
-        u32 pc = op.targets[index[lane]];
+        u32 pc = op.branch.targets[index[lane]];
         auto same = std::find_if(paths.begin(), paths.end(), [&](const auto& p) { return p.first == pc; });
         if (same == paths.end()) paths.push_back({pc, 1u << lane});
         else same->second |= 1u << lane;
@@ -56,7 +56,7 @@ void op_branch_indexed(Warp& w, const Op& op) {
     u32 rest = w.fragment().mask & ~w.active;
     if (rest) paths.push_back({w.next, rest});
     if (paths.size() == 1) w.next = paths[0].first;
-    else w.diverge(paths, op.reconverge);
+    else w.diverge(paths, op.branch.reconverge);
 }
 
 // The caller's .param variables (op.list: caller offset, callee offset, bytes) are copied lane by lane.
@@ -87,7 +87,7 @@ void enter_call(Warp& w, const Op& op, u32 callee) {
 void op_call(Warp& w, const Op& op) {
     u32 rest = w.fragment().mask & ~w.active;
     if (rest) return w.diverge({{w.current_pc(), w.active}, {w.next, rest}}, w.next);
-    enter_call(w, op, op.target);
+    enter_call(w, op, op.call.callee);
 }
 
 void op_call_indirect(Warp& w, const Op& op) {
@@ -121,7 +121,7 @@ void op_take_results(Warp& w, const Op& op) {
 }
 
 void op_host_call(Warp& w, const Op& op) {
-    if (op.flags == kVprintf) host_printf(w, op);
+    if (op.mode == kVprintf) host_printf(w, op);
     else host_assert(w, op);
 }
 
@@ -191,7 +191,7 @@ void decode_host_call(Form& f, const std::string& name, const std::vector<const 
     for (const Operand& argument : arguments.items) offsets.push_back(offset_of(f, argument.name));
     if (lists.size() > 1) offsets.push_back(offset_of(f, lists[0]->items.at(0).name));
     Op& op = f.decoder.emit(op_host_call, OpClass::Other);
-    op.flags = name == "vprintf" ? kVprintf : kAssertFail;
+    op.mode = name == "vprintf" ? kVprintf : kAssertFail;
     op.list = f.decoder.list(offsets);
     op.count = static_cast<u8>(offsets.size());
 }
@@ -240,7 +240,7 @@ void decode_call(Form& f) {
     u32 target = indirect ? 0 : d.function_index(callee->name);
     Op& op = d.emit(indirect ? op_call_indirect : op_call, OpClass::Branch);
     op.a = address;
-    op.target = target;
+    op.call = {target};
     op.list = d.list(in);
     op.count = static_cast<u8>(arguments.items.size());
     Op& take = d.emit(op_take_results, OpClass::Move);

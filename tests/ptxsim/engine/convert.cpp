@@ -129,11 +129,12 @@ D convert(S x, Rounding r, u8 flags) {
 // type.
 template <class D, class S>
 void op_cvt(Warp& w, const Op& op) {
-    Rounding r = static_cast<Rounding>(op.bytes);
-    u8 flags = op.flags;
+    Rounding r = op.convert.rounding;
+    u8 flags = op.convert.flags;
     u32 t[kLanes];
     u64 t64[kLanes];
-    bool wide_source = op.flags2 & 1, wide_dest = op.flags2 & 2, narrow_dest = op.flags2 & 4;
+    bool wide_source = op.convert.wide_source, wide_dest = op.convert.wide_result,
+         narrow_dest = op.convert.narrow_result;
     auto load = [&](int i) -> S {
         u64 cell = wide_source ? w.cells<u64>(op.a)[i] : w.cells<u32>(op.a)[i];
         return bit_cast<S>(static_cast<Bits<S>>(cell));
@@ -202,8 +203,8 @@ Handler plain_handler(const std::string& d, const std::string& s) {
 // cvt.rn.bf16x2.f32 d, a, b: "a goes to the upper half, b to the lower".
 template <class H>
 void op_cvt_pair(Warp& w, const Op& op) {
-    Rounding r = static_cast<Rounding>(op.bytes);
-    u8 flags = op.flags;
+    Rounding r = op.arithmetic.rounding;
+    u8 flags = op.arithmetic.flags;
     map2<u32, float, float>(w, op.dst, op.a, op.b, [=](float a, float b) {
         if (flags & kRelu) a = a < 0 ? 0 : a, b = b < 0 ? 0 : b;
         H high, low;
@@ -246,8 +247,7 @@ void decode_pair(Form& f, const std::string& to, Rounding r, u8 flags) {
                     OpClass::Convert);
     op.a = a;
     op.b = b;
-    op.bytes = static_cast<u8>(r);
-    op.flags = flags;
+    op.arithmetic = {r, flags};
     op.dst = d.dest(f.at(0), 4);
 }
 
@@ -279,9 +279,7 @@ void decode_cvt(Form& f) {
     Ref a = d.source(f.at(1), from_bytes);
     Op& op = d.emit(plain ? plain : handler_of(f, to, from), OpClass::Convert);
     op.a = a;
-    op.bytes = static_cast<u8>(r);
-    op.flags = flags;
-    op.flags2 = static_cast<u16>((from_bytes == 8 ? 1 : 0) | (to_bytes == 8 ? 2 : 0) | (to_bytes <= 2 ? 4 : 0));
+    op.convert = {r, flags, from_bytes == 8, to_bytes == 8, to_bytes <= 2};
     op.dst = d.dest(f.at(0), to_bytes);
 }
 

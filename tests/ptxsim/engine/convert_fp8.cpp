@@ -9,40 +9,40 @@ namespace ptxsim {
 
 namespace {
 
-enum Flag : u8 { kRelu = 1 };
+enum Mode : u8 { kPlain, kRelu };
 
-float rectified(float x, u8 flags) { return (flags & kRelu) && x < 0 ? 0 : x; }
+float rectified(float x, u8 mode) { return mode == kRelu && x < 0 ? 0 : x; }
 
 template <class F>
-u16 narrow_pair(float high, float low, u8 flags) {
+u16 narrow_pair(float high, float low, u8 mode) {
     F upper, lower;
-    store_nearest(rectified(high, flags), upper);
-    store_nearest(rectified(low, flags), lower);
+    store_nearest(rectified(high, mode), upper);
+    store_nearest(rectified(low, mode), lower);
     return static_cast<u16>(upper.bits << 8 | lower.bits);
 }
 
 template <class F>
 void op_from_floats(Warp& w, const Op& op) {
-    u8 flags = op.flags;
-    map2<u16, float, float>(w, op.dst, op.a, op.b, [=](float a, float b) { return narrow_pair<F>(a, b, flags); });
+    u8 mode = op.mode;
+    map2<u16, float, float>(w, op.dst, op.a, op.b, [=](float a, float b) { return narrow_pair<F>(a, b, mode); });
 }
 
 template <class F>
 void op_from_halves(Warp& w, const Op& op) {
-    u8 flags = op.flags;
+    u8 mode = op.mode;
     map1<u16, u32>(w, op.dst, op.a, [=](u32 pair) {
         return narrow_pair<F>(to_float(Half{static_cast<u16>(pair >> 16)}), to_float(Half{static_cast<u16>(pair)}),
-                              flags);
+                              mode);
     });
 }
 
 // Every 8-bit float is a half.
 template <class F>
 void op_to_halves(Warp& w, const Op& op) {
-    u8 flags = op.flags;
+    u8 mode = op.mode;
     map1<u32, u16>(w, op.dst, op.a, [=](u16 pair) {
-        float high = rectified(to_float(F{static_cast<u8>(pair >> 8)}), flags);
-        float low = rectified(to_float(F{static_cast<u8>(pair)}), flags);
+        float high = rectified(to_float(F{static_cast<u8>(pair >> 8)}), mode);
+        float low = rectified(to_float(F{static_cast<u8>(pair)}), mode);
         return static_cast<u32>(half_from_float(high)) << 16 | half_from_float(low);
     });
 }
@@ -65,7 +65,7 @@ void decode_cvt_fp8(Form& f, const std::string& to, bool relu) {
     Op& op = d.emit(handler, OpClass::Convert);
     op.a = a;
     op.b = b;
-    op.flags = relu ? kRelu : 0;
+    op.mode = relu ? kRelu : kPlain;
     op.dst = d.dest(f.at(0), widens ? 4 : 2);
 }
 

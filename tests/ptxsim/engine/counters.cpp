@@ -3,20 +3,40 @@
 #include <algorithm>
 
 #include "program.h"
+#include "wgmma.h"
 
 namespace ptxsim {
 
+namespace {
+
+struct Named {
+    const char* name;
+    u64 Counters::* field;
+};
+constexpr Named kNamed[] = {
+    {"mma_flop", &Counters::mma_flop},
+    {"ex2", &Counters::ex2},
+    {"global_distinct_bytes", &Counters::global_distinct_bytes},
+    {"async_bytes", &Counters::async_bytes},
+    {"atomic_bytes", &Counters::atomic_bytes},
+    {"wgmma_flop", &Counters::wgmma_flop},
+    {"wgmma_shared_bytes", &Counters::wgmma_shared_bytes},
+    {"bulk_global_bytes", &Counters::bulk_global_bytes},
+    {"bulk_shared_bytes", &Counters::bulk_shared_bytes},
+    {"bulk_stored_bytes", &Counters::bulk_stored_bytes},
+    {"bulk_reduced_bytes", &Counters::bulk_reduced_bytes},
+    {"barrier_waits", &Counters::barrier_waits},
+    {"cluster_waits", &Counters::cluster_waits},
+    {"mbarrier_waits", &Counters::mbarrier_waits},
+    {"mbarrier_retries", &Counters::mbarrier_retries},
+    {"wgmma_waits", &Counters::wgmma_waits},
+    {"bulk_waits", &Counters::bulk_waits},
+};
+
+}  // namespace
+
 void Counters::add(const Counters& other) {
-    mma_flop += other.mma_flop;
-    ex2 += other.ex2;
-    global_distinct_bytes += other.global_distinct_bytes;
-    async_bytes += other.async_bytes;
-    wgmma_flop += other.wgmma_flop;
-    wgmma_shared_bytes += other.wgmma_shared_bytes;
-    bulk_global_bytes += other.bulk_global_bytes;
-    bulk_shared_bytes += other.bulk_shared_bytes;
-    bulk_stored_bytes += other.bulk_stored_bytes;
-    bulk_reduced_bytes += other.bulk_reduced_bytes;
+    for (const Named& n : kNamed) this->*n.field += other.*n.field;
 }
 
 namespace {
@@ -104,11 +124,11 @@ void count_sectors(Profile& profile, const u64* addresses, u32 mask, u32 bytes) 
 }
 
 const char* class_name(OpClass cls) {
-    static const char* names[] = {"integer",      "float",       "half",         "double",   "convert",
-                                  "move",         "compare",     "special",      "mma",      "load_global",
-                                  "store_global", "load_shared", "store_shared", "ldmatrix", "local_memory",
-                                  "param_memory", "atomic",      "async_copy",   "barrier",  "warp_sync",
-                                  "branch",       "other"};
+    static const char* names[] = {"integer",      "float",        "half",        "double",       "convert",
+                                  "move",         "compare",      "special",     "mma",          "wgmma",
+                                  "load_global",  "store_global", "load_shared", "store_shared", "ldmatrix",
+                                  "local_memory", "param_memory", "atomic",      "async_copy",   "bulk_copy",
+                                  "barrier",      "warp_sync",    "branch",      "other"};
     return names[static_cast<int>(cls)];
 }
 
@@ -123,6 +143,10 @@ LaunchReport summarise(const Program& program, const std::vector<Profile>& profi
         if (!p.issues) continue;
         const Op& op = program.code[pc];
         totals[std::string("inst_") + class_name(op.cls)] += static_cast<double>(p.issues);
+        if (op.cls == OpClass::Wgmma) {
+            const WgmmaForm& f = *static_cast<const WgmmaForm*>(op.form);
+            totals["wgmma_flop_" + f.shape()] += static_cast<double>(p.issues * f.warp_flop());
+        }
         issues += static_cast<double>(p.issues);
         lanes += static_cast<double>(p.lanes);
         wavefronts += static_cast<double>(p.wavefronts);
@@ -146,16 +170,7 @@ LaunchReport summarise(const Program& program, const std::vector<Profile>& profi
     totals["shared_wavefronts"] = wavefronts;
     totals["shared_wavefronts_ideal"] = ideal;
     totals["global_sectors"] = sectors;
-    totals["global_distinct_bytes"] = static_cast<double>(counters.global_distinct_bytes);
-    totals["mma_flop"] = static_cast<double>(counters.mma_flop);
-    totals["ex2"] = static_cast<double>(counters.ex2);
-    totals["async_bytes"] = static_cast<double>(counters.async_bytes);
-    totals["wgmma_flop"] = static_cast<double>(counters.wgmma_flop);
-    totals["wgmma_shared_bytes"] = static_cast<double>(counters.wgmma_shared_bytes);
-    totals["bulk_global_bytes"] = static_cast<double>(counters.bulk_global_bytes);
-    totals["bulk_shared_bytes"] = static_cast<double>(counters.bulk_shared_bytes);
-    totals["bulk_stored_bytes"] = static_cast<double>(counters.bulk_stored_bytes);
-    totals["bulk_reduced_bytes"] = static_cast<double>(counters.bulk_reduced_bytes);
+    for (const Named& n : kNamed) totals[n.name] = static_cast<double>(counters.*n.field);
     totals["barriers"] = totals["inst_barrier"];
     return report;
 }

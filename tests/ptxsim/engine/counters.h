@@ -22,9 +22,13 @@ struct Counters {
     u64 mma_flop = 0, ex2 = 0;
     u64 global_distinct_bytes = 0;
     u64 async_bytes = 0;
+    u64 atomic_bytes = 0;  // operands of atom and red on global memory, which L2 adds up
     u64 wgmma_flop = 0, wgmma_shared_bytes = 0;
     u64 bulk_global_bytes = 0, bulk_shared_bytes = 0;   // of bulk loads: read from L2, written to shared memory
     u64 bulk_stored_bytes = 0, bulk_reduced_bytes = 0;  // of bulk stores and reductions
+    // How often a warp has waited: at barriers of its CTA and of its cluster, for phases of mbarriers (and how many
+    // polls found one incomplete, which the seed decides), for groups of wgmma and of bulk stores.
+    u64 barrier_waits = 0, cluster_waits = 0, mbarrier_waits = 0, mbarrier_retries = 0, wgmma_waits = 0, bulk_waits = 0;
     void add(const Counters& other);
 };
 

@@ -104,6 +104,13 @@ void Form::unsupported(const std::string& why) const {
 
 // ---- Decoder ----
 
+void set_address(Op& op, const Address& address) {
+    op.a = address.base;
+    op.offset = address.offset;
+    op.space = address.framed ? Space::Local : address.space;
+    op.addressing = static_cast<u8>((address.base_bytes == 8 ? 0 : kNarrowBase) | (address.framed ? kFramedBase : 0));
+}
+
 Decoder::Decoder(Program& program) : program_(program), module_(*program.module) {}
 
 void Decoder::run(const std::string& name) {
@@ -186,7 +193,7 @@ void Decoder::decode_instruction(const Inst& inst) {
         std::string text(error.message);
         Op& op = emit(op_unsupported, OpClass::Other);
         program_.messages.push_back(text);
-        op.target = static_cast<u32>(program_.messages.size() - 1);
+        op.stop = {static_cast<u32>(program_.messages.size() - 1)};
     }
 }
 
@@ -260,22 +267,20 @@ void Decoder::branch_table(const std::string& label) {
     program_.lists.emplace_back(fixup.insts.size());
     fixup.table = &program_.lists.back();
     Op& op = program_.code.back();
-    op.targets = fixup.table->data();
-    op.count = 0;
-    op.imm = static_cast<s64>(fixup.insts.size());
+    op.branch = {0, kNoPc, fixup.table->data(), static_cast<u32>(fixup.insts.size())};
     table_fixups_.push_back(std::move(fixup));
     reconverge_fixups_.push_back({static_cast<u32>(program_.code.size() - 1), inst_index_});
 }
 
 void Decoder::resolve_branches() {
-    for (const Fixup& f : target_fixups_) program_.code[f.op].target = inst_pc_[f.inst];
+    for (const Fixup& f : target_fixups_) program_.code[f.op].branch.target = inst_pc_[f.inst];
     for (const TableFixup& f : table_fixups_)
         for (size_t i = 0; i < f.insts.size(); ++i) (*f.table)[i] = inst_pc_[f.insts[i]];
     for (const Fixup& f : reconverge_fixups_) {
         int meet = reconverge_[f.inst];
-        program_.code[f.op].reconverge = meet >= 0       ? inst_pc_[meet]
-                                         : current_ == 0 ? kNoPc
-                                                         : program_.functions[current_].exit_pc;
+        program_.code[f.op].branch.reconverge = meet >= 0       ? inst_pc_[meet]
+                                                : current_ == 0 ? kNoPc
+                                                                : program_.functions[current_].exit_pc;
     }
 }
 

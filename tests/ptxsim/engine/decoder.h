@@ -52,6 +52,9 @@ struct Address {
     bool kernel_param = false;
 };
 
+// The memory operand of an op.
+void set_address(Op& op, const Address& address);
+
 class Decoder {
   public:
     explicit Decoder(Program& program);

@@ -59,6 +59,8 @@ u32 check_bit(const std::string& name) {
     if (name == "wgmma") return kCheckWgmma;
     if (name == "release_by_warp") return kCheckReleaseByWarp;
     if (name == "elect") return kCheckElect;
+    if (name == "descriptor") return kCheckDescriptor;
+    if (name == "init_fence") return kCheckInitFence;
     if (name == "undefined_branch") return kCheckUndefinedBranch;
     return 0;
 }

@@ -71,10 +71,12 @@ enum Check : u32 {
     kCheckProxyWar = 1u << 12,        // the part of it that concerns generic reads before an asynchronous write
     kCheckMbarrier = 1u << 13,        // the rules of mbarrier objects
     kCheckWgmma = 1u << 14,           // registers, groups and fences of wgmma
-    kCheckReleaseByWarp = 1u
-        << 15,               // the reads of a wgmma end with each warp's own wait, not with any of the warpgroup
-    kCheckElect = 1u << 16,  // the seed chooses the leader of elect.sync; without it, the lowest lane leads
-    kAllChecks = (1u << 17) - 1,
+    // The reads of a wgmma end with each warp's own wait, not with any of the warpgroup.
+    kCheckReleaseByWarp = 1u << 15,
+    kCheckElect = 1u << 16,       // the seed chooses the leader of elect.sync; without it, the lowest lane leads
+    kCheckDescriptor = 1u << 17,  // the pattern of a swizzle begins where a descriptor's base offset says
+    kCheckInitFence = 1u << 18,  // the part of kCheckProxy that concerns mbarrier.init before a copy signals the object
+    kAllChecks = (1u << 19) - 1,
 };
 
 // The bit of a check's name, or 0.

@@ -26,7 +26,7 @@ struct FFma {
     double operator()(double a, double b, double c) const { return __builtin_fma(a, b, c); }
 };
 
-enum RealFlag : u8 { kFtz = 1, kSat = 2 };
+enum RealFlag : u8 { kFtz = 1, kSat = 2, kNan = 4, kXorSign = 8 };
 
 template <class T, bool kFlush>
 inline T in(T x) {
@@ -54,7 +54,7 @@ void op_real3(Warp& w, const Op& op) {
 // Directed roundings run under the host's rounding mode. volatile keeps the operation inside the scope.
 template <class F, class T, bool kFlush, bool kSaturate>
 void op_directed2(Warp& w, const Op& op) {
-    RoundingScope scope(static_cast<Rounding>(op.bytes));
+    RoundingScope scope(op.arithmetic.rounding);
     map2<T, T, T>(w, op.dst, op.a, op.b, [](T a, T b) {
         volatile T x = in<T, kFlush>(a), y = in<T, kFlush>(b);
         volatile T r = F{}(static_cast<T>(x), static_cast<T>(y));
@@ -63,7 +63,7 @@ void op_directed2(Warp& w, const Op& op) {
 }
 template <class F, class T, bool kFlush, bool kSaturate>
 void op_directed3(Warp& w, const Op& op) {
-    RoundingScope scope(static_cast<Rounding>(op.bytes));
+    RoundingScope scope(op.arithmetic.rounding);
     map3<T, T, T, T>(w, op.dst, op.a, op.b, op.c, [](T a, T b, T c) {
         volatile T x = in<T, kFlush>(a), y = in<T, kFlush>(b), z = in<T, kFlush>(c);
         volatile T r = F{}(static_cast<T>(x), static_cast<T>(y), static_cast<T>(z));
@@ -119,7 +119,7 @@ void emit_real(Form& f, Handler fn, const RealForm& r, int operands) {
     op.a = a;
     op.b = b;
     op.c = c;
-    op.bytes = static_cast<u8>(r.rounding);
+    op.arithmetic = {r.rounding, 0};
     op.dst = d.dest(f.at(0), type_size(r.type));
 }
 
@@ -153,7 +153,8 @@ void op_extremum(Warp& w, const Op& op) {
 // .NaN: "the result is NaN if either input is"; .xorsign.abs: magnitude compare, sign of the product.
 template <bool kMax>
 void op_extremum_special(Warp& w, const Op& op) {
-    bool nan = op.flags & 1, xorsign = op.flags & 2, ftz = op.flags & 4;
+    u8 flags = op.arithmetic.flags;
+    bool nan = flags & kNan, xorsign = flags & kXorSign, ftz = flags & kFtz;
     map2<float, float, float>(w, op.dst, op.a, op.b, [=](float a, float b) {
         if (ftz) a = flush(a), b = flush(b);
         u32 sign = (bit_cast<u32>(a) ^ bit_cast<u32>(b)) & 0x80000000u;
@@ -176,7 +177,8 @@ void decode_real_extremum(Form& f, const char* name) {
                                  : op_extremum<float, kMax, false>;
     if (nan || xorsign) fn = op_extremum_special<kMax>;
     emit_real(f, fn, r, 2);
-    f.decoder.program().code.back().flags = static_cast<u8>((nan ? 1 : 0) | (xorsign ? 2 : 0) | (r.ftz ? 4 : 0));
+    f.decoder.program().code.back().arithmetic.flags =
+        static_cast<u8>((nan ? kNan : 0) | (xorsign ? kXorSign : 0) | (r.ftz ? kFtz : 0));
 }
 
 // 9.7.3.8-9 abs, neg act on the sign bit.
@@ -206,7 +208,7 @@ void decode_real_sign(Form& f, const char* name) {
 // 9.7.3.13-14 rcp.rn, sqrt.rn and their directed roundings.
 template <class T, bool kRoot, bool kFlush>
 void op_inverse(Warp& w, const Op& op) {
-    RoundingScope scope(static_cast<Rounding>(op.bytes));
+    RoundingScope scope(op.arithmetic.rounding);
     map1<T, T>(w, op.dst, op.a, [](T x) {
         volatile T v = in<T, kFlush>(x);
         volatile T r = kRoot ? static_cast<T>(std::sqrt(static_cast<T>(v))) : T(1) / v;

@@ -105,7 +105,7 @@ struct HEx2 {
 
 template <class F, class H, bool kPair>
 void op_half(Warp& w, const Op& op) {
-    u8 flags = op.flags;
+    u8 flags = op.arithmetic.flags;
     map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, [flags](u32 a, u32 b, u32 c) {
         u32 low = F::template apply<H>(static_cast<u16>(a), static_cast<u16>(b), static_cast<u16>(c), flags);
         if (!kPair) return low;
@@ -146,7 +146,7 @@ void emit_half(Form& f, const std::string& operation, const std::string& type, i
     op.a = a;
     op.b = b;
     op.c = c;
-    op.flags = flags;
+    op.arithmetic = {Rounding::Nearest, flags};
     op.dst = d.dest(f.at(0), bytes);
 }
 

@@ -33,10 +33,10 @@ void op_logic_predicate(Warp& w, const Op& op) {
     u32 known = da & db;
     if (std::is_same_v<F, And>) known |= (da & ~a) | (db & ~b);
     if (std::is_same_v<F, Or>) known |= (da & a) | (db & b);
-    w.set_predicate(op.target, F{}(a, b), known);
+    w.set_predicate(op.to_p, F{}(a, b), known);
 }
 
-void op_not_pred(Warp& w, const Op& op) { w.set_predicate(op.target, ~w.predicates[op.p], w.predicates_defined[op.p]); }
+void op_not_pred(Warp& w, const Op& op) { w.set_predicate(op.to_p, ~w.predicates[op.p], w.predicates_defined[op.p]); }
 
 template <class F>
 void decode_logic(Form& f) {
@@ -48,7 +48,7 @@ void decode_logic(Form& f) {
     Op& op = d.emit(op_logic_predicate<F>, OpClass::Integer);
     op.p = p;
     op.q = q;
-    op.target = static_cast<u32>(d.predicate_dest(f.at(0)));
+    op.to_p = d.predicate_dest(f.at(0));
 }
 
 // 9.7.8.4 not, 9.7.8.5 cnot: "d = (a==0) ? 1 : 0".
@@ -73,7 +73,7 @@ void decode_not(Form& f) {
     int p = f.decoder.predicate(f.at(1));
     Op& op = f.decoder.emit(op_not_pred, OpClass::Integer);
     op.p = p;
-    op.target = static_cast<u32>(f.decoder.predicate_dest(f.at(0)));
+    op.to_p = f.decoder.predicate_dest(f.at(0));
 }
 
 void decode_cnot(Form& f) {
@@ -83,7 +83,7 @@ void decode_cnot(Form& f) {
 
 // 9.7.8.6 lop3: bit i of the result is bit (a<<2 | b<<1 | c) of immLut.
 void op_lop3(Warp& w, const Op& op) {
-    u32 lut = static_cast<u32>(op.imm), m[8];
+    u32 lut = op.logic.table, m[8];
     for (u32 k = 0; k < 8; ++k) m[k] = 0u - ((lut >> k) & 1u);
     map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, [&](u32 a, u32 b, u32 c) {
         u32 low = (~b & ((~c & m[0]) | (c & m[1]))) | (b & ((~c & m[2]) | (c & m[3])));
@@ -96,8 +96,9 @@ void op_lop3(Warp& w, const Op& op) {
 void op_lop3_predicate(Warp& w, const Op& op) {
     op_lop3(w, op);
     u32 nonzero = test2<u32, u32>(w, op.dst, op.dst, [](u32 x, u32) { return x != 0; });
-    u32 q = w.predicates[op.q];
-    w.set_predicate(op.p, op.flags ? nonzero & q : nonzero | q, w.defined(op.dst) & w.predicates_defined[op.q]);
+    u32 p = w.predicates[op.p];
+    w.set_predicate(op.to_p, op.logic.conjunction ? nonzero & p : nonzero | p,
+                    w.defined(op.dst) & w.predicates_defined[op.p]);
 }
 
 void decode_lop3(Form& f) {
@@ -106,18 +107,17 @@ void decode_lop3(Form& f) {
     f.take_type();
     bool pair = f.at(0).kind == Operand::kPair;
     Ref a = d.source(f.at(1), 4), b = d.source(f.at(2), 4), c = d.source(f.at(3), 4);
-    int q = boolean.empty() ? -1 : d.predicate(f.at(5));
+    int p = boolean.empty() ? -1 : d.predicate(f.at(5));
     if (f.at(4).kind != Operand::kImm) f.unsupported("immLut must be an immediate");
     Op& op = d.emit(boolean.empty() ? op_lop3 : op_lop3_predicate, OpClass::Integer);
     op.a = a;
     op.b = b;
     op.c = c;
-    op.imm = static_cast<s64>(f.at(4).bits);
+    op.logic = {static_cast<u8>(f.at(4).bits), boolean == "and"};
     op.dst = d.dest(pair ? f.at(0).items[0] : f.at(0), 4);
     if (boolean.empty()) return;
-    op.p = pair ? d.predicate_dest(f.at(0).items[1]) : 0;
-    op.q = q;
-    op.flags = boolean == "and";
+    op.to_p = pair ? d.predicate_dest(f.at(0).items[1]) : 0;
+    op.p = p;
 }
 
 // 9.7.8.8-9 shl, shr: "Shift amounts greater than the register width N are clamped to N".
@@ -200,7 +200,7 @@ u32 permute_selector(const std::string& mode, u32 c) {
 void op_prmt(Warp& w, const Op& op) { map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c, permute); }
 void op_prmt_mode(Warp& w, const Op& op) {
     static const char* modes[] = {"f4e", "b4e", "rc8", "ecl", "ecr", "rc16"};
-    const std::string mode = modes[op.flags];
+    const std::string mode = modes[op.mode];
     map3<u32, u32, u32, u32>(w, op.dst, op.a, op.b, op.c,
                              [&](u32 a, u32 b, u32 c) { return permute(a, b, permute_selector(mode, c)); });
 }
@@ -211,7 +211,7 @@ void decode_prmt(Form& f) {
     for (u8 m = 0; m < 6; ++m) {
         if (!f.take(modes[m])) continue;
         emit_ternary(f, op_prmt_mode, 4);
-        f.decoder.program().code.back().flags = m;
+        f.decoder.program().code.back().mode = m;
         return;
     }
     emit_ternary(f, op_prmt, 4);

@@ -76,7 +76,7 @@ void op_ldmatrix(Warp& w, const Op& op) {
     u32 rows[kLanes];
     row_offsets(w, op, 8 * op.count, rows);
     count_row_wavefronts(w.cta->profile[w.current_pc()], rows, 8 * op.count);
-    for (int m = 0; m < op.count; ++m) load_matrix(w, op.list[m], rows + 8 * m, op.flags);
+    for (int m = 0; m < op.count; ++m) load_matrix(w, op.list[m], rows + 8 * m, op.matrix.transposed);
 }
 
 void op_stmatrix(Warp& w, const Op& op) {
@@ -89,7 +89,8 @@ void op_stmatrix(Warp& w, const Op& op) {
         u32 known = w.defined(op.list[m]);
         for (int lane = 0; lane < kLanes; ++lane)
             for (int e = 0; e < 2; ++e) {
-                int row = op.flags ? lane % 4 * 2 + e : lane / 4, col = op.flags ? lane / 4 : lane % 4 * 2 + e;
+                bool trans = op.matrix.transposed;
+                int row = trans ? lane % 4 * 2 + e : lane / 4, col = trans ? lane / 4 : lane % 4 * 2 + e;
                 u32 at = rows[8 * m + row] + 2 * static_cast<u32>(col);
                 u16 half = static_cast<u16>(s[lane] >> (16 * e));
                 w.cta->shadow.write(w, lane, at, 2, lane_in(known, lane), reinterpret_cast<u8*>(&half));
@@ -135,12 +136,10 @@ std::vector<const Operand*> items_of(const Operand& operand) {
 
 void fill(Form& f, Op& op, const MatrixForm& m, const Address& address, const std::vector<u32>& refs) {
     if (static_cast<int>(refs.size()) != m.count) f.unsupported("number of registers");
-    op.a = address.base;
-    op.imm = address.offset;
+    set_address(op, address);
     op.space = m.shared ? Space::Shared : Space::None;
-    op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
     op.count = static_cast<u8>(m.count);
-    op.flags = m.transposed;
+    op.matrix = {m.transposed, false};
     op.list = f.decoder.list(refs);
 }
 

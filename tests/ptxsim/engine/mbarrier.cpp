@@ -11,8 +11,8 @@ namespace ptxsim {
 
 namespace {
 
-enum ArriveFlag : u8 { kHasCount = 1, kDrops = 2, kExpects = 4, kOnlyExpects = 8 };
-constexpr int kStateShift = 20;  // of the phase in an opaque state; the pending count is below
+enum Order : u8 { kOrders, kRelaxed };  // Op::mode: does it release, or acquire
+constexpr int kStateShift = 20;         // of the phase in an opaque state; the pending count is below
 
 SharedPlace object_place(Warp& w, const Op& op, int lane, const LaneAddresses& addresses) {
     u64 address = addresses.at[lane];
@@ -57,7 +57,7 @@ Target find_target(Warp& w, const Op& op, int lane, const LaneAddresses& address
     return {*place.cta, b};
 }
 
-u32 count_of(Warp& w, const Op& op, int lane) { return op.flags & kHasCount ? w.cells<u32>(op.b)[lane] : 1; }
+u32 count_of(Warp& w, const Op& op, int lane) { return op.arrival.has_count ? w.cells<u32>(op.b)[lane] : 1; }
 
 void op_init(Warp& w, const Op& op) {
     LaneAddresses addresses;
@@ -75,15 +75,16 @@ void op_invalidate(Warp& w, const Op& op) {
 void op_arrive(Warp& w, const Op& op) {
     LaneAddresses addresses;
     gather_addresses(w, op, addresses);
-    if (op.flags & kHasCount) w.require_defined(w.defined(op.b), "the count of an mbarrier");
-    if (op.flags & kExpects) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
+    if (op.arrival.has_count) w.require_defined(w.defined(op.b), "the count of an mbarrier");
+    if (op.arrival.expects) w.require_defined(w.defined(op.c), "the transaction count of an mbarrier");
     for_lanes(w.active, [&](int i) {
         Target t = find_target(w, op, i, addresses);
         MemoryBarrier& b = t.barrier;
         u64 state = b.phase << kStateShift | b.pending;
-        if (op.flags & kExpects) expect_transactions(t.cta, b, w.cells<u32>(op.c)[i]);
-        if (op.flags & kDrops) b.expected -= count_of(w, op, i);
-        if (!(op.flags & kOnlyExpects)) arrive_at_barrier(t.cta, b, count_of(w, op, i), t.known(w));
+        if (op.arrival.expects) expect_transactions(t.cta, b, w.cells<u32>(op.c)[i]);
+        if (op.arrival.drops) b.expected -= count_of(w, op, i);
+        Clock known = op.mode == kRelaxed ? Clock() : t.known(w);
+        if (op.arrival.arrives) arrive_at_barrier(t.cta, b, count_of(w, op, i), known);
         if (op.has_result) w.cells<u64>(op.dst)[i] = state;
     });
     if (op.has_result) w.define(op.dst, kFull);
@@ -113,7 +114,7 @@ void learn_phases(Warp& w, const Op& op, const LaneAddresses& addresses, u32 lan
         for_lanes(lanes, [&](int i) { same |= addresses.at[i] == address ? 1u << i : 0; });
         MemoryBarrier& b = find(w, op, __builtin_ctz(lanes), addresses);
         b.observed = true;
-        w.clocks.join(b.completed, same);
+        if (op.mode != kRelaxed) w.clocks.join(b.completed, same);
         lanes &= ~same;
     }
     share_cluster_knowledge(w);
@@ -121,7 +122,7 @@ void learn_phases(Warp& w, const Op& op, const LaneAddresses& addresses, u32 lan
 
 // "waits for the completion of the phase indicated by phaseParity": the current one or the one before it.
 bool phase_done(Warp& w, const Op& op, MemoryBarrier& b, int lane) {
-    if (!op.parity) return b.phase > w.cells<u64>(op.b)[lane] >> kStateShift;
+    if (!op.wait.by_parity) return b.phase > w.cells<u64>(op.b)[lane] >> kStateShift;
     u32 parity = w.cells<u32>(op.b)[lane];
     if (parity > 1) w.fail(ErrorKind::Undefined, "The phase parity of an mbarrier is neither 0 nor 1.", lane);
     check_parity(w, lane, b, parity);
@@ -157,7 +158,8 @@ void op_test(Warp& w, const Op& op) {
         return w.block(FragmentState::AtMbarrier);
     }
     learn_phases(w, op, addresses, result);
-    w.set_predicate(op.p, result, kFull);
+    w.set_predicate(op.to_p, result, kFull);
+    ++(result == w.active ? w.cta->counters->mbarrier_waits : w.cta->counters->mbarrier_retries);
     if (result == w.active) return;
     f.pc = w.next;
     w.stop = true;
@@ -170,21 +172,26 @@ void op_async_arrive(Warp& w, const Op& op) {
     complete_copies(w);
     for_lanes(w.active, [&](int i) {
         MemoryBarrier& b = find(w, op, i, addresses);
-        if (!op.flags) ++b.pending;  // without .noinc "the pending count is incremented prior to the arrive-on"
+        if (!op.arrival.uncounted)
+            ++b.pending;  // without .noinc "the pending count is incremented prior to the arrive-on"
         arrive_at_barrier(*w.cta, b, 1, w.clocks.known());
     });
     w.clocks.advance();
 }
 
-void set_address(Op& op, const Address& address) {
-    op.a = address.base;
-    op.imm = address.offset;
-    op.space = address.space;
-    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | kClusterWindow);
+void set_object(Op& op, const Address& address) {
+    set_address(op, address);
+    op.addressing |= kClusterWindow;
+}
+
+// "The optional qualifier .relaxed": it orders nothing.
+Order take_order(Form& f) {
+    bool relaxed = f.take("relaxed");
+    f.take_any({"release", "acquire"});
+    return relaxed ? kRelaxed : kOrders;
 }
 
 Space take_space(Form& f) {
-    f.take_any({"release", "acquire", "relaxed"});
     f.take_any({"cta", "cluster"});
     return f.take_any({"shared", "shared::cta", "shared::cluster"}).empty() ? Space::None : Space::Shared;
 }
@@ -193,6 +200,7 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
     Decoder& d = f.decoder;
     bool expect = expect_only || f.take("expect_tx");
     f.take("noComplete");
+    Order order = take_order(f);
     Space space = take_space(f);
     f.take_type();
     bool state = f.at(0).kind != Operand::kAddress;
@@ -201,11 +209,11 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
     Ref operand = has_operand ? d.source(f.at(at + 1), 4) : 0;
     Address address = d.address(f.at(at), space);
     Op& op = d.emit(op_arrive, OpClass::Barrier);
-    set_address(op, address);
+    set_object(op, address);
     op.b = operand;
     op.c = operand;
-    op.flags = static_cast<u8>((has_operand && !expect ? kHasCount : 0) | (drop ? kDrops : 0) |
-                               (expect ? kExpects : 0) | (expect_only ? kOnlyExpects : 0));
+    op.mode = order;
+    op.arrival = {has_operand && !expect, drop, expect, !expect_only, false};
     op.has_result = state && f.at(0).kind == Operand::kReg;
     if (op.has_result) op.dst = d.dest(f.at(0), 8);
 }
@@ -213,24 +221,27 @@ void decode_arrive(Form& f, bool drop, bool expect_only) {
 void decode_wait(Form& f) {
     Decoder& d = f.decoder;
     bool parity = f.take("parity");
+    Order order = take_order(f);
     Space space = take_space(f);
     f.take_type();
     Ref state = d.source(f.at(2), parity ? 4 : 8);
     Address address = d.address(f.at(1), space);
     Op& op = d.emit(op_test, OpClass::Barrier);
-    set_address(op, address);
+    set_object(op, address);
     op.b = state;
-    op.parity = parity;
-    op.p = d.predicate_dest(f.at(0));
+    op.mode = order;
+    op.wait = {parity, false};
+    op.to_p = d.predicate_dest(f.at(0));
 }
 
 void decode_complete(Form& f) {
+    take_order(f);
     Space space = take_space(f);
     f.take_type();
     Ref bytes = f.decoder.source(f.at(1), 4);
     Address address = f.decoder.address(f.at(0), space);
     Op& op = f.decoder.emit(op_complete_transactions, OpClass::Barrier);
-    set_address(op, address);
+    set_object(op, address);
     op.c = bytes;
 }
 
@@ -257,7 +268,7 @@ void decode_mbarrier(Form& f) {
     Ref count = init ? d.source(f.at(1), 4) : 0;
     Address address = d.address(f.at(0), space);
     Op& op = d.emit(init ? op_init : op_invalidate, OpClass::Barrier);
-    set_address(op, address);
+    set_object(op, address);
     op.b = count;
 }
 
@@ -271,8 +282,8 @@ void decode_async_arrive(Form& f) {
     f.take_type();
     Address address = f.decoder.address(f.at(0), space);
     Op& op = f.decoder.emit(op_async_arrive, OpClass::AsyncCopy);
-    set_address(op, address);
-    op.flags = noinc;
+    set_object(op, address);
+    op.arrival = {false, false, false, true, noinc};
 }
 
 void add_mbarrier_families(FamilyTable& t) { t["mbarrier"] = decode_mbarrier; }

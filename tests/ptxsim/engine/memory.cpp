@@ -1,5 +1,6 @@
 // ld and st (PTX ISA 9.7.9.8, 9.7.9.11) for every state space, width and vector.
 #include "access.h"
+#include "async_store.h"
 #include "cluster.h"
 #include "control.h"
 #include "counters.h"
@@ -32,7 +33,7 @@ void scatter(C* d, const Loaded& from, u32 offset, u32 mask) {
 
 template <class C>
 void scatter_width(C* d, const Loaded& from, const Op& op, u32 offset, u32 mask) {
-    bool is_signed = op.flags & kSigned;
+    bool is_signed = op.access.flags & kSigned;
     switch (op.bytes) {
         case 1: return is_signed ? scatter<s8, C>(d, from, offset, mask) : scatter<u8, C>(d, from, offset, mask);
         case 2: return is_signed ? scatter<s16, C>(d, from, offset, mask) : scatter<u16, C>(d, from, offset, mask);
@@ -46,12 +47,12 @@ void store_elements(Warp& w, const Op& op, const Loaded& from, u32 mask) {
     for (int k = 0; k < op.count; ++k) {
         Ref dst = op.list[k];
         u32 offset = static_cast<u32>(k) * op.bytes;
-        if (op.d & (1u << k)) {
+        if (op.access.wide >> k & 1) {
             scatter_width(w.cells<u64>(dst), from, op, offset, mask);
         } else {
             u32* d = w.cells<u32>(dst);
             scatter_width(d, from, op, offset, mask);
-            if (op.c & (1u << k)) for_lanes(mask, [&](int i) { d[i] &= 0xffff; });
+            if (op.access.narrow >> k & 1) for_lanes(mask, [&](int i) { d[i] &= 0xffff; });
         }
         u32& known = w.defined(dst);
         known = (known & ~mask) | (from.defined[k] & mask);
@@ -62,9 +63,9 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     Loaded from;
     u32 bytes = static_cast<u32>(op.bytes) * op.count;
     std::fill(from.defined, from.defined + op.count, kFull);
-    GlobalAccess access = op.flags & kStrong        ? GlobalAccess::StrongRead
-                          : op.flags & kNonCoherent ? GlobalAccess::ReadNonCoherent
-                                                    : GlobalAccess::Read;
+    GlobalAccess access = op.access.flags & kStrong        ? GlobalAccess::StrongRead
+                          : op.access.flags & kNonCoherent ? GlobalAccess::ReadNonCoherent
+                                                           : GlobalAccess::Read;
     for_lanes(mask, [&](int i) {
         Allocation* a;
         check_alignment(w, i, addresses.at[i], bytes, "global load");
@@ -79,7 +80,7 @@ void load_global(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     count_sectors(w.cta->profile[w.current_pc()], addresses.at, mask, bytes);
     store_elements(w, op, from, mask);
     // After the value was read: what it tells of had been released before it was written.
-    if (!(op.flags & kStrong)) return;
+    if (!(op.access.flags & kStrong)) return;
     for (u32 left = mask; left;) {
         u64 address = addresses.at[__builtin_ctz(left)];
         u32 same = 0;
@@ -100,8 +101,8 @@ void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
         from.bytes[i] = place.cta->shared.data() + place.offset;
         offsets[i] = place.offset;
         if (place.cta != w.cta) return load_remote(w, op, i, place, bytes, from.defined);
-        if (op.flags & kStrong ? w.cta->shadow.atomic(w, i, offsets[i], bytes)
-                               : w.cta->shadow.read(w, i, offsets[i], bytes))
+        if (op.access.flags & kStrong ? w.cta->shadow.atomic(w, i, offsets[i], bytes)
+                                      : w.cta->shadow.read(w, i, offsets[i], bytes))
             return;
         for (int k = 0; k < op.count; ++k)
             if (!w.cta->shadow.read(w, i, offsets[i] + static_cast<u32>(k) * op.bytes, op.bytes))
@@ -109,7 +110,7 @@ void load_shared(Warp& w, const Op& op, const LaneAddresses& addresses, u32 mask
     });
     count_wavefronts(w.cta->profile[w.current_pc()], offsets, mask, bytes);
     store_elements(w, op, from, mask);
-    if (!(op.flags & kStrong)) return;
+    if (!(op.access.flags & kStrong)) return;
     for_lanes(mask, [&](int i) { acquire_place(w, i, reach_shared(w, op, i, addresses.at[i], bytes)); });
 }
 
@@ -176,7 +177,7 @@ void gather_elements(Warp& w, const Op& op, Stored& out, u32 mask) {
     for (int k = 0; k < op.count; ++k) {
         Ref src = op.list[k];
         u32 offset = static_cast<u32>(k) * op.bytes;
-        if (op.d & (1u << k)) {
+        if (op.access.wide >> k & 1) {
             const u64* s = w.cells<u64>(src);
             for_lanes(mask, [&](int i) { std::memcpy(out.bytes[i] + offset, s + i, op.bytes); });
         } else {
@@ -189,7 +190,7 @@ void gather_elements(Warp& w, const Op& op, Stored& out, u32 mask) {
 }
 
 Scope release_scope(const Op& op) {
-    return op.flags & kRelease ? Scope::Grid : op.flags & kCtaRelease ? Scope::Cta : Scope::None;
+    return op.access.flags & kRelease ? Scope::Grid : op.access.flags & kCtaRelease ? Scope::Cta : Scope::None;
 }
 
 void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const Stored& values, u32 mask) {
@@ -201,7 +202,7 @@ void store_global(Warp& w, const Op& op, const LaneAddresses& addresses, const S
             .at_lane(lane)
             .at_address(addresses.at[lane]);
     }
-    bool strong = op.flags & kStrong;
+    bool strong = op.access.flags & kStrong;
     for_lanes(mask, [&](int i) {
         Allocation* a;
         u64 address = addresses.at[i];
@@ -228,7 +229,7 @@ void store_shared(Warp& w, const Op& op, const LaneAddresses& addresses, const S
         u32 at = offsets[i] = place.offset;
         if (place.cta != w.cta) {
             store_remote(w, op, i, place, bytes, lane_in(values.all_defined, i), release_scope(op));
-        } else if (op.flags & kStrong) {
+        } else if (op.access.flags & kStrong) {
             shadow.atomic_store(w, i, at, bytes, lane_in(values.all_defined, i));
             release_shared(w, at, release_scope(op));
         } else if (lane_in(values.all_defined, i)) {
@@ -303,19 +304,16 @@ u8 take_semantics(Form& f) {
 void set_memory_operands(Form& f, Op& op, const Address& address, const std::vector<const Operand*>& elements,
                          const std::vector<u32>& refs) {
     Decoder& d = f.decoder;
-    op.a = address.base;
-    op.imm = address.offset;
-    op.space = address.framed ? Space::Local : address.space;
-    op.flags2 = static_cast<u16>((address.base_bytes == 8 ? 0 : kNarrowBase) | (address.framed ? kFramedBase : 0) |
-                                 (f.inst.has("shared::cluster") ? kClusterWindow : 0));
+    set_address(op, address);
+    if (f.inst.has("shared::cluster")) op.addressing |= kClusterWindow;
     op.list = d.list(refs);
     op.count = static_cast<u8>(refs.size());
     for (size_t k = 0; k < elements.size(); ++k) {
         int bytes = elements[k]->kind == Operand::kReg    ? d.operand_bytes(*elements[k])
                     : elements[k]->kind == Operand::kSink ? std::max<int>(op.bytes, 4)
                                                           : op.bytes;
-        if (bytes == 8) op.d |= 1u << k;
-        if (bytes == 2) op.c |= 1u << k;
+        if (bytes == 8) op.access.wide |= static_cast<u8>(1u << k);
+        if (bytes == 2) op.access.narrow |= static_cast<u8>(1u << k);
     }
 }
 
@@ -368,11 +366,12 @@ void decode_load(Form& f) {
     Address address = d.address(f.at(1), head.space);
     Op& op = d.emit(op_load, memory_class(address.framed ? Space::Local : head.space, true));
     op.bytes = static_cast<u8>(bytes);
-    op.flags = head.flags;
+    op.access = {head.flags, 0, 0};
     set_memory_operands(f, op, address, elements, refs);
 }
 
 void decode_store(Form& f) {
+    if (f.inst.has("async")) return decode_async_store(f);
     Decoder& d = f.decoder;
     Head head = take_head(f);
     int bytes = type_size(head.type);
@@ -384,7 +383,7 @@ void decode_store(Form& f) {
     Address address = d.address(f.at(0), head.space);
     Op& op = d.emit(op_store, memory_class(address.framed ? Space::Local : head.space, false));
     op.bytes = static_cast<u8>(bytes);
-    op.flags = head.flags;
+    op.access = {head.flags, 0, 0};
     set_memory_operands(f, op, address, elements, refs);
 }
 

@@ -36,6 +36,32 @@ u64 Allocation::undefined_bytes() const {
     return count;
 }
 
+namespace {
+
+// A strided view in its largest contiguous pieces.
+struct Pieces {
+    u64 bytes, count = 1;
+    std::vector<u64> sizes, strides;
+
+    Pieces(const std::vector<u64>& shape, const std::vector<u64>& steps, u64 item) : bytes(item) {
+        std::vector<std::pair<u64, u64>> dims;
+        for (size_t d = 0; d < shape.size(); ++d)
+            if (shape[d] == 0 || (shape[d] > 1 && steps[d] > 0)) dims.emplace_back(steps[d], shape[d]);
+        std::sort(dims.begin(), dims.end());
+        for (const auto& [stride, size] : dims) {
+            if (stride == bytes && sizes.empty() && size) {
+                bytes *= size;
+                continue;
+            }
+            strides.push_back(stride);
+            sizes.push_back(size);
+            count *= size;
+        }
+    }
+};
+
+}  // namespace
+
 void Allocation::allow(u64 offset, const std::vector<u64>& shape, const std::vector<u64>& strides, u64 item,
                        bool is_defined) {
     u64 last = offset + item, elements = 1;
@@ -51,22 +77,23 @@ void Allocation::allow(u64 offset, const std::vector<u64>& shape, const std::vec
         defined = static_cast<u8*>(map_pages(round_up(size + 16, kPage), PROT_READ | PROT_WRITE));
         std::memset(defined, 1, size);
     }
-    std::vector<u64> index(shape.size(), 0);
-    for (u64 n = 0; n < elements; ++n) {
+    Pieces pieces(shape, strides, item);
+    std::vector<u64> index(pieces.sizes.size(), 0);
+    for (u64 n = 0; n < pieces.count; ++n) {
         u64 at = offset;
-        for (size_t d = 0; d < shape.size(); ++d) at += index[d] * strides[d];
-        std::memset(allowed + at, 1, item);
+        for (size_t d = 0; d < index.size(); ++d) at += index[d] * pieces.strides[d];
+        std::memset(allowed + at, 1, pieces.bytes);
         if (!is_defined) {
-            std::memset(defined + at, 0, item);
-            std::memset(reinterpret_cast<void*>(base + at), 0xff, item);
+            std::memset(defined + at, 0, pieces.bytes);
+            std::memset(reinterpret_cast<void*>(base + at), 0xff, pieces.bytes);
         }
-        for (size_t d = shape.size(); d-- > 0 && ++index[d] == shape[d];) index[d] = 0;
+        for (size_t d = 0; d < index.size() && ++index[d] == pieces.sizes[d]; ++d) index[d] = 0;
     }
 }
 
 MemoryMap& MemoryMap::instance() {
-    static MemoryMap map;
-    return map;
+    static MemoryMap* map = new MemoryMap;  // a library's own exit handlers free memory here
+    return *map;
 }
 
 // The data end at the guard page as nearly as a 256-byte alignment of the base (that of cudaMalloc) allows.

@@ -13,15 +13,17 @@ namespace ptxsim {
 template <class T>
 void op_local_address(Warp& w, const Op& op) {
     T* d = w.cells<T>(op.dst);
-    T value = static_cast<T>(w.fragment().frames.back().local + static_cast<u64>(op.imm));
+    T value = static_cast<T>(w.fragment().frames.back().local + static_cast<u64>(op.offset));
     for_lanes(w.active, [&](int lane) { d[lane] = value; });
     w.define(op.dst, kFull);
 }
 template void op_local_address<u32>(Warp&, const Op&);
 template void op_local_address<u64>(Warp&, const Op&);
 
-void op_set_predicate(Warp& w, const Op& op) { w.set_predicate(op.p, static_cast<u32>(op.imm), kFull); }
-void op_not_predicate(Warp& w, const Op& op) { w.set_predicate(op.p, ~w.predicates[op.q], w.predicates_defined[op.q]); }
+void op_set_predicate(Warp& w, const Op& op) { w.set_predicate(op.to_p, static_cast<u32>(op.imm), kFull); }
+void op_not_predicate(Warp& w, const Op& op) {
+    w.set_predicate(op.to_p, ~w.predicates[op.p], w.predicates_defined[op.p]);
+}
 
 namespace {
 
@@ -30,20 +32,22 @@ void op_cast(Warp& w, const Op& op) {
     map1<D, S>(w, op.dst, op.a, [](S x) { return static_cast<D>(x); });
 }
 
-void op_move_predicate(Warp& w, const Op& op) { w.set_predicate(op.p, w.predicates[op.q], w.predicates_defined[op.q]); }
+void op_move_predicate(Warp& w, const Op& op) {
+    w.set_predicate(op.to_p, w.predicates[op.p], w.predicates_defined[op.p]);
+}
 
 // mov.b64 %rd, %clock64 and friends: PTX ISA 10, "predefined, read-only"; here the warp's own instruction count.
+template <class T>
 void op_clock(Warp& w, const Op& op) {
     u64 ticks = w.cta->issued + 1;
-    if (op.flags == 4) for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = static_cast<u32>(ticks); });
-    else for_lanes(w.active, [&](int i) { w.cells<u64>(op.dst)[i] = ticks; });
+    for_lanes(w.active, [&](int i) { w.cells<T>(op.dst)[i] = static_cast<T>(ticks); });
     w.define(op.dst, kFull);
 }
 
 // mov.b64 {a, b}, c: "unpack"; elements of op.bytes from the least significant end. op.a may be narrow or wide.
 void op_unpack(Warp& w, const Op& op) {
     u64 values[kLanes];
-    if (op.flags == 8) std::memcpy(values, w.cells<u64>(op.a), sizeof values);
+    if (op.pack.whole == 8) std::memcpy(values, w.cells<u64>(op.a), sizeof values);
     else
         for (int i = 0; i < kLanes; ++i) values[i] = w.cells<u32>(op.a)[i];
     u32 known = w.defined(op.a);
@@ -64,7 +68,7 @@ void op_pack(Warp& w, const Op& op) {
         for (int i = 0; i < kLanes; ++i) values[i] |= static_cast<u64>(s[i]) << (8 * op.bytes * k);
         known &= w.defined(op.list[k]);
     }
-    if (op.flags == 8) blend(w.cells<u64>(op.dst), values, w.active);
+    if (op.pack.whole == 8) blend(w.cells<u64>(op.dst), values, w.active);
     else for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = static_cast<u32>(values[i]); });
     w.define(op.dst, known);
 }
@@ -84,7 +88,7 @@ void op_is_space(Warp& w, const Op& op) {
     const u64* a = w.cells<u64>(op.a);
     u32 result = 0;
     for (int i = 0; i < kLanes; ++i) result |= ((a[i] & kWindowMask) == static_cast<u64>(op.imm) ? 1u : 0u) << i;
-    w.set_predicate(op.p, result, w.defined(op.a));
+    w.set_predicate(op.to_p, result, w.defined(op.a));
 }
 
 u64 window_of(const std::string& space) {
@@ -110,7 +114,7 @@ void decode_vector_mov(Form& f, int bytes) {
     op.list = d.list(refs);
     op.count = static_cast<u8>(refs.size());
     op.bytes = static_cast<u8>(element);
-    op.flags = static_cast<u8>(bytes);
+    op.pack = {static_cast<u8>(bytes)};
 }
 
 // 9.7.9.4 mov: "Write register d with the value of a"; predicates, clocks, packing, addresses.
@@ -120,8 +124,8 @@ void decode_mov(Form& f) {
     if (type == "pred") {
         int source = d.predicate(f.at(1));
         Op& op = d.emit(op_move_predicate, OpClass::Move);
-        op.p = d.predicate_dest(f.at(0));
-        op.q = source;
+        op.to_p = d.predicate_dest(f.at(0));
+        op.p = source;
         return;
     }
     int bytes = type_size(type);
@@ -130,9 +134,8 @@ void decode_mov(Form& f) {
     const std::string& name = f.at(1).name;
     if (f.at(1).kind == Operand::kSymbol &&
         (name == "%clock" || name == "%clock64" || name == "%clock_hi" || name.rfind("%globaltimer", 0) == 0)) {
-        Op& op = d.emit(op_clock, OpClass::Other);
+        Op& op = d.emit(bytes == 4 ? op_clock<u32> : op_clock<u64>, OpClass::Other);
         op.dst = d.dest(f.at(0), bytes);
-        op.flags = static_cast<u8>(bytes);
         return;
     }
     Ref source = d.source(f.at(1), type);
@@ -165,7 +168,7 @@ void decode_isspacep(Form& f) {
         f.take_any({"global", "shared", "local", "const", "param", "shared::cta", "shared::cluster", "param::entry"});
     Ref address = f.decoder.source(f.at(1), 8);
     Op& op = f.decoder.emit(op_is_space, OpClass::Move);
-    op.p = f.decoder.predicate_dest(f.at(0));
+    op.to_p = f.decoder.predicate_dest(f.at(0));
     op.a = address;
     op.imm = static_cast<s64>(window_of(space));
 }

@@ -5,7 +5,7 @@
 
 namespace ptxsim {
 
-// The address of a .local or call .param variable: the current frame's base plus op.imm.
+// The address of a .local or call .param variable: the current frame's base plus op.offset.
 template <class T>
 void op_local_address(Warp& w, const Op& op);
 void op_set_predicate(Warp& w, const Op& op);

@@ -88,7 +88,7 @@ Ref Decoder::source(const Operand& operand, int bytes) {
             Ref ref = temporary(bytes);
             Op& op = emit(bytes == 8 ? op_local_address<u64> : op_local_address<u32>, OpClass::Move);
             op.dst = ref;
-            op.imm = offset + operand.offset;
+            op.offset = offset + operand.offset;
             return ref;
         }
         u64 bits;
@@ -140,9 +140,9 @@ int Decoder::predicate(const Operand& operand) {
     if (!literal && !operand.negated) return static_cast<int>(cell_[operand.id]);
     int temp = static_cast<int>(here.predicates - 8 + temporary_predicates_used_++);
     Op& op = emit(literal ? op_set_predicate : op_not_predicate, OpClass::Move);
-    op.p = temp;
+    op.to_p = temp;
     if (literal) op.imm = operand.bits ? kFull : 0;
-    else op.q = static_cast<int>(cell_[operand.id]);
+    else op.p = static_cast<int>(cell_[operand.id]);
     return temp;
 }
 

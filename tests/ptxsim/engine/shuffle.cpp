@@ -43,7 +43,7 @@ void op_shfl(Warp& w, const Op& op) {
         w.require_defined(w.defined(op.b) & w.defined(op.c), "the lane operand of shfl");
         for (int i = 0; i < kLanes; ++i) {
             bool in_range = false;
-            int source = shuffle_source(op.flags, i, b[i], c[i], in_range);
+            int source = shuffle_source(op.mode, i, b[i], c[i], in_range);
             t[i] = a[source];
             ranges |= static_cast<u32>(in_range) << i;
             // "the source thread is inactive: the value is undefined"
@@ -51,7 +51,7 @@ void op_shfl(Warp& w, const Op& op) {
         }
         blend(w.cells<u32>(op.dst), t, w.active);
         w.define(op.dst, known);
-        if (op.p >= 0) w.set_predicate(op.p, ranges, kFull);
+        if (op.to_p >= 0) w.set_predicate(op.to_p, ranges, kFull);
         order_active_lanes(w);
     });
 }
@@ -68,23 +68,23 @@ void decode_shfl(Form& f) {
     op.b = b;
     op.c = c;
     op.d = mask;
-    op.flags = mode == "up" ? kUp : mode == "down" ? kDown : mode == "bfly" ? kButterfly : kIndex;
+    op.mode = mode == "up" ? kUp : mode == "down" ? kDown : mode == "bfly" ? kButterfly : kIndex;
     op.dst = d.dest(pair ? f.at(0).items[0] : f.at(0), 4);
-    if (pair) op.p = d.predicate_dest(f.at(0).items[1]);
+    if (pair) op.to_p = d.predicate_dest(f.at(0).items[1]);
 }
 
 enum VoteMode : u8 { kAll, kAny, kUniform, kBallot };
 
 void op_vote(Warp& w, const Op& op) {
     for_mask_groups(w, op.d, [&] {
-        w.require_defined(w.predicates_defined[op.q], "the predicate of vote");
-        u32 p = w.predicates[op.q] & w.active;
-        if (op.flags == kBallot) {
+        w.require_defined(w.predicates_defined[op.p], "the predicate of vote");
+        u32 p = w.predicates[op.p] & w.active;
+        if (op.mode == kBallot) {
             for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = p; });
             w.define(op.dst, kFull);
         } else {
-            bool result = op.flags == kAll ? p == w.active : op.flags == kAny ? p != 0 : p == 0 || p == w.active;
-            w.set_predicate(op.p, result ? kFull : 0, kFull);
+            bool result = op.mode == kAll ? p == w.active : op.mode == kAny ? p != 0 : p == 0 || p == w.active;
+            w.set_predicate(op.to_p, result ? kFull : 0, kFull);
         }
         order_active_lanes(w);
     });
@@ -95,15 +95,17 @@ void decode_vote(Form& f) {
     if (!f.take("sync")) f.unsupported("vote without .sync");
     std::string mode = f.take_any({"all", "any", "uni", "ballot"});
     f.take_type();
-    int q = d.predicate(f.at(1));
+    int p = d.predicate(f.at(1));
     Ref mask = d.source(f.at(2), 4);
     Op& op = d.emit(op_vote, OpClass::WarpSync);
-    op.q = q;
+    op.p = p;
     op.d = mask;
-    op.flags = mode == "all" ? kAll : mode == "any" ? kAny : mode == "uni" ? kUniform : kBallot;
-    if (op.flags == kBallot) op.dst = d.dest(f.at(0), 4);
-    else op.p = d.predicate_dest(f.at(0));
+    op.mode = mode == "all" ? kAll : mode == "any" ? kAny : mode == "uni" ? kUniform : kBallot;
+    if (op.mode == kBallot) op.dst = d.dest(f.at(0), 4);
+    else op.to_p = d.predicate_dest(f.at(0));
 }
+
+enum MatchMode : u8 { kMatchAny, kMatchAll };
 
 // match.any: the lanes with this lane's value; match.all: the mask if all agree, else 0.
 template <class T>
@@ -117,10 +119,10 @@ void op_match(Warp& w, const Op& op) {
             for_lanes(w.active, [&](int j) { t[i] |= static_cast<u32>(a[i] == a[j]) << j; });
             all &= a[i] == a[first];
         });
-        if (op.flags) std::fill(t, t + kLanes, all ? w.active : 0);
+        if (op.mode == kMatchAll) std::fill(t, t + kLanes, all ? w.active : 0);
         blend(w.cells<u32>(op.dst), t, w.active);
         w.define(op.dst, kFull);
-        if (op.p >= 0) w.set_predicate(op.p, all ? kFull : 0, kFull);
+        if (op.to_p >= 0) w.set_predicate(op.to_p, all ? kFull : 0, kFull);
         order_active_lanes(w);
     });
 }
@@ -134,9 +136,9 @@ void decode_match(Form& f) {
     Op& op = d.emit(wide ? op_match<u64> : op_match<u32>, OpClass::WarpSync);
     op.a = a;
     op.d = mask;
-    op.flags = all;
+    op.mode = all ? kMatchAll : kMatchAny;
     op.dst = d.dest(pair ? f.at(0).items[0] : f.at(0), 4);
-    if (pair) op.p = d.predicate_dest(f.at(0).items[1]);
+    if (pair) op.to_p = d.predicate_dest(f.at(0).items[1]);
 }
 
 // "d = reduction of a over the threads of membermask"
@@ -214,7 +216,7 @@ void op_elect(Warp& w, const Op& op) {
         u32 leader = static_cast<u32>(__builtin_ctz(others));
         for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = leader; });
         w.define(op.dst, kFull);
-        w.set_predicate(op.p, 1u << leader, kFull);
+        w.set_predicate(op.to_p, 1u << leader, kFull);
     });
 }
 
@@ -224,7 +226,7 @@ void decode_elect(Form& f) {
     Op& op = f.decoder.emit(op_elect, OpClass::WarpSync);
     op.d = mask;
     op.dst = f.decoder.dest(f.at(0).items[0], 4);
-    op.p = f.decoder.predicate_dest(f.at(0).items[1]);
+    op.to_p = f.decoder.predicate_dest(f.at(0).items[1]);
 }
 
 }  // namespace

@@ -28,7 +28,8 @@ u32 uniform(Warp& w, Ref ref, const char* what) {
 u32 absent_lanes(const Warp& w, int id) {
     u32 waiting = 0;
     for (const Fragment& f : w.fragments)
-        if (f.state == FragmentState::AtBarrier && f.barrier == id && !w.program->code[f.pc].count) waiting |= f.mask;
+        if (f.state == FragmentState::AtBarrier && f.barrier == id && !w.program->code[f.pc].barrier.aligned)
+            waiting |= f.mask;
     return waiting && waiting == w.alive ? static_cast<u32>(kLanes - popcount(waiting)) : 0;
 }
 
@@ -57,19 +58,19 @@ void check_count(Warp& w, Barrier& b, int id, bool counted, u32 expected) {
 }
 
 void take_result(Warp& w, const Op& op, const Barrier& b) {
-    if (op.flags == kRedPopc) {
+    if (op.barrier.kind == kRedPopc) {
         for_lanes(w.active, [&](int i) { w.cells<u32>(op.dst)[i] = b.last_population; });
         w.define(op.dst, kFull);
-    } else if (op.flags == kRedAnd || op.flags == kRedOr) {
-        bool value = op.flags == kRedAnd ? b.last_all : b.last_any;
-        w.set_predicate(op.p, value ? kFull : 0, kFull);
+    } else if (op.barrier.kind == kRedAnd || op.barrier.kind == kRedOr) {
+        bool value = op.barrier.kind == kRedAnd ? b.last_all : b.last_any;
+        w.set_predicate(op.to_p, value ? kFull : 0, kFull);
     }
 }
 
 void contribute(Warp& w, const Op& op, Barrier& b) {
-    if (op.flags < kRedPopc) return;
-    w.require_defined(w.predicates_defined[op.q], "the predicate of a barrier reduction");
-    u32 p = w.predicates[op.q] & w.active;
+    if (op.barrier.kind < kRedPopc) return;
+    w.require_defined(w.predicates_defined[op.p], "the predicate of a barrier reduction");
+    u32 p = w.predicates[op.p] & w.active;
     b.population += static_cast<u32>(popcount(p));
     b.all &= p == w.active;
     b.any |= p != 0;
@@ -85,16 +86,17 @@ void op_barrier(Warp& w, const Op& op) {
         f.released = false;
         w.cta->profile[f.pc].issues -= 1;  // the instruction was counted when it arrived
         w.cta->profile[f.pc].lanes -= static_cast<u64>(popcount(w.active));
+        ++w.cta->counters->barrier_waits;
         return take_result(w, op, b);
     }
-    if (op.count && !w.converge(kFull)) return;
-    bool waits = op.flags != kArrive;
+    if (op.barrier.aligned && !w.converge(kFull)) return;
+    bool waits = op.barrier.kind != kArrive;
     u32 rest = f.mask & ~w.active;
-    if (waits && !op.count && rest) return w.diverge({{f.pc, w.active}, {w.next, rest}}, w.next);
-    bool counted = op.flags2 != 0;
+    if (waits && !op.barrier.aligned && rest) return w.diverge({{f.pc, w.active}, {w.next, rest}}, w.next);
+    bool counted = op.barrier.counted;
     check_count(w, b, id, counted, counted ? uniform(w, op.b, "the barrier's thread count") : 0);
     contribute(w, op, b);
-    bool whole = op.count || (!waits && w.active == w.alive);
+    bool whole = op.barrier.aligned || (!waits && w.active == w.alive);
     b.arrived += whole ? kLanes : static_cast<u32>(popcount(w.active));
     merge_clock(b.clock, w.clocks.known());
     w.clocks.advance();
@@ -113,7 +115,10 @@ void op_warp_barrier(Warp& w, const Op& op) {
 }
 
 // 9.7.13.4 membar, fence: what the warp did and knew before may be published by a strong write after it.
-void op_fence(Warp& w, const Op& op) { fence_memory(w, op.flags ? Scope::Grid : Scope::Cta); }
+template <Scope kScope>
+void op_fence(Warp& w, const Op&) {
+    fence_memory(w, kScope);
+}
 
 // 9.7.13.4 fence.proxy.async, fence.mbarrier_init: what the lanes wrote may be seen by the async proxy (async_proxy.h).
 void op_proxy_fence(Warp& w, const Op&) { w.cta->proxy.fence(w); }
@@ -133,7 +138,7 @@ void decode_fence(Form& f) {
     bool wide = f.inst.has("gl") || f.inst.has("sys") || f.inst.has("gpu") || f.inst.has("cluster");
     bool inert = f.inst.has("proxy");
     f.left.clear();
-    if (!inert) f.decoder.emit(op_fence, OpClass::Other).flags = wide;
+    if (!inert) f.decoder.emit(wide ? op_fence<Scope::Grid> : op_fence<Scope::Cta>, OpClass::Other);
 }
 
 u8 barrier_kind(Form& f) {
@@ -164,16 +169,14 @@ void decode_barrier(Form& f) {
     Ref id = d.source(f.at(at), 4);
     bool counted = f.size() > at + (kind >= kRedPopc ? 2u : 1u);
     Ref count = counted ? d.source(f.at(at + 1), 4) : 0;
-    int q = kind >= kRedPopc ? d.predicate(f.at(f.size() - 1)) : -1;
+    int p = kind >= kRedPopc ? d.predicate(f.at(f.size() - 1)) : -1;
     Op& op = d.emit(op_barrier, OpClass::Barrier);
     op.a = id;
     op.b = count;
-    op.flags = kind;
-    op.flags2 = counted;
-    op.count = aligned;
-    op.q = q;
+    op.barrier = {kind, counted, aligned};
+    op.p = p;
     if (kind == kRedPopc) op.dst = d.dest(f.at(0), 4);
-    if (kind == kRedAnd || kind == kRedOr) op.p = d.predicate_dest(f.at(0));
+    if (kind == kRedAnd || kind == kRedOr) op.to_p = d.predicate_dest(f.at(0));
 }
 
 }  // namespace

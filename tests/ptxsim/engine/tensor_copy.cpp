@@ -43,16 +43,16 @@ TensorMap load_map(Warp& w, int lane, u64 address) {
 // Layouts in shared memory that no document describes stop.
 Box box_at(Warp& w, const Op& op, int lane, u64 address) {
     TensorMap map = load_map(w, lane, address);
-    if (map.rank != op.count)
+    if (map.rank != op.bulk.rank)
         w.fail(ErrorKind::BadProgram,
-               "A copy of a " + std::to_string(op.count) + "-D tensor with a map of rank " + std::to_string(map.rank) +
-                   ".",
+               "A copy of a " + std::to_string(op.bulk.rank) + "-D tensor with a map of rank " +
+                   std::to_string(map.rank) + ".",
                lane);
     if (map.interleave)
         w.fail(ErrorKind::Unsupported, "A tensor map with an interleaved layout is not supported.", lane);
-    const u32* coordinate = op.list + kPackedAddress * op.imm;
+    const u32* coordinate = op.list + kPackedAddress * op.bulk.addresses;
     s32 at[kMaxRank] = {};
-    for (u32 d = 0; d < op.count; ++d) {
+    for (u32 d = 0; d < op.bulk.rank; ++d) {
         w.require_defined(w.defined(coordinate[d]), "a coordinate of a tensor copy");
         at[d] = static_cast<s32>(w.cells<u32>(coordinate[d])[lane]);
     }
@@ -65,6 +65,16 @@ Box box_at(Warp& w, const Op& op, int lane, u64 address) {
     return box;
 }
 
+// Do two lanes give the same coordinates?
+bool same_place(Warp& w, const Op& op, int lane, int other) {
+    const u32* coordinate = op.list + kPackedAddress * op.bulk.addresses;
+    for (u32 d = 0; d < op.bulk.rank; ++d) {
+        const u32* cells = w.cells<u32>(coordinate[d]);
+        if (cells[lane] != cells[other]) return false;
+    }
+    return true;
+}
+
 void op_tensor_load(Warp& w, const Op& op) {
     LaneAddresses maps, to, barrier;
     gather_packed(w, op, 0, maps);
@@ -72,6 +82,7 @@ void op_tensor_load(Warp& w, const Op& op) {
     gather_packed(w, op, 2, barrier);
     for_lanes(w.active, [&](int i) {
         Box box = box_at(w, op, i, maps.at[i]);
+        w.cta->counters->bulk_global_bytes += box.global_bytes();
         each_destination(w, op, i, to.at[i], barrier.at[i], box.bytes(), kTileAlign,
                          [&](SharedPlace place, SharedPlace signal) { start_load(w, i, box, place, signal); });
     });
@@ -86,8 +97,11 @@ void op_tensor_store(Warp& w, const Op& op) {
         SharedPlace source = bulk_place(w, i, from.at[i], box.bytes(), kTileAlign, "source of a tensor copy");
         if (source.cta != w.cta)
             w.fail(ErrorKind::OutOfBounds, "The source of a tensor copy is in another CTA's shared memory.", i);
-        Reduction named{op.flags != 0, op.bytes, 0, 0};
-        start_store(w, i, box, source.offset, op.flags ? reduction_of_map(w, i, named, box.type) : named);
+        Reduction named{op.bulk.reduces, op.bulk.operation, 0, 0};
+        bool again = asked_before(w, i, [&](int j) {
+            return maps.at[i] == maps.at[j] && from.at[i] == from.at[j] && same_place(w, op, i, j);
+        });
+        start_store(w, i, box, source.offset, named.on ? reduction_of_map(w, i, named, box.type) : named, again);
     });
 }
 
@@ -157,17 +171,13 @@ void decode_tensor_copy(Form& f, bool reduces, bool prefetches) {
         pack_address(list, d.address(f.at(0), Space::Shared));
         pack_address(list, d.address(f.at(2), Space::Shared));
     }
-    s64 addresses = static_cast<s64>(list.size()) / kPackedAddress;
+    u8 addresses = static_cast<u8>(list.size() / kPackedAddress);
     list.insert(list.end(), coordinates.begin(), coordinates.end());
     Ref mask = multicast ? d.source(f.at(3), 2) : 0;
-    Op& op = d.emit(prefetches ? op_tensor_prefetch : stores ? op_tensor_store : op_tensor_load, OpClass::AsyncCopy);
+    Op& op = d.emit(prefetches ? op_tensor_prefetch : stores ? op_tensor_store : op_tensor_load, OpClass::BulkCopy);
     op.list = d.list(list);
-    op.imm = addresses;
-    op.count = static_cast<u8>(rank);
-    op.flags = reduces;
-    op.bytes = reduction.operation;
+    op.bulk = {addresses, static_cast<u8>(rank), multicast, reduces, reduction.operation, 0, 0};
     op.d = mask;
-    op.has_result = multicast;
 }
 
 namespace {
@@ -182,7 +192,7 @@ void decode_prefetch(Form& f) {
     Address address = f.decoder.address(f.at(0), Space::None);
     if (param) address.offset |= static_cast<s64>(kParamWindow);
     pack_address(list, address);
-    f.decoder.emit(op_prefetch_map, OpClass::AsyncCopy).list = f.decoder.list(list);
+    f.decoder.emit(op_prefetch_map, OpClass::BulkCopy).list = f.decoder.list(list);
 }
 
 }  // namespace

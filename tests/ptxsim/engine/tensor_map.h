@@ -60,6 +60,11 @@ struct Box {
     bool nan_fill = false;
     TensorType type = TensorType::U8;
     u32 bytes() const { return static_cast<u32>(rows.size()) * row_bytes; }
+    u64 global_bytes() const {  // those that lie in the tensor
+        u64 sum = 0;
+        for (const BoxRow& row : rows) sum += row.end - row.begin;
+        return sum;
+    }
 };
 
 // "The coordinates are signed": what lies outside the tensor in any dimension is fill.

@@ -61,6 +61,19 @@ void RegisterPool::start(const Cta& cta) {
     if (!entry && threads) entry = std::min<u32>(255, cta.launch->device->profile->registers_per_block / threads);
     free = 0;
     of_warp.assign(cta.warp_count, entry / 8 * 8 + (entry % 8 && program.registers ? 8 : 0));
+    moves.assign(cta.warp_count, {});
+}
+
+void RegisterPool::check_synchronised(const Warp& w) const {
+    size_t before = moves[static_cast<size_t>(w.id)].size();
+    if (!before || !w.cta->checks(kCheckRace)) return;
+    for (u32 i = 0, first = static_cast<u32>(w.id) / kWarpgroup * kWarpgroup; i < kWarpgroup; ++i) {
+        const std::vector<u32>& other = moves[first + i];
+        if (first + i == static_cast<u32>(w.id)) continue;
+        if (other.size() < before || other[before - 1] > w.clocks.limit(first + i))
+            w.fail(ErrorKind::Race, "A second setmaxnreg, and this warp has not synchronised with warp " +
+                                        std::to_string(first + i) + " of its warpgroup since the first.");
+    }
 }
 
 namespace {
@@ -71,10 +84,11 @@ void op_setmaxnreg(Warp& w, const Op& op) {
     RegisterPool& pool = w.cta->register_pool;
     if (pool.of_warp.empty()) pool.start(*w.cta);
     Fragment& f = w.fragment();
+    if (!f.released) pool.check_synchronised(w);
     if (!f.released) w.cta->warpgroups[static_cast<u32>(w.id) / kWarpgroup].execute(w);
     f.released = false;
     u32 want = static_cast<u32>(op.imm), &have = pool.of_warp[static_cast<size_t>(w.id)];
-    bool increases = op.flags;
+    bool increases = op.registers.increases;
     if (!have && w.cta->checks(kCheckLimits))
         w.fail(ErrorKind::Unsupported,
                "setmaxnreg in a kernel without a bound on its registers (.maxntid or .maxnreg): it has no effect.");
@@ -91,6 +105,8 @@ void op_setmaxnreg(Warp& w, const Op& op) {
     }
     pool.free += have - want;
     have = want;
+    pool.moves[static_cast<size_t>(w.id)].push_back(w.clocks.known()[w.id]);
+    w.clocks.advance();
     ++w.cta->events;
 }
 
@@ -105,7 +121,7 @@ void decode_setmaxnreg(Form& f) {
         f.unsupported("the count has to be a multiple of 8 in 24..256");
     Op& op = f.decoder.emit(op_setmaxnreg, OpClass::Other);
     op.imm = static_cast<s64>(count);
-    op.flags = increases;
+    op.registers = {increases};
 }
 
 }  // namespace

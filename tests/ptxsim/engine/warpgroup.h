@@ -39,7 +39,10 @@ class Warpgroup {
 struct RegisterPool {
     u32 free = 0;
     std::vector<u32> of_warp;
+    std::vector<std::vector<u32>> moves;  // by warp: its clock at each setmaxnreg
     void start(const Cta& cta);
+    // "all warps in the warpgroup must synchronize explicitly before executing subsequent setmaxnreg instructions"
+    void check_synchronised(const Warp& w) const;
 };
 
 }  // namespace ptxsim

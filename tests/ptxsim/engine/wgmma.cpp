@@ -94,8 +94,8 @@ void op_mma_async(Warp& w, const Op& op) {
     p.number = w.cta->proxy.begin_read(w, AsyncReader::Wgmma);
     claim_registers(w, s, p, f);
     read_operands(w, p, f);
-    w.cta->counters->mma_flop += 2ull * 16 * f.n * f.k;
-    w.cta->counters->wgmma_flop += 2ull * 16 * f.n * f.k;
+    w.cta->counters->mma_flop += f.warp_flop();
+    w.cta->counters->wgmma_flop += f.warp_flop();
     s.pending.push_back(p);
     if (w.random.below(2)) compute_pending(w, s);
 }
@@ -140,6 +140,7 @@ void op_wgmma_wait(Warp& w, const Op& op) {
     if (!f.released) warpgroup(w).execute(w);
     f.released = false;
     if (!w.cta->checks(kCheckReleaseByWarp) && !finish_together(w)) return;
+    ++w.cta->counters->wgmma_waits;
     WgmmaState& s = wgmma_state(w);
     u32 allowed = static_cast<u32>(op.imm);
     if (s.committed < allowed) return;
@@ -227,7 +228,7 @@ void decode_mma_async(Form& f) {
     Ref a = form->a_in_registers ? 0 : d.source(f.at(1), 8), b = d.source(f.at(2), 8);
     bool constant = f.at(3).kind == Operand::kImm;
     int p = constant ? -1 : d.predicate(f.at(3));
-    Op& op = d.emit(op_mma_async, OpClass::Mma);
+    Op& op = d.emit(op_mma_async, OpClass::Wgmma);
     op.a = a;
     op.b = b;
     op.p = p;

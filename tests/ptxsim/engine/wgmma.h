@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <string>
 #include <vector>
 
 #include "mma_types.h"
@@ -23,6 +24,8 @@ struct WgmmaForm {
     bool negative = false;  // the product of imm-scale-a and imm-scale-b
     u32 d_registers() const { return accumulator == Accumulator::F16 ? n / 4 : n / 2; }
     u32 a_registers() const { return a_in_registers ? 4 : 0; }
+    u64 warp_flop() const { return 2ull * 16 * n * k; }
+    std::string shape() const { return "m64n" + std::to_string(n) + "k" + std::to_string(k); }
     bool same_shape(const WgmmaForm& other) const {
         return n == other.n && k == other.k && accumulator == other.accumulator;
     }

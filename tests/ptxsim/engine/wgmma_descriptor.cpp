@@ -18,7 +18,7 @@ MatrixDescriptor read_descriptor(Warp& w, u64 bits, const char* what) {
     d.stride = static_cast<u32>(bits >> 32 & 0x3fff) << 4;
     d.width = kWidths[bits >> 62];
     u32 base = static_cast<u32>(bits >> 49 & 7), mask = d.width / 16 - 1, row = d.start >> 7 & mask;
-    if (row != (base & mask) && w.cta->checks(kCheckAlign))
+    if (row != (base & mask) && w.cta->checks(kCheckDescriptor))
         w.fail(ErrorKind::Misaligned, name + ": the swizzle's pattern starts at " + hex(d.start) + ", row " +
                                           std::to_string(row) + " of a pattern of " + std::to_string(d.width * 8) +
                                           " bytes, and the base offset says row " + std::to_string(base & mask) + ".");

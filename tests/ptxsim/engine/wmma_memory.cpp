@@ -10,8 +10,6 @@ namespace ptxsim {
 
 namespace {
 
-constexpr u8 kHasStride = 1;
-
 // Where the matrix lies: the same for the whole warp.
 struct Placed {
     Space space;
@@ -45,7 +43,7 @@ Placed place(Warp& w, const Op& op, const WmmaMatrix& m, bool column_major) {
     for (int lane = 1; lane < kLanes; ++lane)
         if (addresses.at[lane] != addresses.at[0]) fail_different(w, lane, "addresses");
     u64 elements = static_cast<u64>(column_major ? m.rows() : m.cols());
-    if (op.flags & kHasStride) {
+    if (op.matrix.has_stride) {
         w.require_defined(w.defined(op.b), "the stride of a matrix");
         const u32* stride = w.cells<u32>(op.b);
         for (int lane = 1; lane < kLanes; ++lane)
@@ -182,12 +180,10 @@ void emit_transfer(Form& f, bool load, size_t address_operand, const Transfer& t
     OpClass cls = shared ? (load ? OpClass::LoadShared : OpClass::StoreShared)
                          : (load ? OpClass::LoadGlobal : OpClass::StoreGlobal);
     Op& op = d.emit(load ? op_wmma_load : op_wmma_store, cls);
-    op.a = address.base;
+    set_address(op, address);
     op.b = stride;
-    op.imm = address.offset;
     op.space = space;
-    op.flags = f.size() > 2 ? kHasStride : 0;
-    op.flags2 = address.base_bytes == 8 ? 0 : kNarrowBase;
+    op.matrix = {false, f.size() > 2};
     op.list = d.list(refs);
     op.form = wmma_payload(d, t);
 }

@@ -16,7 +16,7 @@ from .module import Kernel, probe_resources
 # one thread.
 CHECKS = (
     "bounds", "align", "undefined", "undefined_branch", "race", "race_warp", "race_global", "divergence", "deadlock", "limits", "async",
-    "proxy", "proxy_war", "mbarrier", "wgmma", "release_by_warp", "elect",
+    "proxy", "proxy_war", "init_fence", "mbarrier", "wgmma", "descriptor", "release_by_warp", "elect",
 )  # fmt: skip
 
 

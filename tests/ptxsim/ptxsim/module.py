@@ -206,6 +206,16 @@ def parse_ptxas(log: str) -> dict[str, dict[str, int]]:
     return kernels
 
 
+def end_of_body(text: str, at: int) -> int:
+    """Behind the brace that closes the first one after `at`; inline assembly has braces of its own, at a line's start too."""
+    depth = 0
+    for brace in re.compile("[{}]").finditer(text, at):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.end()
+    return len(text)
+
+
 def one_kernel_text(text: str, name: str) -> str:
     """The module without its other entries: ptxas then spends its minutes on one kernel."""
     header = re.compile(r"^(?:\.visible |\.weak )*\.entry ([\w$]+)\s*\(", re.M)
@@ -213,11 +223,8 @@ def one_kernel_text(text: str, name: str) -> str:
     for match in header.finditer(text):
         if match[1] == name or match.start() < at:
             continue
-        end = text.find("\n}\n", match.end())
-        if end < 0:
-            return text
         out.append(text[at : match.start()])
-        at = end + 3
+        at = end_of_body(text, match.end())
     return "".join(out) + text[at:]
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from .mutation_runner import MutationReport, run_in_processes
 
-KINDS = ("barrier", "wait", "predicate", "fence", "address", "fragment", "commit", "parity", "count", "descriptor")
+KINDS = ("barrier", "wait", "predicate", "fence", "address", "fragment", "commit", "parity", "count", "descriptor", "box")
 
 INSTRUCTION = re.compile(r"^(?P<indent>\s*)(?:@(?P<guard>!?%\w+)\s+)?(?P<opcode>[a-z][\w.:]*)(?:\s+(?P<operands>[^;]*))?;")
 REGISTER = re.compile(r"%[a-z_]\w*")
@@ -177,6 +177,20 @@ def descriptor_changes(line, context):
             yield line.rewritten(line.opcode, *line.operands[:-1], str(changed if changed < 1 << 63 else changed - (1 << 64)))
 
 
+def box_changes(line, context):
+    """Another place in the tensor: each coordinate of a copy is off by one."""
+    box = re.search(r"\{([^}]*)\}\s*\]", line.raw)
+    if ".tensor." not in line.opcode or not box:
+        return
+    names = [name.strip() for name in box[1].split(",")]
+    for i, name in enumerate(names):
+        if name.startswith("%"):
+            yield f"{line.indent}add.s32 {name}, {name}, 1; {line.raw.strip()} sub.s32 {name}, {name}, 1;"
+        else:
+            moved = [*names[:i], str(int(name) + 1), *names[i + 1 :]]
+            yield line.raw[: box.start(1)] + ", ".join(moved) + line.raw[box.end(1) :]
+
+
 def address_changes(line, context):
     """Drop one term of a sum an address depends on, or the offset inside the brackets."""
     if line.family in MEMORY_OPCODES:
@@ -225,6 +239,7 @@ CHANGES = {
     "parity": parity_changes,
     "count": count_changes,
     "descriptor": descriptor_changes,
+    "box": box_changes,
 }
 
 

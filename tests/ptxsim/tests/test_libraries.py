@@ -4,9 +4,8 @@ A GEMM of CUTLASS 2.x, and the attention of its example 41 (xFormers' memory-eff
 """
 
 import ctypes
-import importlib.util
-from pathlib import Path
 
+import foreign
 import numpy as np
 import ptxsim
 import pytest
@@ -21,12 +20,7 @@ class Problem(ctypes.Structure):
 
 
 def cutlass_flags():
-    """nvidia-cutlass is a build requirement of the project, so it is there wherever nvcc is."""
-    found = importlib.util.find_spec("cutlass_library")
-    assert found, "nvidia-cutlass is not installed"
-    source = Path(found.submodule_search_locations[0]) / "source"
-    folders = [source / "include", source / "tools/util/include", source / "examples/41_fused_multi_head_attention",
-               CASES / "stand_ins"]
+    folders = [*foreign.cutlass_folders(), foreign.cutlass() / "examples/41_fused_multi_head_attention", foreign.STAND_INS]
     return ["-std=c++17", *(f"-I{folder}" for folder in folders)]
 
 

@@ -87,3 +87,15 @@ def test_code_for_a_later_target_is_refused(compile_case):
 def test_an_unknown_profile_lists_what_exists():
     with pytest.raises((ValueError, ptxsim.SimError), match="sm_120"):
         ptxsim.Device(profile="sm_70")
+
+
+def test_a_kernel_is_cut_out_by_its_braces():
+    """ptxas is asked for one kernel alone. Those before it may have braces of inline assembly at a line's start."""
+    from ptxsim.module import kernel_resources, one_kernel_text
+
+    head = ".version 8.0\n.target sm_80\n.address_size 64\n"
+    other = ".visible .entry other(.param .u64 p)\n{\n.reg .b32 %r;\n{\n.reg .b32 %r;\nmov.b32 %r, 1;\n}\nmov.b32 %r, 2;\nret;\n}\n"
+    mine = ".visible .entry mine(.param .u64 p)\n{\nret;\n}\n"
+    assert one_kernel_text(head + other + mine, "mine").split() == (head + mine).split()
+    assert one_kernel_text(head + other + mine, "other").split() == (head + other).split()
+    assert kernel_resources(head + other + mine, "mine", "sm_80")[0] > 1  # 1 is what an unknown kernel gets

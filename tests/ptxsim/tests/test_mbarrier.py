@@ -152,6 +152,8 @@ def test_what_an_arrival_publishes_reaches_those_who_wait():
     take = "xor.b32 %n, %t, 32; mad.lo.u32 %n, %n, 4, %s; ld.shared.u32 %r, [%n + 32]; st.global.u32 [%o], %r;\n"
     for seed in range(20):
         assert run(init(64) + SYNC + give + ARRIVE + wait(0) + take, seed=seed).tolist() == [t ^ 32 for t in range(64)]
-        for broken in (init(64) + SYNC + ARRIVE + give + wait(0) + take, init(64) + SYNC + give + ARRIVE + take):
+        relaxed = ARRIVE.replace("arrive.", "arrive.relaxed.cta."), wait(0).replace("parity.", "parity.relaxed.cta.")
+        for broken in (init(64) + SYNC + give + relaxed[0] + wait(0) + take, init(64) + SYNC + give + ARRIVE + relaxed[1] + take,
+                       init(64) + SYNC + ARRIVE + give + wait(0) + take, init(64) + SYNC + give + ARRIVE + take):
             with pytest.raises((ptxsim.Race, ptxsim.Undefined)):
                 run(broken, seed=seed)

@@ -7,6 +7,8 @@ import time
 import pytest
 from programs import gemm_mutant_check
 from ptxsim.mutate import KINDS, mutants_of, run_mutants
+from test_tma_gemm import RIGHT
+from test_tma_gemm import run as run_tma_gemm
 from wgmma_gemm import run as run_wgmma_gemm
 
 TEXT = """.version 9.0
@@ -42,6 +44,7 @@ LOOP:
 \twgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r2, %r3, %r5, %r6}, %rd3, %rd4, %p1, 1, 1, 0, 0;
 \twgmma.commit_group.sync.aligned;
 \twgmma.wait_group.sync.aligned 0;
+\t@%p1 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r5, 8}], [%r4];
 END:
 \tret;
 }
@@ -50,7 +53,8 @@ CHANGED = {
     "barrier": [(19, ""), (19, "\tbar.warp.sync 0xffffffff;"), (20, ""), (27, "")],
     "wait": [(18, ""), (18, "\tcp.async.wait_group 2;"), (33, ""), (33, "\twgmma.wait_group.sync.aligned 1;")],
     "predicate": [(13, ""), (13, "\tbra END;"), (17, "\tld.global.u32 %r2, [%rd2+16];"), (23, "\tmov.b32 %r5, 16;"),
-                  (23, "\tmov.b32 %r5, 0;"), (24, "")],
+                  (23, "\tmov.b32 %r5, 0;"), (24, ""),
+                  (34, "\tcp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r5, 8}], [%r4];")],
     "fence": [(21, ""), (30, "")],
     "commit": [(32, "")],
     "parity": [(28, "\txor.b32 %r3, %r3, 1; mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r4], %r3; xor.b32 %r3, %r3, 1;"),
@@ -60,6 +64,9 @@ CHANGED = {
               (27, "\tmbarrier.arrive.expect_tx.shared::cta.b64 %rd2, [%r4], 80;")],
     "descriptor": [(25, "\tor.b64 %rd3, %rd4, 4611686297600262144;"), (25, "\tor.b64 %rd3, %rd4, -9223371761976868864;")],
     "address": [(15, "\tmov.b64 %rd2, %rd1;"), (15, "\tmul.wide.u32 %rd2, %r8, 4;"), (17, "\t@!%p1 ld.global.u32 %r2, [%rd2];")],
+    "box": [(34, "\tadd.s32 %r5, %r5, 1; @%p1 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r5, 8}], [%r4]; "
+                  "sub.s32 %r5, %r5, 1;"),
+            (34, "\t@%p1 cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r5, 9}], [%r4];")],
     "fragment": [(22, "\tldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r3, %r2}, [%r4];")],
 }
 
@@ -131,6 +138,16 @@ def test_the_wgmma_gemm_kills_its_mutants(compile_case):
     text = compile_case("wgmma_gemm", arch="sm_90a").text
     kinds = ("barrier", "wait", "fence", "commit", "parity", "count", "descriptor")
     report = run_mutants(text, check, kinds=kinds, timeout=30)
+    assert not report.survived and not report.crashed and {m.kind for m, _ in report.killed} == set(kinds), str(report)
+
+
+def test_the_tma_gemm_kills_its_mutants(compile_case):
+    """Every coordinate of its boxes, count, commit, fence and wait."""
+    def check(text):
+        assert run_tma_gemm(text, 0)[0] == RIGHT
+
+    kinds = ("box", "count", "commit", "fence", "wait")
+    report = run_mutants(compile_case("tma_gemm", arch="sm_90a").text, check, kinds=kinds, timeout=60)
     assert not report.survived and not report.crashed and {m.kind for m, _ in report.killed} == set(kinds), str(report)
 
 

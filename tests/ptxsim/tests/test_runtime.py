@@ -1,11 +1,13 @@
 """Host code through ptxsim.Library: attributes, launches, limits, error codes; printf, assert and trap."""
 
 import ctypes
+import subprocess
+import sys
 
 import numpy as np
 import ptxsim
 import pytest
-from conftest import CASES
+from conftest import CASES, HERE
 
 INVALID_VALUE = 1
 MAX_THREADS, SHARED_PER_BLOCK, WARP_SIZE, SHARED_OPT_IN, MAJOR, MINOR = 1, 8, 10, 97, 75, 76    # cudaDeviceAttr
@@ -97,3 +99,10 @@ def test_trap(device, compile_case):
     with pytest.raises(ptxsim.Trap) as caught:
         device.launch(kernel, 1, 64, [np.int32(40)])
     assert caught.value.warp == 1 and caught.value.lane == 8 and "trap" in str(caught.value)
+
+
+def test_memory_may_be_freed_when_the_process_ends(nvcc):
+    """After the engine's own objects would be gone: the library's destructors run late."""
+    script = f"import ptxsim\nheld = ptxsim.Library([{str(CASES / 'exit.cu')!r}])\nwith ptxsim.Device():\n    assert held.hold(1000) == 0\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HERE.parent)
+    assert done.returncode == 0, done.stderr

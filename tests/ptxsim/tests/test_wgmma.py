@@ -91,7 +91,8 @@ def test_every_n_of_every_type(pair, source):
         got, want, counters = product(*pair, n, source)
         assert np.array_equal(got, want), n
         assert counters["wgmma_flop"] == counters["mma_flop"] == 2 * 64 * n * DEPTH[pair[1]]
-        assert counters["inst_mma"] == 4
+        assert counters[f"wgmma_flop_m64n{n}k{DEPTH[pair[1]]}"] == counters["wgmma_flop"]
+        assert counters["inst_wgmma"] == 4
 
 
 MODES = [(a, b, x, y) for a in WIDTHS for b in WIDTHS for x in ("k", "mn") for y in ("k", "mn")]

@@ -26,7 +26,7 @@ def changed(text, old, new, count=1, nth=0):
 def test_the_gemm_is_right_under_every_seed(text, seed):
     right, counters = run(text, seed)
     assert right and counters["wgmma_flop"] == 2 * M * N * K
-    assert counters["inst_mma"] == 8 * K // 16
+    assert counters["inst_wgmma"] == 8 * K // 16
 
 
 FENCE, COMMIT, WAIT = (f"wgmma.{x}.sync.aligned" for x in ("fence", "commit_group", "wait_group"))

@@ -71,7 +71,7 @@ RULES = {
         f"{FENCE}", "divergence"),
     "a reserved bit": (f"or.b64 %db, %db, 16384;\n{DONE}", "wgmma.mma_async", f"{DONE}", "wgmma"),
     "a base offset that is none": (f"or.b64 %db, %db, 4611686018427387904; add.u64 %db, %db, 8;\n{DONE}", "wgmma.mma_async",
-                                   f"{DONE}", "align"),
+                                   f"{DONE}", "descriptor"),
     "writes its own operands": (f"{FENCE}\n{GROUP}\nst.shared.b32 [%s], %t;\n{WAIT}", "st.shared",
         f"{DONE}\nbar.sync 0;\nmov.u32 %y, room; mad.lo.u32 %y, %t, 4, %y; st.shared.b32 [%y], %t;", None),
     "writes another warp's": (f"{DONE}\nmad.lo.u32 %y, %t, 4, %s; st.shared.b32 [%y + 2048], %t;", "",
@@ -105,6 +105,12 @@ def test_a_rule_of_wgmma(name):
         run(wrong, 0, checks={check: False})
 
 
+def test_the_check_of_descriptors_is_not_that_of_alignment():
+    wrong = RULES["a base offset that is none"][0]
+    with pytest.raises(ptxsim.Misaligned, match="base offset"):
+        run(wrong, checks={"align": False})
+
+
 def test_undefined_operands_make_rows_and_columns_undefined():
     text = kernel(instruction(8, "f32", "bf16", "bf16"), 4, "f32", 4096, SMALL, SMALL, 0, 2048, ", 1, 1, 0, 0")
     for why in ("setp.eq.u32 %p, %t, 1; @%p bra COPIED;", "setp.eq.u32 %p, %t, 4; @%p bra COPIED;"):
@@ -114,6 +120,25 @@ def test_undefined_operands_make_rows_and_columns_undefined():
         tensors = [dev.tensor(np.zeros(n, np.uint8), "x") for n in (4096, 2048, 2048)]
         with pytest.raises(ptxsim.Undefined, match="stored to global"):
             dev.launch(ptxsim.load_ptx(broken).kernel("k"), 1, 128, [*tensors, out])
+
+
+BEYOND_8, IN_16 = "setp.ge.u32 %p, %t, 8;", "setp.lt.u32 %p, %t, 16;"  # a thread copies a row of V
+
+
+def test_the_tail_of_v_that_nobody_cleared_reaches_every_result():
+    """P is zero where there is no key. But zero times what nobody wrote is undefined: V's last rows have to be cleared."""
+    rows_of_v = descriptor("none", 128, 256)
+    product = instruction(8, "f32", "bf16", "bf16")
+    text = kernel(product, 4, "f32", 256, None, rows_of_v, 0, 0, ", 1, 1, 1")  # B, 16 x 8, is all that lies in shared memory
+    cleared = text.replace("COPY:", f"{BEYOND_8} @!%p bra COPY; {IN_16} @%p st.shared.v4.b32 [%y], {{0, 0, 0, 0}}; bra COPIED;\nCOPY:", 1)
+    left = text.replace("COPY:", f"{BEYOND_8} @%p bra COPIED;\nCOPY:", 1)
+    for seed in range(10):
+        dev = ptxsim.Device("sm_90a", seed=seed)
+        out = dev.empty((1, 4, 128), np.uint32, "out")
+        tensors = [dev.tensor(np.zeros(n, np.uint8), "x") for n in (256, 2048, 2048)]
+        with pytest.raises(ptxsim.Undefined, match="stored to global"):
+            dev.launch(ptxsim.load_ptx(left).kernel("k"), 1, 128, [*tensors, out])
+        dev.launch(ptxsim.load_ptx(cleared).kernel("k"), 1, 128, [*tensors, out])
 
 
 DEC, INC = "setmaxnreg.dec.sync.aligned.u32", "setmaxnreg.inc.sync.aligned.u32"
@@ -128,6 +153,8 @@ FIRST = "setp.lt.u32 %p, %t, 128; @!%p bra OTHERS;"
     (f"{FIRST} {DEC} 44; bra PAST;\nOTHERS: {INC} 208;\nPAST:", ptxsim.Unsupported, 128),
     (f"{FIRST} {DEC} 40; bra PAST;\nOTHERS: {INC} 264;\nPAST:", ptxsim.Unsupported, 128),
     (f"setp.lt.u32 %p, %t, 32; @%p {DEC} 40;", ptxsim.Divergence, 128),
+    (f"{DEC} 64; {DEC} 40;", ptxsim.Race, 128),
+    (f"{DEC} 64; bar.sync 0; {DEC} 40;", None, 128),
     (f"{FIRST} {DEC} 40; bra PAST;\nOTHERS: {INC} 216;\nPAST:", None, 128),
     (f"{FIRST} {DEC} 40; bra PAST;\nOTHERS: {INC} 208;\nPAST:", None, 125),
 ])  # fmt: skip

@@ -25,7 +25,7 @@ class Carver {
   int64_t used_ = 0;
 };
 
-// What has to be zero at first lies in front: `zeros` bytes.
+// The first `zeros` bytes have to be zero at the start.
 BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
   const Shape& s = params.shape;
   const int64_t most_blocks = params.varlen.cu_seqlens_q
@@ -46,8 +46,8 @@ BwdWorkspace carve(const BwdParams& params, Carver& carver, int64_t& zeros) {
   return work;
 }
 
-// A CTA sums 32 columns: thread (x, y) every 32nd part of column x, then y = 0 those sums, always
-// in the same order.
+// A CTA sums 32 columns, always in the same order: thread (x, y) every 32nd part of column x, and then thread
+// (x, 0) the sums of these threads.
 __global__ void sum_weight_parts(const float* parts, int64_t count, int columns, float* sum) {
   __shared__ float sums[32][32];
   const int col = blockIdx.x * 32 + threadIdx.x;

@@ -10,8 +10,8 @@ namespace diffattn::cuda::sm80 {
 int64_t bwd_workspace(const BwdParams&);
 void bwd(const BwdParams&, void* workspace, cudaStream_t);
 
-// Head dims up to kHeadDim. Where kHeadDimV is as wide, the narrow kernels. instances/ compiles them, a
-// file for each head dim.
+// Head dims up to kHeadDim; the narrow kernels if kHeadDimV is equal to it. instances/ compiles them, one file
+// per head dim.
 template <class Element, int kHeadDim, int kHeadDimV>
 void launch_bwd(const BwdParams&, const BwdWorkspace&, cudaStream_t);
 

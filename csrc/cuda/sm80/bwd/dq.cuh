@@ -17,13 +17,13 @@ struct DqLayout {
   }
 };
 
-// Key blocks add to dQ in a fixed order: the last that a block of rows sees begins. It is the order
-// in which the diagonal of a causal mask reaches the row blocks, so that no CTA waits there.
+// Key blocks add to dQ in a fixed order: the last that a block of rows sees is the first to add. This is the
+// order in which the diagonal of a causal mask reaches the row blocks, so no CTA waits there.
 class Turn {
  public:
   __device__ Turn(int* turns, bool ordered) : turns_(turns), ordered_(ordered) {}
 
-  // For block `block` of all, where before() key blocks come first.
+  // Until before() key blocks have added to a block of rows.
   template <class Before>
   __device__ void wait(unsigned block, const Before& before) const {
     if (!ordered_) return;
@@ -31,12 +31,12 @@ class Turn {
     if (threadIdx.x == 0)
       while (__nv_atomic_load_n(turns_ + block, __NV_ATOMIC_ACQUIRE, __NV_THREAD_SCOPE_DEVICE) !=
              turn) {}
-    __syncthreads();  // those before have added their part
+    __syncthreads();  // the key blocks before this one have added their part
   }
 
   __device__ void pass_on(unsigned block) const {
     if (!ordered_) return;
-    __syncthreads();  // all of this CTA's part has been added, and the release is of all of it
+    __syncthreads();  // all threads have added their part, so that the release covers all of it
     if (threadIdx.x == 0)
       __nv_atomic_fetch_add(turns_ + block, 1, __NV_ATOMIC_RELEASE, __NV_THREAD_SCOPE_DEVICE);
   }
@@ -71,27 +71,16 @@ __device__ void multiply_dq(DqFragment<T>& dq, const char* ds, const char* k) {
   }
 }
 
-// dq += dS·K over the parts of the keys that the step sees: the first, the last, or both. ds and k:
-// this lane's row of the first block.
-template <class T, class Before>
-__device__ void accumulate_dq(const char* ds, const char* k, float* dq, bool sees_first,
-                              bool sees_last, const Turn& turn, unsigned block,
-                              const Before& before) {
-  constexpr int kBlocks = T::kPartKeys / 16;
-  DqFragment<T> acc = {};
-  const int from = sees_first ? 0 : kBlocks;
-  multiply_dq<T>(acc, ds + T::MapTile::blocks(0, from), k + T::KTile::blocks(from, 0));
-  if (T::kParts == 2 && sees_first && sees_last)
-    multiply_dq<T>(acc, ds + T::MapTile::blocks(0, kBlocks), k + T::KTile::blocks(kBlocks, 0));
-  turn.wait(block, before);
+// Adds this lane's part of a product to the sum over all key blocks.
+template <class T>
+__device__ void add_dq(float* sum, const DqFragment<T>& product) {
 #pragma unroll
   for (int m = 0; m < T::kDqRowTiles; ++m)
 #pragma unroll
     for (int n = 0; n < T::kDqCols / 8; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        atomicAdd(dq + DqLayout<T::kHeadDim>::tile(m, n) + i * 32, acc[m][n][i]);
-  turn.pass_on(block);
+        atomicAdd(sum + DqLayout<T::kHeadDim>::tile(m, n) + i * 32, product[m][n][i]);
 }
 
 constexpr int kRoundThreads = 128;
@@ -119,7 +108,7 @@ __global__ void __launch_bounds__(kRoundThreads)
     const unsigned i = first + threadIdx.x;
     const int row = i / (2 * kChunks), comp = i / kChunks % 2, chunk = i % kChunks;
     if (row >= rows || chunk * kChunk >= shape.headdim) continue;
-    // Columns 2t lie in one accumulator register of the quad, columns 2t + 1 in the next.
+    // Columns 2t lie in one accumulator register of the quad's lanes, columns 2t + 1 in the next.
     const float* fragment =
         dq + Layout::tile(row / 16, comp * kChunks + chunk) + row % 16 / 8 * 64 + row % 8 * 4;
     const float4 even = *reinterpret_cast<const float4*>(fragment);

@@ -6,6 +6,7 @@
 // where a warp has 64 columns of [dV, dK1, dK2], and dQ_c += dS_c·K_c, which leaves by atomics.
 #pragma once
 #include "bwd.h"
+#include "loads.cuh"
 #include "writer.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -15,30 +16,24 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     bwd_kernel(const __grid_constant__ BwdParams params,
                const __grid_constant__ BwdWorkspace work) {
   extern __shared__ __align__(1024) char smem[];
-  // The shuffle tells the compiler that a warp's number, and all that follows from it, is uniform.
-  const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-  // The ticket lies where nothing else comes before the first barrier.
-  const KeyBlock<T> block(params, work.tickets, reinterpret_cast<unsigned*>(smem + T::kMaps));
-  const Sequence sequence(params.shape, params.varlen, block.batch);
-  const int first_key = block.first_key(), seqlen_k = sequence.seqlen_k;
-  if (first_key >= seqlen_k) return;
+  const KeyPlace<T> place(params, work.tickets, smem);
+  if (place.keys() <= 0) return;
 
-  const LaneRows<T> at(smem, lane);
+  const LaneRows<T> at(smem, place.lane);
   VFragment<T> v;
-  load_keys<T>(params, block, sequence, ScoreShare<T>::key_of(warp), lane, smem, v);
-  const ScoreShare<T> scores(smem, warp, lane);
-  const MapWriter<T> maps(smem + T::kMaps, scores.first_row_tile * 16, scores.first_key, lane,
+  load_keys<T>(v, params, place, smem);
+  const ScoreShare<T> scores(smem, place);
+  const MapWriter<T> maps(smem + T::kMaps, scores.first_row_tile * 16, scores.first_key, place.lane,
                           float(params.softmax_scale) * float(M_LOG2E));
-  const GradShare<T> grads(warp);
+  const GradShare<T> grads(place);
   GradFragment<T> grad = {};
-  const DqShare<T> dq(warp, lane);
+  const DqShare<T> dq(place);
   const Turn turn(work.turns, params.deterministic);
 
-  const SequenceMask mask(params.mask, sequence.seqlen_q, seqlen_k);
-  const RowSteps steps(mask, first_key, T::kKeys, seqlen_k, T::kRows);
-  const KeyParts<T> parts(mask, first_key, seqlen_k, warp);
-  const StepLoader<T> loader(params, work, sequence, smem);
-  RowWalk next(params, steps, block, sequence);
+  const RowSteps steps(place.mask, place.first_key, T::kKeys, T::kRows);
+  const KeyParts<T> parts(place.mask, place.first_key, place.warp);
+  const StepLoader<T> loader(params, work, place.sequence, smem);
+  RowWalk next(params, steps, place);
   loader.start_first(next);
 
   for (int stage = 0; next.left > 0; stage = T::kStageBytes - stage) {
@@ -56,7 +51,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       ScoreFragment<T> s[2] = {}, dp;
       multiply_scores<T>(s, scores.q(at, stage), scores.k(at));
       multiply_dp<T>(dp, scores.u(at, stage), v, constants);
-      maps.run(s, dp, constants, mask, parts.mine.is_full(step), step * T::kRows, first_key);
+      maps.run(s, dp, constants, place.mask, parts.mine.is_full(step), step * T::kRows,
+               place.first_key);
     }
     __syncthreads();  // the maps of all parts that the step sees are there
     if (sees) grads.accumulate(grad, at, stage);
@@ -64,13 +60,16 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       __syncthreads();  // u has been read by all
       loader.start_next_u(next);
     }
-    dq.accumulate(work.dq, at, rows, parts, step, turn, [&] {
-      const int last_row = min((step + 1) * T::kRows, sequence.seqlen_q) - 1;
-      return int(ceil_div(mask.end(last_row), T::kKeys)) - 1 - block.index;
-    });
+    DqFragment<T> product = {};
+    dq.multiply(product, at, parts, step);
+    float* const dq_sum = dq.sum_of(rows, work.dq);
+    turn.wait(rows, [&] { return place.blocks_behind(params.mask, step); });
+    add_dq<T>(dq_sum, product);
+    turn.pass_on(rows);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
-  GradWriter<T>(params, sequence, block, grads, warp, lane, smem).run(grad);
+  if (!T::kJointK && params.shape.k_components == 1) add_maps<T>(grad, grads, place, smem);
+  store_gradients<T>(grad, grads, place, params, smem);
 }
 
 template <class Element, int kHeadDim, int kHeadDimV>
@@ -78,7 +77,11 @@ void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t 
   using T = BwdTraits<Element, kHeadDim, kHeadDimV>;
   const Shape& shape = params.shape;
   const int64_t row_ctas = ceil_div(shape.seqlen_q, kRowBlock) * shape.nheads * shape.batch;
-  const int64_t key_ctas = ceil_div(shape.seqlen_k, T::kKeys) * shape.nheads_k * shape.batch;
+  const int64_t full = __builtin_popcountll(~params.mask.streaming);
+  const int64_t key_ctas =
+      (full * BlocksOfHead(shape, 0, T::kKeys).all +
+       (shape.nheads_k - full) * BlocksOfHead(shape, params.mask.sink, T::kKeys).all) *
+      shape.batch;
   check_size("backward: blocks of rows x heads x batch", row_ctas, kMaxCtas);
   check_size("backward: blocks of keys x heads x batch", key_ctas, kMaxCtas);
   if (row_ctas) prepare_kernel<T><<<unsigned(row_ctas), kPrepareThreads, 0, stream>>>(params, work);

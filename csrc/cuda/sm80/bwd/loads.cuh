@@ -1,38 +1,14 @@
-// Which keys a CTA has, which rows it goes over, and how both reach shared memory.
+// Which rows a CTA goes over, and how they and its keys reach shared memory.
 #pragma once
 #include "../shared/panel.cuh"
+#include "place.cuh"
 #include "prepare.cuh"
-#include "step.cuh"
+#include "shares.cuh"
 
 namespace diffattn::cuda::sm80 {
 
-// Which block of keys a CTA has. In a fixed order of additions to dQ a CTA waits for those of the
-// blocks behind its own, so these must have been taken before it: a ticket orders them.
-template <class T>
-struct KeyBlock {
-  int batch, head_k, index;
-
-  // ticket: a place in shared memory.
-  __device__ KeyBlock(const BwdParams& params, unsigned* tickets, unsigned* ticket) {
-    unsigned n = blockIdx.x;
-    if (params.deterministic) {
-      if (threadIdx.x == 0) *ticket = atomicAdd(tickets, 1u);
-      __syncthreads();  // the ticket has been drawn
-      n = *ticket;
-    }
-    const auto key_blocks = unsigned(params.shape.seqlen_k + T::kKeys - 1) / T::kKeys;
-    const auto nheads_k = unsigned(params.shape.nheads_k);
-    index = int(n % key_blocks);
-    if (params.deterministic) index = int(key_blocks) - 1 - index;
-    head_k = int(n / key_blocks % nheads_k);
-    batch = int(n / key_blocks / nheads_k);
-  }
-
-  __device__ int first_key() const { return index * T::kKeys; }
-};
-
-// Where a CTA is on its way through the query heads of a group and their blocks of rows. Offsets
-// are carried along, for to multiply them out costs the loop dearly.
+// Where a CTA is on its way through the query heads of a group and their blocks of rows. It carries offsets
+// along, because to multiply them out in each step would slow down the loop.
 struct RowWalk {
   int left;        // steps from this one on
   int step;        // of the sequence's blocks of rows
@@ -40,14 +16,13 @@ struct RowWalk {
   int64_t q;       // bytes from Q's first row of the sequence and head 0
 
   template <class T>
-  __device__ RowWalk(const BwdParams& params, const RowSteps& steps, const KeyBlock<T>& keys,
-                     const Sequence& sequence)
+  __device__ RowWalk(const BwdParams& params, const RowSteps& steps, const KeyPlace<T>& place)
       : begin_(steps.begin), end_(steps.end), nheads_(unsigned(params.shape.nheads)) {
     const Shape& shape = params.shape;
     const int group = int(unsigned(shape.nheads) / unsigned(shape.nheads_k));
-    const int head = keys.head_k * group;
+    const int head = place.head_k * group;
     const int64_t first_block =
-        BwdWorkspace::first_block(shape, params.varlen, keys.batch, sequence.q_begin);
+        BwdWorkspace::first_block(shape, params.varlen, place.batch, place.sequence.q_begin);
     left = (end_ - begin_) * group;
     step = begin_;
     block = unsigned((first_block + step) * shape.nheads + head);
@@ -55,6 +30,8 @@ struct RowWalk {
     q = (head * view.head + step * kRowBlock * view.row) * 2;
     q_step_ = kRowBlock * view.row * 2;
     q_head_ = view.head * 2;
+    head_block_ = block;
+    head_q_ = q;
   }
 
   __device__ void advance() {
@@ -64,15 +41,15 @@ struct RowWalk {
     q += q_step_;
     if (__builtin_expect(step == end_, false)) {  // the next head
       step = begin_;
-      block += 1 - (end_ - begin_) * nheads_;
-      q += q_head_ - (end_ - begin_) * q_step_;
+      block = ++head_block_;
+      q = head_q_ += q_head_;
     }
   }
 
  private:
   int begin_, end_;
-  unsigned nheads_;
-  int64_t q_step_, q_head_;
+  unsigned nheads_, head_block_;  // head_..: of the head's first step
+  int64_t q_step_, q_head_, head_q_;
 };
 
 // Starts the copies of a step's rows.
@@ -106,7 +83,8 @@ class StepLoader {
     cute::cp_async_fence();
   }
 
-  // What is copied for the next step while this one is computed. One u has its only place free later.
+  // What is copied for the next step while this one is computed. If there is one place for u, it is free only
+  // later.
   __device__ void start_next(int stage, const RowWalk& at) const {
     if (at.left <= 0) return;
     start_q(stage, at);
@@ -124,11 +102,11 @@ class StepLoader {
   }
 
  private:
-  // Some of what the preparation left of the rows: it is laid out as it is wanted here.
+  // Copies a part of what the preparation left for the rows. It lies there in the order that is needed here.
   template <int kFrom, int kBytes>
   __device__ void copy(char* to, const RowWalk& at) const {
     using Copy = cute::SM80_CP_ASYNC_CACHEGLOBAL<cute::uint128_t>;
-    // A warp's pieces are neighbours if that comes out even: then one address serves them all.
+    // If the bytes divide evenly, a warp's pieces are neighbours, and one address serves all of them.
     constexpr int kShare = kBytes / T::kWarps;
     constexpr bool kEven = kShare % 512 == 0;
     constexpr int kStep = kEven ? 512 : T::kThreads * 16, kEnd = kEven ? kShare : kBytes;
@@ -149,32 +127,31 @@ class StepLoader {
   int64_t noise_bytes_;
 };
 
-// Brings K to shared memory for good, and V through it into registers.
+// Loads K into shared memory, where it stays, and V through shared memory into registers.
 template <class T>
-__device__ void load_keys(const BwdParams& params, const KeyBlock<T>& block,
-                          const Sequence& sequence, int warp_key, int lane, char* smem,
-                          VFragment<T>& v) {
+__device__ void load_keys(VFragment<T>& v, const BwdParams& params, const KeyPlace<T>& place,
+                          char* smem) {
   using Element = typename T::Element;
   const auto rows = [&](const View& view) {
-    return static_cast<const Element*>(view.data) + sequence.k_offset(view) +
-           block.head_k * view.head + block.first_key() * view.row;
+    return static_cast<const Element*>(view.data) + place.sequence.k_offset(view) +
+           place.head_k * view.head + place.first_key * view.row;
   };
-  const int keys_left = sequence.seqlen_k - block.first_key();
 #pragma unroll
   for (int comp = 0; comp < T::kComponentsK; ++comp)
     PanelFill<typename T::KTile, T::kThreads>(rows(params.maps[comp].k), params.maps[comp].k.row,
                                               int(params.shape.headdim), threadIdx.x)
-        .start(smem + comp * T::KTile::kBytes, keys_left);
+        .start(smem + comp * T::KTile::kBytes, place.keys());
   PanelFill<typename T::VTile, T::kThreads>(rows(params.v), params.v.row,
                                             int(params.shape.headdim_v), threadIdx.x)
-      .start(smem + T::kStages, keys_left);
+      .start(smem + T::kStages, place.keys());
   cute::cp_async_fence();
   cute::cp_async_wait<0>();
   __syncthreads();  // K and V, which all threads copied, are there
-  const char* const v_rows = smem + T::kStages + chunks_first<typename T::VTile>(lane);
+  const int first_key = ScoreShare<T>::key_of(place.warp);
+  const char* const v_rows = smem + T::kStages + chunks_first<typename T::VTile>(place.lane);
 #pragma unroll
   for (int depth = 0; depth < T::kHeadDimV / 16; ++depth)
-    load_matrices(v[depth], v_rows + T::VTile::blocks(warp_key / 16, depth));
+    load_matrices(v[depth], v_rows + T::VTile::blocks(first_key / 16, depth));
   __syncthreads();  // V has been read; Q and u may take its place
 }
 

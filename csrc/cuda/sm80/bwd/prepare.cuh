@@ -1,5 +1,5 @@
-// What a row needs before the main kernel: u, D1 and D2, the LSE with rstd folded in; and what is
-// a matter of rows alone: the gradients of lambda and of the norm weight.
+// What the main kernel needs of each row: u, D1 and D2, the LSE with rstd folded in; and what needs no keys: the
+// gradients of lambda and of the norm weight.
 //
 // With the norm, g = dY·weight·scale, u = g - mean(g·x)·x with x = O·rstd, and dO = rstd·u; without
 // it u = dY·scale and rstd is 1. The main kernel sees rstd in the exponent: P' = P·rstd.
@@ -14,9 +14,9 @@ namespace diffattn::cuda::sm80 {
 
 constexpr int kPrepareThreads = 128;
 
-// The constant of a row's exponents: -LSE in log2 units, with rstd. From 2^20 on fp32 knows it so
-// badly that P could be many times 1. There it is lowered by 6·2^-24 of itself, more than the roundings
-// between it and a score can have added, so that P stays at most 1.
+// The constant of a row's exponents: -LSE in log2 units, with rstd. From 2^20 on the steps of fp32 are so coarse
+// that P could be many times 1. There it is lowered by 6·2^-24 of itself. This is more than the roundings between
+// it and a score can have added, so P stays at most 1.
 __device__ inline float exponent_constant(float lse, float log2_rstd) {
   const float x = fmaf(-lse, float(M_LOG2E), log2_rstd);
   return fabsf(x) < 1 << 20 ? x : fmaf(fabsf(x), -0x1.8p-22f, x);
@@ -32,7 +32,7 @@ __device__ void unpack_chunk(const uint4& chunk, float (&x)[kChunk]) {
   }
 }
 
-// A block of rows of one head, as one thread sees it: one chunk of columns of every kStride-th row.
+// One thread's share of a block of rows of one head: one chunk of columns of every kStride-th row.
 template <class T>
 class RowPreparation {
   using Element = typename T::Element;
@@ -91,8 +91,8 @@ class RowPreparation {
     unpack_chunk<Element>(chunk, x);
   }
 
-  // Rounds u, for all that follows is to agree with what the tensor cores see. It is laid out as the
-  // main kernel's tile, with zeros in the columns that only the tile has.
+  // Rounds u, so that everything that follows agrees with what the tensor cores see. It is laid out as the main
+  // kernel's tile, with zeros in the columns that only the tile has.
   __device__ void store_u(int r, float (&u)[kChunk]) const {
     uint32_t pairs[4];
 #pragma unroll
@@ -104,7 +104,7 @@ class RowPreparation {
     *reinterpret_cast<uint4*>(to) = chunk;
   }
 
-  // L1, L2, D1, E2 of the header.
+  // L1, L2, D1' and E2' of the file's first comment.
   __device__ void store_constants(int r, float l1, float l2, float d1, float e2,
                                   float lambda) const {
     RowConstants& constants = reinterpret_cast<RowConstants*>(rows_)[r / 16];
@@ -113,7 +113,7 @@ class RowPreparation {
     reinterpret_cast<float2*>(&constants.minus_d1[g])[half] = {-d1, -d1};
   }
 
-  // A row behind the sequence's last is one of zeros, and P = exp2(-inf) = 0.
+  // A row behind the sequence's last consists of zeros, and its P = exp2(-inf) = 0.
   __device__ void prepare(int r, int row) {
     const bool is_there = row < sequence_.seqlen_q;
     float u[kChunk], o[kChunk], o2[kChunk];
@@ -163,15 +163,15 @@ class RowPreparation {
                     e2, lambda);
   }
 
-  // Without a norm it is O·scale that forward left.
+  // Without a norm, forward left O·scale.
   __device__ void take_back_scale(float (&u)[kChunk], float (&o)[kChunk]) const {
     const float inverse = scale_ == 0 ? 0.f : 1 / scale_;
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) u[i] *= scale_, o[i] *= inverse;
   }
 
-  // From O = O1 - lambda·O2 and O2 + lambda·O1 to O and O2. To save O2 itself would leave the
-  // rounding of both to O1 = O + lambda·O2.
+  // From O = O1 - lambda·O2 and O2 + lambda·O1 to O and O2. If forward saved O2 itself, the rounding errors of
+  // both would add up in O1 = O + lambda·O2.
   __device__ static void turn_back(const float (&o)[kChunk], float (&o2)[kChunk], float lambda) {
     const float inverse = 1 / fmaf(lambda, lambda, 1.f);
 #pragma unroll

@@ -17,7 +17,7 @@ struct RowBlock {
                  unsigned(params.shape.seqlen_q + kRowBlock - 1) / kRowBlock) {}
 
  private:
-  // index: of the block of rows, of all sequences together, each of which has so many.
+  // index: of the block of rows, over all sequences; each has `blocks` of them.
   __device__ RowBlock(const BwdParams& params, unsigned index, unsigned blocks)
       : batch(int(index / blocks)),
         head(int(blockIdx.x % unsigned(params.shape.nheads))),

@@ -1,11 +1,12 @@
 // What each warp has of a step's products: its rows, keys and columns, as places in shared memory.
 #pragma once
 #include "dq.cuh"
+#include "place.cuh"
 #include "step.cuh"
 
 namespace diffattn::cuda::sm80 {
 
-// Where a lane's row of an operand's first block lies, if that block is a tile's first.
+// Where this lane's row of an operand's first block lies, for a block at the start of a tile.
 template <class T>
 struct LaneRows {
   const char *rows, *chunks;  // see rows_first() and chunks_first()
@@ -22,12 +23,12 @@ struct ScoreShare {
   int rows, keys;         // bytes to them in a tile of rows, and in K
   const char* constants;  // of this lane's first rows, in the first stage
 
-  __device__ ScoreShare(const char* smem, int warp, int lane)
-      : first_row_tile(warp % T::kRowGroups * T::kRowTiles),
-        first_key(key_of(warp)),
+  __device__ ScoreShare(const char* smem, const KeyPlace<T>& place)
+      : first_row_tile(place.warp % T::kRowGroups * T::kRowTiles),
+        first_key(key_of(place.warp)),
         rows(keep_uniform(T::UTile::blocks(first_row_tile, 0))),
         keys(keep_uniform(T::KTile::blocks(first_key / 16, 0))),
-        constants(smem + T::kStages + keep(LaneConstants::offset(first_row_tile, lane))) {}
+        constants(smem + T::kStages + keep(LaneConstants::offset(first_row_tile, place.lane))) {}
 
   __device__ static int key_of(int warp) { return warp / T::kRowGroups * 16; }
   __device__ const char* q(const LaneRows<T>& at, int stage) const {
@@ -39,18 +40,18 @@ struct ScoreShare {
   __device__ const char* k(const LaneRows<T>& at) const { return at.chunks + keys; }
 };
 
-// dV, dK1 and dK2: the keys and columns of a warp, in one of the three; or in dV and dK, if K is shared.
+// dV, dK1 and dK2: a warp's keys and columns in one of the three, or, if K is shared, in both dV and dK.
 template <class T>
 class GradShare {
  public:
-  enum Of { kDv, kDk1, kDk2 };  // kDv is meant of both if K is shared
+  enum Of { kDv, kDk1, kDk2 };  // if K is shared, kDv stands for both
   int first_key, first_col;
   Of of;
 
-  __device__ explicit GradShare(int warp)
-      : first_key(warp / T::kGradColGroups * T::kGradKeys),
-        first_col(group(warp) * T::kGradCols),
-        of(gradient(warp)),
+  __device__ explicit GradShare(const KeyPlace<T>& place)
+      : first_key(place.warp / T::kGradColGroups * T::kGradKeys),
+        first_col(group(place.warp) * T::kGradCols),
+        of(gradient(place.warp)),
         map_(keep_uniform(T::kMaps + of * T::MapTile::kBytes +
                           T::MapTile::blocks(0, first_key / 16))),
         rows_(keep_uniform(multiplied() + T::UTile::blocks(0, first_col / 16))) {}
@@ -91,23 +92,32 @@ class GradShare {
 template <class T>
 class DqShare {
  public:
-  __device__ DqShare(int warp, int lane)
-      : ds_(keep_uniform(T::kMaps + (1 + map(warp)) * T::MapTile::kBytes +
-                         T::MapTile::blocks(row_tile(warp), 0))),
-        keys_(keep_uniform(map(warp) % T::kComponentsK * T::KTile::kBytes +
-                           T::KTile::blocks(0, group(warp) % kGroups * T::kDqCols / 16))),
-        to_(4 * keep(lane +
-                     DqLayout<T::kHeadDim>::tile(row_tile(warp), group(warp) * T::kDqCols / 8))) {}
+  __device__ explicit DqShare(const KeyPlace<T>& place)
+      : ds_(keep_uniform(T::kMaps + (1 + map(place.warp)) * T::MapTile::kBytes +
+                         T::MapTile::blocks(row_tile(place.warp), 0))),
+        keys_(keep_uniform(map(place.warp) % T::kComponentsK * T::KTile::kBytes +
+                           T::KTile::blocks(0, group(place.warp) % kGroups * T::kDqCols / 16))),
+        to_(4 * keep(place.lane + DqLayout<T::kHeadDim>::tile(
+                                      row_tile(place.warp), group(place.warp) * T::kDqCols / 8))) {}
 
-  // Adds a step's products to those of the other key blocks, before() of which come first.
-  template <class Before>
-  __device__ void accumulate(float* dq, const LaneRows<T>& at, unsigned block,
-                             const KeyParts<T>& parts, int step, const Turn& turn,
-                             const Before& before) const {
+  // product += dS·K over the parts of the keys that the step sees: the first, the last, or both.
+  __device__ void multiply(DqFragment<T>& product, const LaneRows<T>& at, const KeyParts<T>& parts,
+                           int step) const {
+    constexpr int kBlocks = T::kPartKeys / 16;
+    const char *const ds = at.rows + ds_, *const keys = at.rows + keys_;
+    const bool sees_first = parts.first_is_seen(step), sees_last = parts.last_is_seen(step);
+    const int from = sees_first ? 0 : kBlocks;
+    multiply_dq<T>(product, ds + T::MapTile::blocks(0, from), keys + T::KTile::blocks(from, 0));
+    if (T::kParts == 2 && sees_first && sees_last)
+      multiply_dq<T>(product, ds + T::MapTile::blocks(0, kBlocks),
+                     keys + T::KTile::blocks(kBlocks, 0));
+  }
+
+  // Where this lane adds to a block of rows in the workspace.
+  __device__ float* sum_of(unsigned block, float* dq) const {
     char* const to = reinterpret_cast<char*>(dq) +
                      (uint64_t(block) * (DqLayout<T::kHeadDim>::kFloats * 4) + to_);
-    accumulate_dq<T>(at.rows + ds_, at.rows + keys_, reinterpret_cast<float*>(to),
-                     parts.first_is_seen(step), parts.last_is_seen(step), turn, block, before);
+    return reinterpret_cast<float*>(to);
   }
 
  private:

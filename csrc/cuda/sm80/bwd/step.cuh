@@ -2,17 +2,11 @@
 #pragma once
 #include <climits>
 
+#include "../shared/lanes.cuh"
 #include "../shared/problem.cuh"
 #include "traits.cuh"
 
 namespace diffattn::cuda::sm80 {
-
-// Hides from the compiler how x was made; to save a register it would make it anew in every step.
-__device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx.x % 32); }
-
-// The same for what is equal in a warp: the compiler learns that it is, and that costs no register
-// of each lane.
-__device__ inline int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 // The parts of a block's keys, and which of them a step sees that sees some key of the block: the first
 // until a step, the last from a step on. A warp works on keys of one part.
@@ -20,11 +14,12 @@ template <class T>
 struct KeyParts {
   RowSteps mine;  // of this warp's part
 
-  __device__ KeyParts(const SequenceMask& mask, int first_key, int seqlen_k, int warp)
-      : mine(of(mask, first_key, seqlen_k, warp / T::kPartWarps)),
-        first_end_(keep_uniform(of(mask, first_key, seqlen_k, 0).end)),
+  __device__ KeyParts(const KeyInterval& mask, int first_key, int warp)
+      : mine(of(mask, first_key, warp / T::kPartWarps)),
+        first_end_(keep_uniform(of(mask, first_key, 0).end)),
         mine_is_first_(warp < T::kPartWarps) {
-    const RowSteps last = of(mask, first_key, seqlen_k, T::kParts - 1);
+    mine.full_begin = keep_uniform(mine.full_begin);  // or it would be made anew in every step
+    const RowSteps last = of(mask, first_key, T::kParts - 1);
     last_begin_ = keep_uniform(last.begin < last.end ? last.begin : INT_MAX);
   }
 
@@ -35,8 +30,8 @@ struct KeyParts {
   }
 
  private:
-  __device__ static RowSteps of(const SequenceMask& mask, int first_key, int seqlen_k, int part) {
-    return RowSteps(mask, first_key + part * T::kPartKeys, T::kPartKeys, seqlen_k, T::kRows);
+  __device__ static RowSteps of(const KeyInterval& mask, int first_key, int part) {
+    return RowSteps(mask, first_key + part * T::kPartKeys, T::kPartKeys, T::kRows);
   }
 
   int first_end_, last_begin_;
@@ -111,8 +106,8 @@ __device__ void multiply_dp(ScoreFragment<T>& dp, const char* u, const VFragment
 #pragma unroll
   for (int m = 0; m < T::kRowTiles; ++m) {
     const float4& from = constants.minus_d1(m);
-    // To load all four costs two wavefronts, to load two and copy them instructions. The wider
-    // shapes, of one row tile, are near their mark of the latter, the others of the former.
+    // To load all four costs two wavefronts; to load two and copy them costs instructions. The wider shapes, of
+    // one row tile, are near their limit of instructions, the others near that of wavefronts.
     const float4 start = T::kRowTiles == 1 ? from : float4{from.x, from.x, from.z, from.z};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -148,7 +143,7 @@ class MapWriter {
 
   // dp is less D1. All of the warp's rows see all of its keys if the step is full.
   __device__ void run(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
-                      const LaneConstants& constants, const SequenceMask& mask, bool full,
+                      const LaneConstants& constants, const KeyInterval& mask, bool full,
                       int step_row, int block_key) const {
     if (full)
       write<false>(s, dp, constants, mask, step_row, block_key);
@@ -160,7 +155,7 @@ class MapWriter {
   // Keys are counted from key 0 of the sequence where there is a mask.
   template <bool kMasked>
   __device__ void write(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
-                        const LaneConstants& constants, const SequenceMask& mask, int step_row,
+                        const LaneConstants& constants, const KeyInterval& mask, int step_row,
                         int block_key) const {
 #pragma unroll
     for (int m = 0; m < T::kRowTiles; ++m)

@@ -11,7 +11,7 @@ struct BwdTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kWarps = 8, kThreads = 32 * kWarps;
-  static constexpr int kRows = kRowBlock;  // a step
+  static constexpr int kRows = kRowBlock;  // per step
   // Both components share K, so dK is one sum (DIFF V2).
   static constexpr bool kJointK = kHeadDim == kHeadDimV;
   static constexpr int kComponentsK = kJointK ? 1 : 2;
@@ -23,15 +23,15 @@ struct BwdTraits {
   static constexpr int kRowGroups = kWarps / (kKeys / 16);
   static constexpr int kRowTiles = kRows / 16 / kRowGroups;
 
-  // dV, dK1, dK2: a warp has kGradKeys keys and kGradCols columns, either of one of the three, laid
-  // side by side, or, if K is shared, of dV and of dK.
+  // dV, dK1, dK2: a warp has kGradKeys keys, and kGradCols columns of one of the three, which lie side by side; if
+  // K is shared, of both dV and dK.
   static constexpr int kGradKeys = kJointK ? 32 : 64;
   static constexpr int kGradColGroups = kWarps / (kKeys / kGradKeys);
   static constexpr int kGradCols = (kJointK ? kHeadDim : 4 * kHeadDim) / kGradColGroups;
   static constexpr int kQuarter = kJointK ? 1 : kGradColGroups / 4;  // groups of one of dK1, dK2
   static constexpr int kGradKeyTiles = kGradKeys / 16, kGradColTiles = kGradCols / 8;
 
-  // A warp's keys, here and there, are of one part.
+  // A warp's keys, both for the scores and for the gradients, belong to one part.
   static constexpr int kPartWarps = kWarps / kParts;
   static_assert(kRowGroups * (kPartKeys / 16) == kPartWarps);
   static_assert(kGradColGroups * (kPartKeys / kGradKeys) == kPartWarps);
@@ -41,7 +41,7 @@ struct BwdTraits {
   static constexpr int kDqRowTiles = kRows / 16 * kDqColGroups / kWarps;
   static constexpr int kDqCols = 2 * kHeadDim / kDqColGroups;
 
-  // Before the main kernel: lanes that share a row of u, a chunk of columns each.
+  // Before the main kernel: lanes that share a row of u, each with a chunk of columns.
   static constexpr int kRowLanes = kHeadDimV > 128  ? 32
                                    : kHeadDimV > 64 ? 16
                                    : kHeadDimV > 32 ? 8
@@ -55,11 +55,11 @@ struct BwdTraits {
   using MapTile = PanelTile<kRows, kKeys>;     // A, dS1 or dS2
   using OutTile = Tile<kGradKeys, kGradCols>;  // one warp's
 
-  // What the preparation leaves of a block of rows, in the order in which it lies here too.
+  // What the preparation leaves for a block of rows. In shared memory it lies in the same order.
   static constexpr int kRowsBytes = kConstantsBytes + UTile::kBytes;
 
-  // K, two stages of (row constants, Q1, Q2, u), the maps. Where that is too much there is one u,
-  // between the stages and the maps.
+  // K, two stages of (row constants, Q1, Q2, u), the maps. If that does not fit, there is one u, between the
+  // stages and the maps.
   static constexpr int kMostBytes = 99 << 10;  // what every device from 8.0 on has
   static constexpr int kBytesBesidesU = kComponentsK * KTile::kBytes + 3 * MapTile::kBytes +
                                         2 * (kConstantsBytes + 2 * QTile::kBytes);
@@ -72,7 +72,7 @@ struct BwdTraits {
   static constexpr int kMaps = kStages + 2 * kStageBytes + (kTwoStagesU ? 0 : UTile::kBytes);
   static constexpr int kSmemBytes = kMaps + 3 * MapTile::kBytes;
   static_assert(kSmemBytes <= kMostBytes);
-  // V comes through the place of the stages, the outputs leave through all.
+  // V arrives in the place of the stages. The outputs leave through the whole of shared memory.
   static_assert(kStages + VTile::kBytes <= kMaps);
   static_assert(kWarps * OutTile::kBytes <= kSmemBytes);
   static_assert(kWarps / 4 * kGradKeys * kGradCols * 4 <= kSmemBytes);

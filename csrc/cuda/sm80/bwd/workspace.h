@@ -4,7 +4,7 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Kernels take the query rows in blocks of this many. A packed sequence begins a block of its own.
+// Kernels take the query rows in blocks of this many. Each packed sequence begins with a new block.
 constexpr int kRowBlock = 32;
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -23,14 +23,14 @@ struct RowConstants {
 constexpr int kConstantsBytes = kRowBlock / 16 * sizeof(RowConstants);
 
 struct BwdWorkspace {
-  char* rows;  // [block, head]   RowConstants, two; u, the gradient of O but for rstd, as a tile
+  char* rows;  // [block, head]   RowConstants, two; u, the gradient of O without rstd, as a tile
   float* dq;   // [block, head, 2, 2·d/8, 4, 32]   d padded; accumulator fragments
   float* weight_parts;  // [block, head, dv]   each block's part of the norm weight's gradient
   int* turns;           // [block, head]   key blocks that have added to dq
   unsigned* tickets;    // [1]   key blocks that have been taken
   int64_t blocks;       // at most, of all sequences together
 
-  // Where the block of a sequence of the batch that has its row 0 lies.
+  // The first block of a sequence of the batch.
   __device__ static int64_t first_block(const Shape& shape, const Varlen& varlen, int64_t b,
                                         int64_t q_begin) {
     if (varlen.cu_seqlens_q) return q_begin / kRowBlock + b;
@@ -39,8 +39,8 @@ struct BwdWorkspace {
 };
 
 // Whether the narrow kernels serve a problem: V as wide as Q and a K that both components share
-// (DIFF V2). All else is for the wide ones, which pad what is missing. Head dims are padded to
-// multiples of 32.
+// (DIFF V2). Everything else goes to the wide ones, which pad what is missing. Head dims are padded to multiples
+// of 32.
 inline bool is_narrow(const Shape& shape) {
   return shape.headdim_v == shape.headdim && shape.k_components == 1;
 }

@@ -48,7 +48,7 @@ __device__ void append_share(const DecodeParams& params, const DecodePlan& plan,
   const int row_blocks = plan.row_blocks.divisor;
   append_tokens<typename T::Element>(params, sequence, place.head_k,
                                      place.split * row_blocks + place.row_block,
-                                     plan.splits.divisor * row_blocks, threadIdx.x);
+                                     place.splits.divisor * row_blocks, threadIdx.x);
 }
 
 constexpr int kAppendTokens = 4;  // per CTA

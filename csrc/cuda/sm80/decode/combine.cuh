@@ -12,8 +12,8 @@ namespace diffattn::cuda::sm80 {
 // A CTA has one row of one head, a thread two columns of both components.
 constexpr int kMostCombineThreads = 2 * int(kMostHeaddim) / 2;
 
-// Merges splits as the online softmax merges blocks of keys, but many at once: their loads are on
-// their way together, and each lane weighs one split for all.
+// Merges splits as the online softmax merges blocks of keys, many at once: their loads are in flight together,
+// and each lane computes the weight of one split for all lanes.
 struct MergedSplits {
   float reference[2] = {-FLT_MAX, -FLT_MAX};  // [comp]   log2; no infinities meet
   float total[2] = {};                        // [comp]
@@ -22,7 +22,8 @@ struct MergedSplits {
   // lses and rests [split, comp] and columns [split, comp, pitch] of `count` splits.
   __device__ MergedSplits(const float2* lses, const float2* rests, const float2* columns,
                           unsigned count, unsigned pitch) {
-    // Copies of a thread's own. ptxas puts plain loads next to their uses, one latency after the other.
+    // Each thread copies what it reads itself. ptxas would put plain loads next to their uses, one latency after
+    // the other.
     __shared__ float2 slots[kAtOnce][2][kMostCombineThreads];
     __shared__ float2 weights[kMostCombineThreads / 32][2][kAtOnce];  // a warp's own, in turn
     const unsigned thread = threadIdx.x, split = thread % kAtOnce;
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const unsigned col = exist ? 2 * threadIdx.x : 0;
   const unsigned count = plan.counts[blockIdx.x];
 
-  // Used at the end, but asked for now, so that no thread waits for these.
+  // Used at the end, but loaded now, so that no thread waits for them.
   int batch = int(blockIdx.x), head, row;
   plan.seqlen_q(batch, row, batch);
   plan.nheads(batch, head, batch);
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const auto* weights = static_cast<const float2*>(normed ? params.norm.weight : nullptr);
   const float2 weight = weights ? weights[col / 2] : float2{1, 1};
 
-  const int64_t first = int64_t(blockIdx.x) * plan.splits.divisor * 2;
+  const int64_t first = int64_t(blockIdx.x) * plan.most_splits * 2;
   const MergedSplits merged(reinterpret_cast<const float2*>(plan.lse + first),
                             reinterpret_cast<const float2*>(plan.rest + first),
                             reinterpret_cast<const float2*>(plan.out + first * dv + col), count,

@@ -19,20 +19,20 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                   const __grid_constant__ DecodePlan plan) {
   extern __shared__ __align__(1024) char smem[];
   const Shape& shape = params.shape;
-  const SplitPlace place(plan, T::kOneBlock);
+  const SplitPlace place(plan, params.mask, T::kOneBlock);
   const Role role(T::kGroupThreads);
   const CachedSequence sequence(params, plan, place.batch);
   const PackedRows rows(plan, place.row_block);
-  const SequenceMask mask(params.mask, int(shape.seqlen_q), sequence.keys, sequence.leftpad);
-  const Splits splits(plan, mask, rows);
+  const SeenKeys<T::kSinks> seen(params, sequence, rows, place.head_k);
+  const Splits splits(place.splits, plan.least_blocks, seen.blocks());
   const Range blocks = splits.blocks(place.split);
 
-  KeyStream<T> stream(params, plan, place, sequence, splits, role, smem);
+  KeyStream<T> stream(params, plan, place, sequence, seen, blocks, role, smem);
   stream.start();
 
-  // While the first copies are on their way.
+  // While the first copies are in flight.
   if (!plan.append_first) append_share<T>(params, plan, place, sequence);
-  if (plan.splits.divisor > 1) {
+  if (plan.most_splits > 1) {
     if (place.split == 0) store_counts(plan, place, rows, splits.count());
     if (blocks.begin >= blocks.end) return;
   }
@@ -44,26 +44,33 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   load_queries<T>(q, q_tiles, role);
   __syncthreads();  // all warps have Q in registers: the slots where it lay may be filled
 
-  const LaneMask lane_mask(mask, rows, role);
   const bool only_copies = !T::kOneBlock && rows.begin + role.first_row() >= rows.end;
   const int lane_k = lane_of_keys<T>(shape, role.lane), lane_v = lane_of_values<T>(role.lane);
   Softmax<1> softmax(params.softmax_scale);
   RegisterOrigins origins;
   typename T::O o = {};
-  for (int block = blocks.begin + role.group; block < blocks.end; block += T::kGroups) {
-    const char* const k = stream.next_keys();
-    typename T::P p;
-    if (!only_copies) {
-      typename T::Logits s;
-      multiply_qk<T>(s, q, k + lane_k, shape.k_components == 1);
-      const int key = block * kBlockKeys;
-      const bool found = stream.found(block);
-      if (!lane_mask.all_seen(key) || !found) lane_mask.hide(s, key, found);
-      exponentiate<T>(p, s, o, softmax, origins, role.lane);
+  int block = blocks.begin + role.group;
+  do {
+    const KeyBlocks first = seen.first();
+    const bool in_first = !T::kSinks || block < first.end;
+    const KeyBlocks part = in_first ? first : seen.window(first.end);
+    const LaneMask lane_mask(in_first ? seen.first_mask() : seen.window_mask(), rows, role);
+    const int end = T::kSinks ? min(part.end, blocks.end) : blocks.end;
+    for (; block < end; block += T::kGroups) {
+      const char* const k = stream.next_keys();
+      typename T::P p;
+      if (!only_copies) {
+        typename T::Logits s;
+        multiply_qk<T>(s, q, k + lane_k, shape.k_components == 1);
+        const int key = part.key_of(block);
+        const bool found = stream.found(block);
+        if (!lane_mask.all_seen(key) || !found) lane_mask.hide(s, key, found);
+        exponentiate<T>(p, s, o, softmax, origins, role.lane);
+      }
+      const char* const v = stream.next_values();
+      if (!only_copies) multiply_pv<T>(o, p, v + lane_v);
     }
-    const char* const v = stream.next_values();
-    if (!only_copies) multiply_pv<T>(o, p, v + lane_v);
-  }
+  } while (T::kSinks && block < blocks.end);
   // All warps have read their last slots, and no copies are under way: the ring may be overwritten.
   __syncthreads();
 
@@ -73,12 +80,10 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   DecodeEpilogue<T>(params, plan, place, rows, role, merge).run(totals, share);
 }
 
-template <class Element, int kHeadDim, int kHeadDimV, int kRows>
-void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
-  constexpr int kRowWarps = kRows / 8, kGroups = kRows == kFewRows ? 4 : 2;
-  using T = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps>;
+template <class T>
+void launch_decode_kernel(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   const Shape& shape = params.shape;
-  const int64_t ctas = plan.row_blocks.divisor * shape.nheads_k * plan.splits.divisor * shape.batch;
+  const int64_t ctas = plan.row_blocks.divisor * plan.units;
   check_size("decode: blocks of rows x heads x splits x batch", ctas, kMaxCtas);
   const int slots = T::kGroups * T::slot_bytes(shape), q_bytes = T::kRowWarps * T::QTile::kBytes;
   const int ring = T::last_slots(shape) + (slots > q_bytes ? slots : q_bytes);
@@ -88,6 +93,17 @@ void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStrea
         "decode: shared memory");
   kernel<<<unsigned(ctas), T::kThreads, bytes, stream>>>(params, plan);
   check(cudaGetLastError(), "decode: launch");
+}
+
+template <class Element, int kHeadDim, int kHeadDimV, int kRows>
+void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
+  constexpr int kRowWarps = kRows / 8, kGroups = kRows == kFewRows ? 4 : 2;
+  if (params.mask.sink > 0)
+    launch_decode_kernel<DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, true>>(
+        params, plan, stream);
+  else
+    launch_decode_kernel<DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, false>>(
+        params, plan, stream);
 }
 
 }  // namespace diffattn::cuda::sm80

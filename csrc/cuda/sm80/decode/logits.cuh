@@ -10,11 +10,10 @@ namespace diffattn::cuda::sm80 {
 // Which keys of a block a lane hides.
 class LaneMask {
  public:
-  __device__ LaneMask(const SequenceMask& mask, const PackedRows& rows, const Role& role) {
+  __device__ LaneMask(const KeyInterval& mask, const PackedRows& rows, const Role& role) {
     const int row = rows.row_of(min(rows.begin + role.row(), rows.end - 1));
-    const int first = rows.row_of(rows.begin), last = rows.row_of(rows.end - 1);
     seen_ = {mask.begin(row), mask.end(row)};
-    full_ = {mask.begin(last), mask.end(first)};
+    full_ = {mask.begin(rows.last_row()), mask.end(rows.first_row())};
     lane_ = role.lane;
   }
 
@@ -23,7 +22,7 @@ class LaneMask {
     return key >= full_.begin && key + kBlockKeys <= full_.end;
   }
 
-  // Hides the keys that the lane's row does not see. A block that was not found has none it sees.
+  // Hides the keys that the lane's row does not see: all keys of a block that was not found.
   __device__ void hide(float (&s)[1][2][4], int key, bool found) const {
     const Range seen = found ? Range{seen_.begin - key, seen_.end - key} : Range{0, 0};
 #pragma unroll

@@ -167,7 +167,7 @@ class DecodeEpilogue {
       lse[comp] = totals.reference[comp] + __log2f(totals.sum[comp]);
     }
     scale_rows(o, inverse);
-    if (plan_.splits.divisor > 1)
+    if (plan_.most_splits > 1)
       store_partial(o, lse, totals);
     else
       store_output(o, lse);
@@ -177,7 +177,7 @@ class DecodeEpilogue {
   __device__ void store_partial(const O& o, const float (&lse)[2], const RowTotals& totals) const {
     if (!exists_) return;
     const int dv = int(p_.shape.headdim_v);
-    const int64_t at = (row_index(plan_, batch_, head_, row_) * plan_.splits.divisor + split_) * 2;
+    const int64_t at = (row_index(plan_, batch_, head_, row_) * plan_.most_splits + split_) * 2;
     if (tells_lse_) {
       *reinterpret_cast<float2*>(plan_.lse + at) = {lse[0], lse[1]};
 #pragma unroll

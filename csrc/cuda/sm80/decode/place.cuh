@@ -1,5 +1,6 @@
 // Where a CTA is in the grid, and where a thread is in its CTA.
 #pragma once
+#include "../shared/problem.cuh"
 #include "plan.h"
 
 namespace diffattn::cuda::sm80 {
@@ -8,14 +9,34 @@ struct SplitPlace {
   int row_block;  // of the query rows of a KV head
   int head_k, split, batch;
 
+  const Divisor& splits;  // of the head
+
   // Neighbouring CTAs read the same keys for different rows, and then the keys of neighbouring heads.
   // The last row block comes first because its rows see the most keys.
-  __device__ SplitPlace(const DecodePlan& plan, bool one_block) {
-    int rest = int(blockIdx.x), from_last = 0;
-    if (!one_block) plan.row_blocks(rest, from_last, rest);
-    row_block = one_block ? 0 : plan.row_blocks.divisor - 1 - from_last;
-    plan.nheads_k(rest, head_k, rest);
-    plan.splits(batch, split, rest);
+  __device__ SplitPlace(const DecodePlan& plan, const Mask& mask, bool one_block)
+      : SplitPlace(plan, mask, one_block, Unit(plan, one_block)) {}
+
+ private:
+  // A row block, and which of all sequences' splits of all KV heads it is.
+  struct Unit {
+    int from_last = 0, n = int(blockIdx.x);
+    bool is_full;  // its head sees every key
+
+    __device__ Unit(const DecodePlan& plan, bool one_block) {
+      if (!one_block) plan.row_blocks(n, from_last, n);
+      is_full = n < int(plan.full_units);
+      if (!is_full) n -= int(plan.full_units);
+    }
+  };
+
+  __device__ SplitPlace(const DecodePlan& plan, const Mask& mask, bool one_block, Unit unit)
+      : row_block(one_block ? 0 : plan.row_blocks.divisor - 1 - unit.from_last),
+        splits(unit.is_full ? plan.full.splits : plan.streaming.splits) {
+    const Divisor& heads = unit.is_full ? plan.full.heads : plan.streaming.heads;
+    int rank, rest;
+    heads(rest, rank, unit.n);
+    splits(batch, split, rest);
+    head_k = HeadKind{unit.is_full ? ~mask.streaming : mask.streaming, 0}.head_k(unsigned(rank));
   }
 };
 

@@ -6,9 +6,15 @@
 
 namespace diffattn::cuda::sm80 {
 
-// A number that the device divides by: a division takes an eighth of the instructions if the host has
-// prepared it, and those before the first load are time that nothing hides.
+// A number that the device divides by. A division that the host has prepared takes an eighth of the instructions,
+// and nothing hides the time of the instructions before the first load.
 using Divisor = cutlass::FastDivmod;
+
+// The KV heads that stream, or those that do not.
+struct KindPlan {
+  Divisor heads;
+  Divisor splits;  // most parts that the keys of a sequence are cut into
+};
 
 // How a step of decoding is spread over CTAs, from shapes alone. Query rows are those of a KV head:
 // row m is row m / group of query head m % group of the group.
@@ -16,11 +22,15 @@ struct DecodePlan {
   Divisor group;       // query heads of a KV head
   int rows;            // query rows of a CTA: kFewRows or kManyRows
   Divisor row_blocks;  // CTAs that have query rows of one KV head
-  Divisor splits;      // most parts that the keys of a sequence are cut into
-  int least_blocks;    // of kBlockKeys keys in a part
-  bool append_first;   // by a kernel of its own, else by the CTAs that read the cache
-  Divisor seqlen_q, nheads, nheads_k;  // of the shape
-  Divisor page;                        // keys; without pages as many as a cache may hold
+  KindPlan full, streaming;
+  // Splits of all KV heads of all sequences. Those of heads that see every key come first, because they take
+  // longest.
+  int64_t units, full_units;
+  int most_splits;           // of either kind
+  int least_blocks;          // of kBlockKeys keys in a part
+  bool append_first;         // by a kernel of its own, else by the CTAs that read the cache
+  Divisor seqlen_q, nheads;  // of the shape
+  Divisor page;              // keys; without pages as many as a cache may hold
   // What splits leave to the combine kernel; absent with one split.
   float* out = nullptr;   // [batch, head, row, split, comp, dv]   normalised
   float* lse = nullptr;   // [batch, head, row, split, comp]       log2

@@ -14,8 +14,8 @@ class Rotator {
         half_(last_ < 0 ? 0 : int(unsigned(rotary.dim) / 2)),
         interleaved_(rotary.interleaved) {}
 
-  // A chunk of a row, rotated to `position` and rounded. Positions that the tables do not have get
-  // the last that they have.
+  // A chunk of a row, rotated to `position` and rounded. A position behind the tables' last is taken as the
+  // last.
   __device__ uint4 load(const Element* row, int col, int position) const {
     const uint4 own = chunk(row + col);
     if (col >= 2 * half_) return own;
@@ -29,8 +29,8 @@ class Rotator {
  private:
   __device__ static uint4 chunk(const Element* x) { return *reinterpret_cast<const uint4*>(x); }
 
-  // (x, y) to (x·cos - y·sin, y·cos + x·sin). Each operation is rounded, as separate ones on tensors
-  // would be: a row appended and rotated here has the bits of one that was rotated before.
+  // (x, y) to (x·cos - y·sin, y·cos + x·sin). Each operation is rounded, as if it were a separate one on tensors,
+  // so that a row rotated here has the same bits as a row that was rotated before the call.
   __device__ float first(float x, float y, int64_t angle) const {
     return __fsub_rn(__fmul_rn(x, float(cos_[angle])), __fmul_rn(y, float(sin_[angle])));
   }

@@ -89,22 +89,22 @@ class KeyStream {
 
  public:
   __device__ KeyStream(const DecodeParams& params, const DecodePlan& plan, const SplitPlace& place,
-                       const CachedSequence& sequence, const Splits& splits, const Role& role,
-                       char* smem)
+                       const CachedSequence& sequence, const SeenKeys<T::kSinks>& seen,
+                       const Range& blocks, const Role& role, char* smem)
       : p_(params),
         s_(sequence),
         fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), role.thread),
         fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, role.thread),
         head_k_(place.head_k),
         role_(role),
-        block_(splits.blocks(place.split).begin + role.group),
-        end_(splits.blocks(place.split).end),
-        keys_(splits.keys()),
+        seen_(seen),
+        block_(blocks.begin + role.group),
+        end_(blocks.end),
+        part_(seen.first()),
         first_fresh_(plan.append_first ? sequence.keys : sequence.cached),
         slot_bytes_(T::slot_bytes(params.shape)),
         ring_(smem + role.group * slot_bytes_) {
-    at_ = row_of_block(block_);
-    next_at_ = row_of_block(block_ + T::kGroups);
+    find_block();
   }
 
   // Starts the copies into all slots but the last.
@@ -154,7 +154,7 @@ class KeyStream {
   template <Content kContent>
   __device__ void issue() {
     char* const to = slot(issued_++);
-    if (block_ < end_) {
+    if (block_ < stop_) {
       if constexpr (kContent == Content::keys)
         issue_keys(to);
       else
@@ -173,7 +173,7 @@ class KeyStream {
     found_ = s_.pages.exists(at_.page) ? found_ | bit : found_ & ~bit;
     if (fresh.begin >= fresh.end) return;
     const Rotator<Element> rotator(p_.cache.rotary);
-    const int key = block_ * kBlockKeys;
+    const int key = part_.key_of(block_);
 #pragma unroll 1
     for (int map = 0; map < maps; ++map) {
       const View& from = p_.maps[map].k_new;
@@ -194,31 +194,40 @@ class KeyStream {
       });
     }
     block_ += T::kGroups;
+    if (T::kSinks && block_ >= stop_) return find_block();
     at_ = next_at_;
+    next_at_ = row_of_block(block_ + T::kGroups);
+  }
+
+  // The next block may be in another interval than the one before.
+  __device__ void find_block() {
+    if (T::kSinks && block_ >= part_.end && block_ < end_) part_ = seen_.window(part_.end);
+    stop_ = T::kSinks ? min(part_.end, end_) : end_;
+    at_ = row_of_block(block_);
     next_at_ = row_of_block(block_ + T::kGroups);
   }
 
   // The entry of the page table, loaded long before it is needed.
   __device__ CachedRow row_of_block(int block) const {
-    return block < end_ ? s_.pages.row_of(block * kBlockKeys) : CachedRow{-1, 0};
+    return block < stop_ ? s_.pages.row_of(part_.key_of(block)) : CachedRow{-1, 0};
   }
 
   // The rows of the block that hold visible keys, and which of these are not in the cache yet.
   __device__ Range visible() const {
-    const int key = block_ * kBlockKeys;
+    const int key = part_.key_of(block_);
     if (!s_.pages.exists(at_.page)) return {0, 0};
-    return {max(keys_.begin - key, 0), min(keys_.end - key, kBlockKeys)};
+    return {max(part_.keys.begin - key, 0), min(part_.keys.end - key, kBlockKeys)};
   }
   __device__ Range fresh_of(Range valid) const {
-    return {max(first_fresh_ - block_ * kBlockKeys, valid.begin), valid.end};
+    return {max(first_fresh_ - part_.key_of(block_), valid.begin), valid.end};
   }
 
-  // Row 0 of the block: in the cache, and were it a row of the new tokens.
+  // Row 0 of the block in the cache, and where it would lie among the new tokens.
   __device__ const Element* cached_rows(const View& v) const {
     return row_of<const Element>(v, Pages::offset(v, at_) + head_k_ * v.head);
   }
   __device__ const Element* new_rows(const View& v) const {
-    const int first = first_fresh_ - block_ * kBlockKeys;
+    const int first = first_fresh_ - part_.key_of(block_);
     return row_of<const Element>(v, s_.batch * v.batch + head_k_ * v.head - first * v.row);
   }
 
@@ -228,8 +237,10 @@ class KeyStream {
   const BlockFill<T::kHeadDimV, T::kGroupThreads> fill_v_;
   const int head_k_;
   const Role& role_;
-  int block_, end_;   // the next block, and where the split ends
-  const Range keys_;  // that some row of the CTA sees
+  const SeenKeys<T::kSinks>& seen_;
+  int block_, end_;  // the next block, and where the split ends
+  KeyBlocks part_;   // that has the next block
+  int stop_;         // where it or the split ends
   const int first_fresh_;
   const int slot_bytes_;
   char* const ring_;

@@ -5,11 +5,14 @@
 
 namespace diffattn::cuda::sm80 {
 
-template <class Element_, int kHeadDim_, int kHeadDimV_, int kGroups_, int kRowWarps_>
+template <class Element_, int kHeadDim_, int kHeadDimV_, int kGroups_, int kRowWarps_, bool kSinks_>
 struct DecodeTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kGroups = kGroups_, kRowWarps = kRowWarps_;
+  // Whether keys may be hidden between those that a row sees. Kernels of their own, because telling costs others up
+  // to a quarter of their instructions.
+  static constexpr bool kSinks = kSinks_;
   static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
   static constexpr int kRows = 8 * kRowWarps;        // packed
   static constexpr bool kOneBlock = kRowWarps == 1;  // few rows are one block of them
@@ -37,8 +40,8 @@ struct DecodeTraits {
   __host__ __device__ static int last_slots(const Shape& shape) {
     return (kSlots - 1) * kGroups * slot_bytes(shape);
   }
-  // At most what fits 99 KB, which every device has; Q may need more room than the last slots. Where
-  // the head dim allows it, two CTAs of few rows share a processor; one of many rows fills it.
+  // At most what fits 99 KB, which every device has; Q may need more room than the last slots. If the head dim
+  // allows it, two CTAs with few rows share a multiprocessor; one with many rows fills it.
   static constexpr int kSmem = 99 << 10, kMostSlots = kRowWarps == 1 ? 4 : 6;
   static constexpr int kWidestSlots = kGroups * kBlockKeys * (kHeadDim * 4 + 16);
   static constexpr int kFit = (kSmem - kRowWarps * QTile::kBytes) / kWidestSlots + 1;

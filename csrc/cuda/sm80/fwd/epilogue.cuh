@@ -49,7 +49,7 @@ class Epilogue {
         f(m, half, place_.first_row + m * 16 + half * 8 + place_.lane / 4);
   }
 
-  // A row's own value of a [batch, head, row] tensor, written by one lane of the quad.
+  // Writes a row's number of a [batch, head, row] tensor, by one lane of the quad.
   __device__ void store_statistic(const View& to, int row, float x) const {
     if (place_.lane % 4 != 0 || row >= place_.sequence.seqlen_q) return;
     static_cast<float*>(
@@ -96,8 +96,8 @@ class Epilogue {
         }
   }
 
-  // O = O1 - lambda·O2, in fp32, and what backward needs with it. The two are O1 and O2 rotated, so
-  // what their rounding costs is spread evenly over both, whatever lambda is.
+  // O = O1 - lambda·O2 and O2 + lambda·O1, in fp32. The two are O1 and O2 rotated, so their rounding errors are
+  // spread evenly over both, whatever lambda is.
   __device__ void rotate(O& o, O& o2) const {
     const auto* lam = static_cast<const float*>(p_.lam.data) + place_.sequence.q_offset(p_.lam) +
                       place_.head * p_.lam.head;

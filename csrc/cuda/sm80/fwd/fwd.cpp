@@ -17,7 +17,7 @@ constexpr Launch kLaunches[2][2] = {
 
 }  // namespace
 
-void fwd(const FwdParams& params, cudaStream_t stream) {
+void fwd(const FwdParams& params, void*, cudaStream_t stream) {
   const int64_t d = params.shape.headdim;
   const auto& launches =
       for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);

@@ -7,10 +7,10 @@
 
 namespace diffattn::cuda::sm80 {
 
-void fwd(const FwdParams&, cudaStream_t);
+void fwd(const FwdParams&, void* workspace, cudaStream_t);
 
-// Head dims up to kHeadDim and up to kHeadDimV, which is as wide or twice as wide. instances/ compiles
-// them, a file for each head dim.
+// Head dims up to kHeadDim and up to kHeadDimV, which is as wide or twice as wide. instances/ compiles them, one
+// file per head dim.
 template <class Element, int kHeadDim, int kHeadDimV>
 void launch_fwd(const FwdParams&, cudaStream_t);
 

@@ -30,8 +30,8 @@ struct RowExchange {
   }
 };
 
-// The origins of a lane's far rows (Softmax), in shared memory: no register is left for what hardly a
-// row has. No other lane reads them.
+// The origins of a lane's far rows (Softmax), in shared memory: no register is left, and hardly any row is far.
+// No other lane reads them.
 template <class T>
 struct SharedOrigins {
   float* first;  // [kRowTiles, half, thread]

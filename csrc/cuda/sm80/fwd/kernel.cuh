@@ -7,6 +7,7 @@
 #pragma once
 #include "epilogue.cuh"
 #include "fwd.h"
+#include "keys.cuh"
 #include "products.cuh"
 #include "step.cuh"
 #include "tiles.cuh"
@@ -19,17 +20,17 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   extern __shared__ __align__(1024) char smem[];
   const Place<T> place(params);
   if (!place.has_rows()) return;
-  const int seqlen_q = place.sequence.seqlen_q;
-  const SequenceMask mask(params.mask, seqlen_q, place.sequence.seqlen_k);
-  const KeyRange cta_keys(mask, place.cta_row, min(place.cta_row + T::kRows, seqlen_q));
+  const HeadMask head_mask(params.mask, place.head_k, place.sequence);
   const float sign = params.softmax_scale < 0 ? -1.f : 1.f;
-  KeyRange keys(mask, place.first_row, min(place.first_row + T::kRowTiles * 16, seqlen_q));
-  if (sign < 0) keys.none_is_full();  // hide() is what gives the sign
+  const auto keys_of = [&](const KeyInterval& interval) {
+    return IntervalKeys<T>(interval, place, sign < 0);
+  };
+  IntervalKeys<T> keys = keys_of(head_mask.first(place.cta_end_row() - 1));
 
-  int step_key = cta_keys.begin / T::kKeys * T::kKeys;
-  KeyValueFill<T> fill(params, place.sequence, place.head, step_key);
+  int step_key = keys.begin;
+  KeyValueFill<T> fill(params, place.sequence, place.head_k, step_key);
   fill_queries<T>(params, place.sequence, place.head, place.cta_row, smem + T::kStageBytes);
-  if (step_key < cta_keys.end)
+  if (step_key < keys.end)
     fill.start(smem, step_key);
   else
     cute::cp_async_fence();
@@ -44,28 +45,35 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Handover<T> handover(smem, place.warp, place.lane);
   StepTiles<T> tiles(smem, params, place);
 
-  for (; step_key < cta_keys.end; step_key += T::kKeys) {
-    cute::cp_async_wait<0>();
-    // All threads' copies of this step are there. All have read the other stage, what their partner
-    // handed over and, before the first step, Q: each may be overwritten.
-    __syncthreads();
-    if (step_key + T::kKeys < cta_keys.end) fill.start(tiles.next_stage(), step_key + T::kKeys);
+  while (true) {
+    for (; step_key < keys.end; step_key += T::kKeys) {
+      cute::cp_async_wait<0>();
+      // All threads' copies of this step are there. All have read the other stage, what their partner
+      // handed over and, before the first step, Q: each may be overwritten.
+      __syncthreads();
+      if (step_key + T::kKeys < keys.end) fill.start(tiles.next_stage(), step_key + T::kKeys);
 
 #pragma unroll
-    for (int part = 0; part < T::kKeys / T::kPartKeys; ++part) {
-      const int first_key = step_key + part * T::kPartKeys;
-      const bool full = keys.fully_has(first_key, T::kPartKeys);
-      if (T::kSkips && !full && !keys.meets(first_key, T::kPartKeys)) continue;
-      SFragment<T> s;
-      multiply_qk<T>(s, q, tiles.keys(part));
-      if (!full) hide(s, mask, place.first_row, first_key, sign, place.lane);
-      PFragment<T> p_own, p_other;
-      if (part > 0) handover.wait();  // both have read what the part before handed over
-      const bool grew = exponentiate<T>(softmax, s, p_own, o_own, handover, smem, part);
-      take_over<T>(handover, grew, p_other, o_other);
-      multiply_pv<T>(o_own, o_other, p_own, p_other, tiles.values(part));
+      for (int part = 0; part < T::kKeys / T::kPartKeys; ++part) {
+        const int first_key = step_key + part * T::kPartKeys;
+        const bool full = keys.seen.are_full(first_key);
+        if (T::kSkips && !full && !keys.seen.meets(first_key)) continue;
+        SFragment<T> s;
+        multiply_qk<T>(s, q, tiles.keys(part));
+        if (!full) hide(s, keys.mask, place.first_row, first_key, sign, place.lane);
+        PFragment<T> p_own, p_other;
+        if (part > 0) handover.wait();  // both have read what the part before handed over
+        const bool grew = exponentiate<T>(softmax, s, p_own, o_own, handover, smem, part);
+        take_over<T>(handover, grew, p_other, o_other);
+        multiply_pv<T>(o_own, o_other, p_own, p_other, tiles.values(part));
+      }
+      tiles.advance();
     }
-    tiles.advance();
+    if (keys.mask.end_key() == place.sequence.seqlen_k) break;
+    keys = keys_of(head_mask.window());
+    fill.skip(keys.begin - step_key);
+    step_key = keys.begin;
+    fill.start(tiles.stage(), step_key);  // all have read what lay there before the last step
   }
   __syncthreads();  // the last tiles have been read by all: outputs may be staged in their place
   Epilogue<T>(params, place, handover, smem + place.warp * T::OTile::kBytes)

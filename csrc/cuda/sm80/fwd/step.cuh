@@ -37,6 +37,7 @@ class StepTiles {
   __device__ const char* values(int part) const {
     return v_ + T::VTile::offset(part * T::kPartKeys, 0);
   }
+  __device__ char* stage() const { return next_stage_ - flip_; }
   __device__ char* next_stage() const { return next_stage_; }
 
   __device__ void advance() {

@@ -10,13 +10,13 @@ struct FwdTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kPairs = 4, kThreads = 64 * kPairs;
-  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows a pair
+  static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows, per pair
   static constexpr int kRows = kPairs * kRowTiles * 16;
-  static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // a step: copied together
+  static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // per step: copied together
   static constexpr int kPartKeys = 32;                    // whose softmax is computed together
   // Whether a pair leaves out parts that none of its rows sees; at 128 no register is left to know it.
   static constexpr bool kSkips = kHeadDim < 128;
-  static constexpr int kHalfV = kHeadDimV / 2;  // columns a warp
+  static constexpr int kHalfV = kHeadDimV / 2;  // columns per warp
 
   // Both components of a row lie side by side.
   using QTile = Tile<kRows, 2 * kHeadDim>;
@@ -40,7 +40,7 @@ struct FwdTraits {
 
   // The tensor core sums some of the blocks of 16 x 16 of P (Softmax::add), evenly spread: as many as
   // a fiftieth of its other work pays for.
-  static constexpr int kBlocks = kRowTiles * kKeys / 16;  // a step
+  static constexpr int kBlocks = kRowTiles * kKeys / 16;  // per step
   static constexpr int kProducts = kBlocks * (kHeadDim + kHeadDimV) / 8, kSummed = kProducts / 50;
   __device__ static constexpr bool tensor_core_sums(int row_tile, int key_block) {
     return (row_tile * kKeys / 16 + key_block) * kSummed % kBlocks < kSummed;
@@ -74,11 +74,11 @@ __device__ void fill_queries(const FwdParams& p, const Sequence& sequence, int h
 template <class T>
 class KeyValueFill {
  public:
-  __device__ KeyValueFill(const FwdParams& p, const Sequence& sequence, int head, int first_key)
+  __device__ KeyValueFill(const FwdParams& p, const Sequence& sequence, int head_k, int first_key)
       : noise_bytes_(bytes_to_noise(p.maps[kSignal].k, p.maps[kNoise].k)),
-        k_(at<T>(p.maps[kSignal].k, offset(p, p.maps[kSignal].k, sequence, head, first_key)),
+        k_(at<T>(p.maps[kSignal].k, offset(p.maps[kSignal].k, sequence, head_k, first_key)),
            p.maps[kSignal].k.row, sequence.seqlen_k, int(p.shape.headdim), threadIdx.x),
-        v_(at<T>(p.v, offset(p, p.v, sequence, head, first_key)), p.v.row, sequence.seqlen_k,
+        v_(at<T>(p.v, offset(p.v, sequence, head_k, first_key)), p.v.row, sequence.seqlen_k,
            int(p.shape.headdim_v), threadIdx.x) {}
 
   // Starts the copies of the next step, whose first key is first_key.
@@ -92,10 +92,15 @@ class KeyValueFill {
     cute::cp_async_fence();
   }
 
+  // Leaves out some keys before the next step.
+  __device__ void skip(int keys) {
+    k_.skip(keys);
+    v_.skip(keys);
+  }
+
  private:
-  __device__ static int64_t offset(const FwdParams& p, const View& v, const Sequence& sequence,
-                                   int head, int first_key) {
-    const int head_k = head / int(p.shape.nheads / p.shape.nheads_k);
+  __device__ static int64_t offset(const View& v, const Sequence& sequence, int head_k,
+                                   int first_key) {
     return sequence.k_offset(v) + head_k * v.head + first_key * v.row;
   }
 

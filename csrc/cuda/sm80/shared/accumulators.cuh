@@ -5,6 +5,16 @@
 namespace diffattn::cuda::sm80 {
 
 template <int kRowTiles, int kColTiles>
+__device__ void scale(float (&o)[kRowTiles][kColTiles][4], float factor) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+    for (int n = 0; n < kColTiles; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[m][n][i] *= factor;
+}
+
+template <int kRowTiles, int kColTiles>
 __device__ void scale_rows(float (&o)[kRowTiles][kColTiles][4],
                            const float (&factor)[kRowTiles][2]) {
 #pragma unroll

@@ -1,15 +1,15 @@
-// A barrier of part of a CTA.
+// A barrier for some of a CTA's warps.
 #pragma once
 
 namespace diffattn::cuda::sm80 {
 
-// The only instructions that are spelled out: CUTLASS has the first from sm_90 on, and CUDA's builtins
-// are the forms for warps that may have diverged, which cost a dozen instructions more.
+// The only instructions written in PTX: CUTLASS has the first from sm_90 on, and CUDA's builtins are the forms
+// for warps that may have diverged, which cost a dozen instructions more.
 __device__ inline void named_barrier(int id, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
-// The same, and how many of the threads say yes.
+// The same; returns how many of the threads passed true.
 __device__ inline int named_barrier_count(int id, int threads, bool yes) {
   int count;
   asm volatile(

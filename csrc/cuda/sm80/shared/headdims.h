@@ -1,4 +1,4 @@
-// The head dims that kernels are compiled for; what lies between two of them runs as the larger.
+// The head dims that kernels are compiled for. A head dim between two of them runs as the larger.
 #pragma once
 #include <cstdint>
 

@@ -4,9 +4,9 @@
 
 namespace diffattn::cuda::sm80 {
 
-// kRows x kCols. In every other group of four rows of a panel the two chunks change places, so that
-// one chunk column of eight neighbouring rows lies in eight different groups of banks. A block of
-// 16 x 16 is that of another at an offset that is constant.
+// kRows x kCols. In every other group of four rows of a panel the two chunks change places, so that one chunk
+// column of eight neighbouring rows lies in eight different groups of banks. All blocks of 16 x 16 have the same
+// layout, at constant offsets from each other.
 template <int kRows_, int kCols_>
 struct PanelTile {
   static constexpr int kRows = kRows_, kCols = kCols_;
@@ -20,16 +20,17 @@ struct PanelTile {
     return col / kPanel * kPanelBytes + row * kRowBytes + chunk * 16 + col % kChunk * 2;
   }
 
-  // Bytes from any place in a block to the same in the block so many below and to the right.
+  // Bytes from any place in a block to the same place in the block that lies so many blocks below and to the
+  // right.
   __host__ __device__ static constexpr int blocks(int below, int right) {
     return right * kPanelBytes + below * 16 * kRowBytes;
   }
 };
 
 // One thread's share of filling a tile from rows of global memory. Rows from rows_left on and
-// columns from cols on become zeros; nothing of them is read. Eight neighbouring threads fill four
-// rows of a panel, that is different banks, and a warp the same rows of four panels, so that a
-// row's 128 bytes are read together.
+// columns from cols on become zeros; nothing of them is read. Eight neighbouring threads fill four rows of a
+// panel, so they write to different banks. A warp fills the same rows of four panels, so that it reads 128 bytes
+// of a row together.
 template <class Tile, int kThreads>
 class PanelFill {
   static constexpr int kPanelsAtOnce = 4, kRowsAtOnce = kThreads / 8;
@@ -46,8 +47,8 @@ class PanelFill {
     cols_ = cols - col;
   }
 
-  // Starts the copies, from `shift` bytes behind where the rows were said to begin; they have
-  // landed after the cp.async wait that follows.
+  // Starts the copies, from `shift` bytes behind the rows that the constructor was given. They have landed after
+  // the cp.async wait that follows.
   __device__ void start(char* tile, int rows_left, int64_t shift = 0) const {
     const char* const source = source_ + shift;
 #pragma unroll
@@ -69,7 +70,7 @@ class PanelFill {
   const char* source_;  // of the first chunk
   int64_t row_bytes_;
   int target_, panel_, row_;
-  int cols_;  // how many there are from the first chunk on
+  int cols_;  // that exist from the first chunk on
 };
 
 }  // namespace diffattn::cuda::sm80

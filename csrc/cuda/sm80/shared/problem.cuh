@@ -6,7 +6,7 @@
 
 namespace diffattn::cuda::sm80 {
 
-// Bytes from a number of the signal's map to that of the noise's: both views have the same strides.
+// Bytes from an element of the signal's map to that of the noise's: both views have the same strides.
 __device__ inline int64_t bytes_to_noise(const View& signal, const View& noise) {
   return static_cast<const char*>(noise.data) - static_cast<const char*>(signal.data);
 }
@@ -43,50 +43,88 @@ struct Sequence {
 };
 
 // Row i sees the keys begin(i) <= j < end(i). Causal and windowed masks are both of this form.
-class SequenceMask {
+class KeyInterval {
  public:
-  __device__ SequenceMask(const Mask& mask, int seqlen_q, int seqlen_k, int first_key = 0)
-      : first_key_(first_key),
-        seqlen_q_(seqlen_q),
-        seqlen_k_(seqlen_k),
-        first_(mask.left < 0 ? -kUnbounded : seqlen_k - seqlen_q - bounded(mask.left)),
-        end_(mask.right < 0 ? kUnbounded : seqlen_k - seqlen_q + bounded(mask.right) + 1) {}
+  // Of the keys first_key <= j < end_key it is i + first <= j < i + end.
+  __device__ KeyInterval(int first_key, int end_key, int seqlen_q, int first, int end)
+      : first_key_(first_key), end_key_(end_key), seqlen_q_(seqlen_q), first_(first), end_(end) {}
 
+  __device__ int first_key() const { return first_key_; }
+  __device__ int end_key() const { return end_key_; }
   __device__ int begin(int row) const { return max(row + first_, first_key_); }
-  __device__ int end(int row) const { return min(row + end_, seqlen_k_); }
+  __device__ int end(int row) const { return min(row + end_, end_key_); }
 
   // Key j is seen by the rows row_begin(j) <= i < row_end(j).
   __device__ int row_begin(int key) const { return max(key - end_ + 1, 0); }
   __device__ int row_end(int key) const { return min(last_row(key) + 1, seqlen_q_); }
 
-  // The last row that sees a key, were there rows without end.
+  // The last row that would see a key if there were no last row of the sequence.
   __device__ int last_row(int key) const { return key - first_; }
+
+ private:
+  int first_key_, end_key_, seqlen_q_, first_, end_;
+};
+
+__device__ inline bool streams(const Mask& mask, int head_k) {
+  return mask.streaming >> head_k % 64 & 1;
+}
+
+// Which keys the rows of one KV head see: an interval, or two. A head that streams with sinks has one of the
+// sinks and one of the window behind them. They share no key, so a kernel takes one after the other.
+class HeadMask {
+ public:
+  __device__ HeadMask(const Mask& mask, int head_k, int seqlen_q, int seqlen_k, int first_key = 0)
+      : HeadMask(mask, mask.left >= 0 && streams(mask, head_k), seqlen_q, seqlen_k, first_key) {}
+  __device__ HeadMask(const Mask& mask, int head_k, const Sequence& sequence)
+      : HeadMask(mask, head_k, sequence.seqlen_q, sequence.seqlen_k) {}
+
+  __device__ KeyInterval sinks() const {
+    return {first_key_, sink_end_, seqlen_q_, -kUnbounded, end_};
+  }
+  __device__ KeyInterval window() const { return {sink_end_, seqlen_k_, seqlen_q_, first_, end_}; }
+
+  // The sinks, where some row up to last_row has hidden keys between them and its window, which then
+  // follows; else all keys.
+  __device__ KeyInterval first(int last_row) const {
+    if (sink_end_ == first_key_) return window();
+    return last_row + first_ > sink_end_
+               ? sinks()
+               : KeyInterval(first_key_, seqlen_k_, seqlen_q_, -kUnbounded, end_);
+  }
 
  private:
   static constexpr int kUnbounded = 1 << 30;
   __device__ static int bounded(int64_t side) { return int(min(side, int64_t(kMaxSeqlen))); }
 
-  int first_key_, seqlen_q_, seqlen_k_, first_, end_;
+  __device__ HeadMask(const Mask& mask, bool has_window, int seqlen_q, int seqlen_k, int first_key)
+      : first_key_(first_key),
+        sink_end_(has_window ? min(first_key + bounded(mask.sink), seqlen_k) : first_key),
+        seqlen_q_(seqlen_q),
+        seqlen_k_(seqlen_k),
+        first_(has_window ? seqlen_k - seqlen_q - bounded(mask.left) : -kUnbounded),
+        end_(mask.right < 0 ? kUnbounded : seqlen_k - seqlen_q + bounded(mask.right) + 1) {}
+
+  int first_key_, sink_end_, seqlen_q_, seqlen_k_, first_, end_;
 };
 
-// The keys that rows [first_row, end_row) see; none if there are no rows.
-struct KeyRange {
-  int begin, end;            // of some row, and perhaps hidden ones between them
-  int full_begin, full_end;  // of every row
+// The KV heads of one kind: those that see every key, which come first because they take longest, or those that
+// stream.
+struct HeadKind {
+  uint64_t heads;  // bit h: KV head h is one of them; all bits set: every head is
+  unsigned count;
 
-  __device__ KeyRange(const SequenceMask& mask, int first_row, int end_row)
-      : begin(mask.begin(first_row)),
-        end(first_row < end_row ? mask.end(end_row - 1) : 0),
-        full_begin(mask.begin(end_row - 1)),
-        full_end(first_row < end_row ? mask.end(first_row) : 0) {}
-
-  __device__ void none_is_full() { full_end = 0; }
-
-  __device__ bool meets(int first_key, int keys) const {
-    return first_key < end && begin < first_key + keys;
+  __device__ static HeadKind full(const Mask& mask) {
+    return {~mask.streaming, unsigned(__popcll(~mask.streaming))};
   }
-  __device__ bool fully_has(int first_key, int keys) const {
-    return first_key >= full_begin && first_key <= full_end - keys;
+  __device__ static HeadKind streaming(const Mask& mask, int64_t nheads_k) {
+    return {mask.streaming, unsigned(nheads_k) - full(mask).count};
+  }
+
+  __device__ int head_k(unsigned rank) const {
+    if (heads == ~uint64_t(0)) return int(rank);
+    uint64_t rest = heads;
+    for (; rank > 0; --rank) rest &= rest - 1;
+    return __ffsll(int64_t(rest)) - 1;
   }
 };
 
@@ -95,14 +133,14 @@ struct KeyRange {
 struct RowSteps {
   int begin, end, full_begin, full_end;
 
-  __device__ RowSteps(const SequenceMask& mask, int first_key, int keys, int seqlen_k, int rows) {
+  __device__ RowSteps(const KeyInterval& mask, int first_key, int keys, int rows) {
     const int end_key = first_key + keys;
     const int first_row = mask.row_begin(first_key);
-    const int end_row = mask.row_end(min(end_key, seqlen_k) - 1);
+    const int end_row = mask.row_end(min(end_key, mask.end_key()) - 1);
     begin = first_row / rows;
-    end = first_key < seqlen_k && first_row < end_row ? (end_row + rows - 1) / rows : begin;
+    end = first_key < mask.end_key() && first_row < end_row ? (end_row + rows - 1) / rows : begin;
     full_begin = (mask.row_begin(end_key - 1) + rows - 1) / rows;
-    full_end = end_key <= seqlen_k ? max(mask.last_row(first_key) + 1, 0) / rows : 0;
+    full_end = end_key <= mask.end_key() ? max(mask.last_row(first_key) + 1, 0) / rows : 0;
   }
 
   __device__ bool is_full(int step) const { return step >= full_begin && step < full_end; }

@@ -14,8 +14,8 @@ constexpr float kLimit = 2;  // of P, and of what a lane adds up in a step
 // scale·S - reference is rounded once where the reference has been rounded before. Rows whose reference
 // would be as great are *far*: P = exp2((S - origin)·scale), where origin is the greatest S so far.
 constexpr float kFarFrom = 1 << 24;
-// What a far row has for a reference. As with that of a row without keys, -FLT_MAX, every P overflows.
-// So every step of a far row comes to raise(), and no step of other rows has to ask.
+// The reference of a far row. With it, as with -FLT_MAX, the reference of a row without keys, every P overflows.
+// So each step of a far row calls raise(), and no step of other rows has to ask whether rows are far.
 constexpr float kFar = -0x1.fffffcp127f;
 
 // Sum and maximum over the four lanes that share a row.
@@ -35,8 +35,8 @@ struct Base {
   float origin, reference;
 };
 
-// Logits in log2 units are scale·s; scale > 0. Origins keeps what only far rows have, of this lane's
-// rows each: float& operator()(row tile, half).
+// Logits in log2 units are scale·s; scale > 0. Origins keeps what only far rows have, for each of this lane's
+// rows: float& operator()(row tile, half).
 template <int kRowTiles>
 struct Softmax {
   float scale;
@@ -49,7 +49,7 @@ struct Softmax {
   __device__ float rounded_sum(int m, int half) const { return quad_sum(sums[m][2 * half]); }
   __device__ float exact_sum(int m, int half) const { return quad_sum(sums[m][2 * half + 1]); }
 
-  // A negative scale is the logits' business; zero would make 0·inf of a hidden pair.
+  // The logits carry the sign of a negative scale. A scale of zero would make 0·inf of a hidden pair.
   __device__ explicit Softmax(double softmax_scale)
       : scale(::fmaxf(::fabsf(float(softmax_scale)) * float(M_LOG2E), 1e-30f)) {
 #pragma unroll
@@ -93,7 +93,7 @@ struct Softmax {
   }
 
   // Sets the references of the rows that have outgrown theirs; factor is what O has to be multiplied
-  // by. Other rows stay as they are, to the bit, for no row's result may depend on its neighbours.
+  // by. Other rows keep their bits, because no row's result may depend on its neighbours.
   template <class Element, int kKeyTiles, class Origins>
   __device__ void raise(const float (&s)[kRowTiles][kKeyTiles][4],
                         const float (&exact)[kRowTiles][2], float (&factor)[kRowTiles][2],
@@ -122,7 +122,7 @@ struct Softmax {
       }
   }
 
-  // The reference of a far row as any other's, in the fp32 precision that it has; log2.
+  // A far row's reference in the form of other rows' references, as precise as fp32 is; log2.
   template <class Origins>
   __device__ float level(int m, int half, const Origins& origins) const {
     return log2_sum_of(m, half, 0, origins);
@@ -137,7 +137,7 @@ struct Softmax {
 
   // Adds up P. A rounded block is summed by the tensor core, as a product with a matrix whose first
   // column is ones (its odd columns are zeros and leave the exact sums alone), or by unpacking it:
-  // the one costs tensor time, the other issue slots. by_product(row tile, key block) chooses.
+  // the former costs tensor time, the latter issue slots. by_product(row tile, key block) chooses.
   template <class Element, int kKeyBlocks, class ByProduct>
   __device__ void add(const float (&exact)[kRowTiles][2],
                       const uint32_t (&p)[kRowTiles][kKeyBlocks][4], int lane,
@@ -157,7 +157,7 @@ struct Softmax {
   }
 
  private:
-  // exponent(row tile, half) is what makes exponents of that row's scores.
+  // exponent(row tile, half) returns the function from a score of that row to its exponent.
   template <class Element, int kKeyTiles, class Exponent>
   __device__ static void exponentiate_by(const float (&s)[kRowTiles][kKeyTiles][4],
                                          uint32_t (&p)[kRowTiles][kKeyTiles / 2][4],
@@ -183,8 +183,8 @@ struct Softmax {
     return {far ? origins(m, half) : 0.f, far ? 0.f : reference[m][half]};
   }
 
-  // A row that becomes far, is so already, or has been so below an ordinary score. Returns the
-  // logarithm of its factor.
+  // For a row that becomes far, is far already, or was far before an ordinary score. Returns the logarithm of its
+  // factor.
   template <class Element, class Origins>
   __device__ float raise_far(int m, int half, float greatest, Origins&& origins) {
     const Base from = base(m, half, origins);
@@ -207,9 +207,9 @@ struct Softmax {
   }
 };
 
-// Hides the pairs that no mask lets through, and gives the logits the sign of a negative scale.
+// Hides the pairs that the mask does not let through, and gives the logits the sign of a negative scale.
 template <int kRowTiles, int kKeyTiles>
-__device__ void hide(float (&s)[kRowTiles][kKeyTiles][4], const SequenceMask& mask, int first_row,
+__device__ void hide(float (&s)[kRowTiles][kKeyTiles][4], const KeyInterval& mask, int first_row,
                      int first_key, float sign, int lane) {
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m)

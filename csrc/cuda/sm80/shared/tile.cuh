@@ -22,8 +22,8 @@ struct Tile {
   }
 };
 
-// One thread's share of filling kCols columns of a tile from rows of global memory, kThreads
-// threads together. Rows and columns beyond those that exist become zeros; nothing is read there.
+// One thread's share of filling kCols columns of a tile from rows of global memory; kThreads threads do it
+// together. Rows and columns beyond those that exist become zeros; nothing is read there.
 template <class Tile, int kCols, int kThreads>
 class TileFill {
   // A quarter warp writes 128 bytes at a time: eight chunks of a row, or four of rows r and r + 4,
@@ -54,8 +54,8 @@ class TileFill {
     }
   }
 
-  // Starts the copies of Tile::kRows rows, of which row is the first; a cp.async wait tells when
-  // they have landed. They lie shift bytes from where advance() has got to.
+  // Starts the copies of Tile::kRows rows, the first of which is `row`; a cp.async wait tells when they have
+  // landed. They lie `shift` bytes from where advance() has got to.
   __device__ void start(char* tile, int row, int64_t shift = 0) const {
 #pragma unroll
     for (int r = 0; r < Tile::kRows; r += kRowsAtOnce)
@@ -71,7 +71,8 @@ class TileFill {
       }
   }
 
-  __device__ void advance() { source_ += Tile::kRows * row_bytes_; }
+  __device__ void advance() { skip(Tile::kRows); }
+  __device__ void skip(int rows) { source_ += rows * row_bytes_; }
 
  private:
   // 0 4 1 5 2 6 3 7 of every eight

@@ -1,4 +1,4 @@
-// The PTX of TMA, mbarriers and clusters, one function an instruction.
+// The PTX of mbarriers, TMA and clusters, one function per instruction.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,9 @@
 struct alignas(64) TensorMap { char opaque[128]; };
 
 __device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-__device__ inline void init_barrier(uint64_t* b, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(count) : "memory");
+template <int kCount>
+__device__ inline void init_barrier(uint64_t* b) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "n"(kCount) : "memory");
 }
 __device__ inline void fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 __device__ inline void fence_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -18,11 +19,13 @@ __device__ inline void expect(uint64_t* b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes)
                  : "memory");
 }
+// A line per instruction: mutants are made line by line.
 __device__ inline void wait(uint64_t* b, int parity) {
-    asm volatile("{ .reg .pred p; W: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; @!p bra W; }" ::"r"(
-                     shared_address(b)),
-                 "r"(parity)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(
+            shared_address(b)),
+        "r"(parity)
+        : "memory");
 }
 __device__ inline void load_line(void* to, const void* from, int bytes, uint64_t* b) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -43,6 +46,11 @@ __device__ inline void load_box_multicast(void* to, const TensorMap* map, int x,
         "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
         "l"(map), "r"(x), "r"(y), "r"(shared_address(b)), "h"(static_cast<short>(mask))
         : "memory");
+}
+__device__ inline void store_box(const TensorMap* map, const void* from, int x, int y) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x), "r"(y),
+                 "r"(shared_address(from))
+                 : "memory");
 }
 __device__ inline void store_line(void* to, const void* from, int bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),

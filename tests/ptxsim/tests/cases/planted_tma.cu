@@ -5,9 +5,9 @@
     extern "C" __global__ void name##_bug(const int* x, int* out) { name<true>(x, out); }      \
     extern "C" __global__ void name##_ok(const int* x, int* out) { name<false>(x, out); }
 
-__device__ inline void init_one(uint64_t* full, int count = 1) {
+__device__ inline void init_one(uint64_t* full) {
     if (threadIdx.x == 0) {
-        init_barrier(full, count);
+        init_barrier<1>(full);
         fence_init();
     }
     __syncthreads();
@@ -35,8 +35,8 @@ __device__ void released_before_read(const int* x, int* out) {
     __shared__ alignas(16) int room[32];
     __shared__ uint64_t full, empty;
     if (threadIdx.x == 0) {
-        init_barrier(&full, 1);
-        init_barrier(&empty, 1);
+        init_barrier<1>(&full);
+        init_barrier<1>(&empty);
         fence_init();
     }
     __syncthreads();
@@ -81,6 +81,22 @@ __device__ void refilled_without_proxy_fence(const int* x, int* out) {
     out[threadIdx.x] = sum;
 }
 BUG(refilled_without_proxy_fence)
+
+template <bool bug>
+__device__ void overwritten_without_proxy_fence(const int* x, int* out) {
+    __shared__ alignas(16) int room[64];
+    __shared__ uint64_t full;
+    room[threadIdx.x] = threadIdx.x;
+    if (!bug) fence_proxy();
+    init_one(&full);
+    if (threadIdx.x == 0) {
+        expect(&full, 256);
+        load_line(room, x, 256, &full);  // @overwritten_without_proxy_fence
+    }
+    wait(&full, 0);
+    out[threadIdx.x] = room[threadIdx.x];
+}
+BUG(overwritten_without_proxy_fence)
 
 template <bool bug>
 __device__ void stored_without_proxy_fence(const int* x, int* out) {
@@ -148,7 +164,7 @@ __device__ void init_without_fence(const int* x, int* out) {
     __shared__ alignas(16) int room[64];
     __shared__ uint64_t full;
     if (threadIdx.x == 0) {
-        init_barrier(&full, 1);
+        init_barrier<1>(&full);
         if (!bug) fence_init();
     }
     __syncthreads();
@@ -259,7 +275,7 @@ __device__ void one_warp_waits(const int* x, int* out) {
     __shared__ uint64_t full;
     int rank = cluster_rank(), at = rank * 64 + threadIdx.x;
     if (threadIdx.x == 0) {
-        init_barrier(&full, 64);
+        init_barrier<64>(&full);
         fence_init();
     }
     cluster_sync();

@@ -15,8 +15,8 @@ extern "C" __global__ void pipeline(const __grid_constant__ TensorMap map, int* 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
         for (int s = 0; s < kStages; ++s) {
-            init_barrier(&full[s], 1);
-            init_barrier(&empty[s], 2);
+            init_barrier<1>(&full[s]);
+            init_barrier<2>(&empty[s]);
         }
         fence_init();
     }
@@ -80,8 +80,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) multicast(const __grid_cons
     __shared__ uint64_t full, empty;
     int rank = cluster_rank(), lane = threadIdx.x;
     if (lane == 0) {
-        init_barrier(&full, 1);
-        init_barrier(&empty, 2);
+        init_barrier<1>(&full);
+        init_barrier<2>(&empty);
         fence_init();
     }
     cluster_sync();
@@ -109,7 +109,7 @@ extern "C" __global__ void ring(const int* x, int* out) {
     __shared__ uint64_t full;
     int rank = cluster_rank(), size = cg::this_cluster().num_blocks(), lane = threadIdx.x;
     if (lane == 0) {
-        init_barrier(&full, 1);
+        init_barrier<1>(&full);
         fence_init();
     }
     mine[lane] = x[rank * 32 + lane];

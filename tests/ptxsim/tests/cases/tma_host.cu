@@ -9,7 +9,7 @@ extern "C" __global__ void copy_tile(const __grid_constant__ CUtensorMap map, in
     __shared__ alignas(128) int tile[8 * 32];
     __shared__ uint64_t full;
     if (threadIdx.x == 0) {
-        init_barrier(&full, 1);
+        init_barrier<1>(&full);
         fence_init();
         expect(&full, sizeof tile);
         load_box(tile, reinterpret_cast<const TensorMap*>(&map), 0, 8 * blockIdx.x, &full);
@@ -27,7 +27,7 @@ __device__ void copy_tile_of(int* out) {
     __shared__ alignas(128) int tile[8 * 32];
     __shared__ uint64_t full;
     if (threadIdx.x == 0) {
-        init_barrier(&full, 1);
+        init_barrier<1>(&full);
         fence_init();
         expect(&full, sizeof tile);
         load_box(tile, reinterpret_cast<const TensorMap*>(kConstant ? &constant_map : &global_map), 0, 0, &full);

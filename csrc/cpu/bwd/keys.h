@@ -1,0 +1,103 @@
+// Backward, second half: a block of keys against the blocks of rows of one step.
+//   dK_c += s·dS_cᵀ·Q_c     dV += (P1 - λ·P2)ᵀ·dO
+#pragma once
+#include "../shared/packed.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// Three panels from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter may be in
+// pairs of lanes, which take the first half of each row.
+template <class T>
+struct KeyPanels {
+  T* first;
+  int64_t distance, lanes;
+  Panel<T> operator[](int which) const { return {first + which * distance, lanes}; }
+};
+
+// dK and dV of one KV head in the compute type.
+template <class C>
+using Gradients = PackedHead<Numbers<C>>;
+
+// A block of rows as the second half reads it.
+template <class P>
+struct GradBlock {
+  using C = typename P::C;
+  using T = typename P::T;
+  int64_t lanes, panel_size;
+  Buffer<C> panel;    // [3][keys][lanes]
+  Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
+  Range rows;
+  KeyBlocks blocks;  // none where there is nothing to add
+
+  // keys: the most that its blocks have, in whole blocks
+  GradBlock(const Shape& s, int64_t lanes, int64_t keys)
+      : lanes(lanes),
+        panel_size(product(keys, lanes)),
+        panel(3 * panel_size),
+        q(2 * lanes / P::kPer * leading<C>(s.headdim)),
+        dout(lanes / P::kPer * leading<C>(s.headdim_v)) {}
+
+  // From a key of one of its intervals on.
+  KeyPanels<C> panels(int interval, int64_t key) const {
+    return {panel + blocks.place(interval, key) * lanes, panel_size, lanes};
+  }
+};
+
+// Where P1, P2 and dP are, for what becomes of them.
+template <class P>
+KeyPanels<typename P::T> in_place(const KeyPanels<typename P::C>& panels) {
+  static_assert(sizeof(typename P::T) == sizeof(typename P::C));
+  return {reinterpret_cast<typename P::T*>(panels.first), panels.distance, panels.lanes};
+}
+
+// Adds what a block of rows gives to a block of keys; panels holds dS1, dS2 and A from its first key on.
+template <class P>
+void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlock<P>& block,
+                     const KeyPanels<typename P::T>& panels, const KeyBlock& to,
+                     const Gradients<typename P::C>& grads) {
+  using C = typename P::C;
+  const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
+  const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
+  const Range keys = to.keys;
+  const int64_t place = grads.place(to);
+  Range seen[kKeys];
+  for (int64_t m = 0; m < keys.size(); ++m) {
+    const int64_t key = keys.begin + m;
+    const bool mine = mask.interval_of(key) == to.interval;
+    seen[m] = mine ? meet(mask.rows_of({key, key + 1}), block.rows) : Range{0, 0};
+  }
+  for (int c = 0; c < 2; ++c)
+    product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c].data, block.lanes, 1},
+                           {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
+                           {grads.k_rows[c] + place * ldk, ldk});
+  product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2].data, block.lanes, 1},
+                         {block.dout, 0, ldv}, {grads.v_rows + place * ldv, ldv});
+}
+
+template <class C>
+void clear_keys(const Shape& s, const Keys& keys, const Gradients<C>& grads) {
+  const int64_t ldk = leading<C>(s.headdim), ldv = leading<C>(s.headdim_v);
+  const int64_t place = grads.blocks.place(keys.interval, keys.range.begin);
+  const int64_t count = keys.range.size();
+  for (int c = 0; c < 2; ++c)
+    __builtin_memset(grads.k_rows[c] + place * ldk, 0, count * ldk * sizeof(C));
+  __builtin_memset(grads.v_rows + place * ldv, 0, count * ldv * sizeof(C));
+}
+
+template <class C>
+void store_keys(const BwdParams& p, const Keys& keys, const Gradients<C>& grads) {
+  const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
+  const Paging none;
+  for (int64_t j = keys.range.begin; j < keys.range.end; ++j) {
+    const int64_t place = grads.blocks.place(keys.interval, j);
+    for (int c = 0; c < p.shape.k_components; ++c)
+      store_row(p.dtype, grads.k_rows[c] + place * leading<C>(d), d, p.map_grads[c].dk.data,
+                KeyRows{p.map_grads[c].dk, none, keys.sequence, keys.head}.offset(j));
+    store_row(p.dtype, grads.v_rows + place * leading<C>(dv), dv, p.dv.data,
+              KeyRows{p.dv, none, keys.sequence, keys.head}.offset(j));
+  }
+}
+
+}  // namespace
+}  // namespace diffattn::cpu

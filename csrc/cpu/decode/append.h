@@ -1,0 +1,58 @@
+// New keys and values written behind the cached ones, keys rotated to their positions.
+#pragma once
+#include "../shared/packed.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// A new key of one KV head, the t-th of its sequence, and its slot in the cache.
+struct NewKey {
+  const DecodeParams& p;
+  const Sequence& s;
+  int64_t t, head;
+
+  int64_t position() const { return s.seqlen_k - p.cache.seqlen_new + t; }
+  const void* source(const View& v) const {
+    const int64_t at = v.batch * s.batch + v.row * t + v.head * head;
+    return element(p.dtype, static_cast<const void*>(v.data), at);
+  }
+  void* slot(const View& v) const {
+    return element(p.dtype, v.data, KeyRows{v, p.cache.paging, s, head}.offset(position()));
+  }
+
+  // The new rows may be a view of the cache itself, and lie in their slots already.
+  void copy(const View& from, const View& to, int64_t n) const {
+    __builtin_memmove(slot(to), source(from), n * size_of(p.dtype));
+  }
+
+  template <class C>
+  void copy_rotated(const View& from, const View& to, int64_t n) const {
+    C row[kMostHeaddim];
+    load_row(p.dtype, source(from), 0, n, row);
+    rotate(p.dtype, p.cache.rotary, position(), n, row);
+    store_row(p.dtype, row, n, slot(to), 0);
+  }
+};
+
+template <class C>
+void append(const DecodeParams& p, const Parallel& parallel) {
+  const Shape& s = p.shape;
+  const int64_t count = p.cache.seqlen_new;
+  for_each(parallel, s.batch * count, [&](int64_t item, int) {
+    const Sequence seq = sequence(s, Varlen{}, p.cache, item / count);
+    for (int64_t head = 0; head < s.nheads_k; ++head) {
+      const NewKey key{p, seq, item % count, head};
+      for (int64_t c = 0; c < s.k_components; ++c) {
+        const CachedMap& map = p.maps[c];
+        if (p.cache.rotary.cos)
+          key.copy_rotated<C>(map.k_new, map.k_cache, s.headdim);
+        else
+          key.copy(map.k_new, map.k_cache, s.headdim);
+      }
+      key.copy(p.v_new, p.v_cache, s.headdim_v);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace diffattn::cpu

@@ -1,0 +1,85 @@
+// Where the rows and keys of a part of the problem lie.
+#pragma once
+#include "convert.h"
+#include "intervals.h"
+#include "scratch.h"
+
+namespace diffattn::cpu {
+namespace {
+
+// Query rows of a block, the lanes of its panels: whole tiles for every compute type.
+constexpr int64_t kRows = kVectorBytes == 64 ? 64 : 48, kMostRows = 96;
+
+constexpr int64_t kKeys = 96;  // keys of a block: a panel block and a strip of V share the L1 cache
+
+// Numbers [keys][lanes]; each query row is a lane.
+template <class T>
+struct Panel {
+  T* data;
+  int64_t lanes;
+  T* operator[](int64_t key) const { return data + key * lanes; }
+};
+
+// One sequence of the batch: its rows are q_begin .. q_begin + seqlen_q of the tensors, and its keys
+// likewise.
+struct Sequence {
+  int64_t batch;  // in q, out, λ, LSE
+  int64_t q_begin, seqlen_q;
+  int64_t k_begin, seqlen_k;
+  int64_t k_batch;    // batch index of its keys
+  int64_t first_key;  // no row sees those before it, which are padding
+};
+
+inline Sequence sequence(const Shape& shape, const Varlen& varlen, const Cache& cache, int64_t b) {
+  Sequence s{b, 0, shape.seqlen_q, 0, shape.seqlen_k, b, 0};
+  if (varlen.cu_seqlens_q) {
+    s.q_begin = varlen.cu_seqlens_q[b];
+    s.seqlen_q = varlen.cu_seqlens_q[b + 1] - s.q_begin;
+    s.k_begin = varlen.cu_seqlens_k[b];
+    s.seqlen_k = varlen.cu_seqlens_k[b + 1] - s.k_begin;
+  }
+  if (cache.seqlens) s.seqlen_k = cache.seqlens[b] + cache.seqlen_new;
+  if (cache.batch_idx) s.k_batch = cache.batch_idx[b];
+  if (cache.leftpad) s.first_key = cache.leftpad[b];
+  return s;
+}
+
+// Some query rows of one head.
+struct RowBlock {
+  Sequence sequence;
+  int64_t head, kv_head;
+  Range rows;
+
+  // Element offset of row i of the sequence in a tensor laid out by query rows.
+  int64_t offset(const View& v, int64_t i) const {
+    return v.batch * sequence.batch + v.row * (sequence.q_begin + i) + v.head * head;
+  }
+};
+
+// The keys or values of one sequence and one KV head, contiguous or in pages.
+struct KeyRows {
+  const View& view;
+  const Paging& paging;
+  const Sequence& seq;
+  int64_t head;
+
+  int64_t offset(int64_t j) const {
+    const int64_t base = view.head * head;
+    if (!paging.block_table) return base + view.batch * seq.k_batch + view.row * (seq.k_begin + j);
+    const int64_t page = paging.block_table[paging.stride * seq.batch + j / paging.page_size];
+    return base + view.batch * page + view.row * (j % paging.page_size);
+  }
+};
+
+template <class C>
+inline C number(const View& v, int64_t at) {
+  return static_cast<const C*>(v.data)[at];
+}
+
+template <class C>
+inline void put(const View& v, int64_t at, C x) {
+  static_cast<C*>(v.data)[at] = x;
+}
+
+}  // namespace
+}  // namespace diffattn::cpu

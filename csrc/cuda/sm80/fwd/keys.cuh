@@ -1,0 +1,46 @@
+// Which keys a CTA goes over, and which of them the rows of a pair of warps see.
+#pragma once
+#include "../shared/lanes.cuh"
+#include "place.cuh"
+
+namespace diffattn::cuda::sm80 {
+
+// Where parts of kKeys keys begin that some row of a range sees, or that every row sees completely.
+template <int kKeys>
+class SeenParts {
+ public:
+  __device__ SeenParts(const KeyInterval& mask, int first_row, int end_row)
+      : some_(mask.begin(first_row) - kKeys + 1), all_(mask.begin(end_row - 1)) {
+    // Kept out of uniform registers, where a comparison takes an instruction more.
+    const bool has_rows = first_row < end_row;
+    some_count_ = has_rows ? max(mask.end(end_row - 1) - some_, 0) : 0;
+    all_count_ = keep_uniform(has_rows ? max(mask.end(first_row) - kKeys + 1 - all_, 0) : 0);
+  }
+
+  __device__ void none_is_full() { all_count_ = 0; }
+  __device__ bool meets(int first_key) const { return unsigned(first_key - some_) < some_count_; }
+  __device__ bool are_full(int first_key) const { return unsigned(first_key - all_) < all_count_; }
+
+ private:
+  int some_, all_;  // the first, of each kind
+  unsigned some_count_, all_count_;
+};
+
+// Those of one interval.
+template <class T>
+struct IntervalKeys {
+  KeyInterval mask;
+  int begin, end;                // steps of the CTA
+  SeenParts<T::kPartKeys> seen;  // by the pair
+
+  // signed_by_hiding: the logits of every pair of row and key have to pass hide().
+  __device__ IntervalKeys(const KeyInterval& interval, const Place<T>& place, bool signed_by_hiding)
+      : mask(interval),
+        begin(mask.begin(place.cta_row) / T::kKeys * T::kKeys),
+        end(mask.end(place.cta_end_row() - 1)),
+        seen(mask, place.first_row, place.pair_end_row()) {
+    if (signed_by_hiding) seen.none_is_full();
+  }
+};
+
+}  // namespace diffattn::cuda::sm80
