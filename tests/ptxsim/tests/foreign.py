@@ -7,6 +7,7 @@ reason. Also a command: runs the main() of an example in a process of its own, b
 import argparse
 import ctypes
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,16 +84,27 @@ def main():
     argv = (ctypes.c_char_p * len(words))(*(word.encode() for word in words))
     at_exit = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(lambda *_: print_pending())
     ctypes.CDLL(None).on_exit(at_exit, None)  # an example that fails calls exit()
-    with ptxsim.Device("sm_90a", seed=args.seed, checks=dict.fromkeys(args.off, False)):
-        return library.main(len(words), argv)
+    try:
+        with ptxsim.Device("sm_90a", seed=args.seed, checks=dict.fromkeys(args.off, False)):
+            status = library.main(len(words), argv)
+    except ptxsim.SimError as error:
+        status = show(error)
+    sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(status)  # at_exit must not run without an interpreter
 
 
 def print_pending():
     try:
         ptxsim.raise_pending()
     except ptxsim.SimError as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
+        show(error)
+
+
+def show(error):
+    print(f"{type(error).__name__}: {error}", flush=True)
+    return 3
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
