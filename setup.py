@@ -8,42 +8,38 @@ later torch and Python. They are built with the torch that is installed:
 from __future__ import annotations
 
 import os
-import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-
-from setuptools import Extension, setup
-from setuptools.modified import newer_group
-from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
+import build_checks  # noqa: E402
+
+build_checks.check()
 import build_cuda  # noqa: E402
+import build_manylinux  # noqa: E402
+from build_cpu import ISA_FLAGS  # noqa: E402
+from setuptools import Extension, setup  # noqa: E402
+from setuptools.modified import newer_group  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths  # noqa: E402
 
 PYTHON_API = "0x030A0000"  # Python 3.10
 TORCH_API = "0x020A000000000000"  # torch 2.10, the first stable ABI with parallel_for
 FLAGS = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0"]
-LINK = ["-pthread"]
+EXPORTS = "csrc/bindings/exports.map"
+LINK = ["-pthread", f"-Wl,--version-script={EXPORTS}"]
+# The namespace of torch.ops, as in diffattn_cuda/_ops.py.
+OPS: dict[str, str | None] = {"DIFFATTN_OPS": "diffattn"}
 if os.environ.get("DIFFATTN_SANITIZE") == "1":  # for `make sanitize`, in a build folder of its own
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     LINK += sanitizers
     # The last of two levels counts; Python's own flags make signed overflow wrap, unseen.
     FLAGS += [*sanitizers, "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-wrapv"]
-
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
-# One file per instruction set; dispatch.cpp chooses at run time, so only these get such flags.
-ISA_FLAGS = {
-    "kernels_portable.cpp": [],
-    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-    "kernels_avx512.cpp": AVX512,
-    "kernels_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
-    "kernels_avx512bf16_emulated.cpp": ["-mavx2", "-mfma", "-Wno-psabi"],  # vectors of 64 bytes
-}
-if platform.machine() not in ("x86_64", "AMD64"):
-    ISA_FLAGS = {"kernels_portable.cpp": []}
 
 
 def files(folder: str, pattern: str) -> list[str]:
@@ -71,7 +67,24 @@ class Build(BuildExtension):
         for (extension, _), path in zip(jobs, objects, strict=True):
             extension.extra_objects.append(path)
             extension.depends.append(path)
+        if build_manylinux.wanted():
+            self.link_for_old_systems()
         super().build_extensions()
+
+    def link_for_old_systems(self) -> None:
+        linker = build_manylinux.linker()
+        runtime = build_manylinux.runtime(self.compiler.compiler_cxx[0])
+        for extension in self.extensions:
+            extension.extra_link_args += runtime
+        link = self.compiler.link
+
+        def with_zig(*args: Any, **kwargs: Any) -> None:
+            # Not earlier, because torch asks the compiler for its version. setuptools takes the
+            # linker's first word from the compiler.
+            self.compiler.set_executables(compiler_cxx=linker[:1], linker_so_cxx=linker)
+            link(*args, **kwargs)
+
+        self.compiler.link = with_zig
 
     def compile_for(self, name: str) -> str:
         source = f"csrc/cpu/{name}"
@@ -79,7 +92,7 @@ class Build(BuildExtension):
         target.parent.mkdir(parents=True, exist_ok=True)
         apart = ("csrc/cuda", "csrc/bindings")  # the CPU backend includes nothing of these
         headers = [path for path in files("csrc", "**/*.h") if not path.startswith(apart)]
-        inputs = [source, "setup.py", *headers]
+        inputs = [source, "setup.py", "tools/build_cpu.py", *headers]
         if newer_group(inputs, str(target), missing="newer"):
             compiler = self.compiler.compiler_so_cxx
             self.spawn([*compiler, *FLAGS, *ISA_FLAGS[name], "-c", source, "-o", str(target)])
@@ -92,7 +105,7 @@ def module(
     return CppExtension(
         f"diffattn_cuda.{name}",
         sources,
-        depends=files("csrc", "**/*.h"),
+        depends=[*files("csrc", "**/*.h"), EXPORTS],
         py_limited_api=True,
         define_macros=[
             ("Py_LIMITED_API", PYTHON_API),
@@ -105,20 +118,26 @@ def module(
     )
 
 
+for_old_systems = ["csrc/bindings/single_threaded.cpp"]
 bindings = files("csrc/bindings", "*.cpp")
 cuda_bindings = files("csrc/bindings", "cuda*.cpp")
+cpu_bindings = sorted({*bindings} - {*cuda_bindings, *for_old_systems})
 cpu_sources = ["csrc/cpu/dispatch.cpp", "csrc/cpu/memory.cpp"]
-modules = [module("_cpu", [*cpu_sources, *sorted({*bindings} - {*cuda_bindings})], {}, LINK)]
+if build_manylinux.wanted():
+    cpu_bindings += for_old_systems
+    cuda_bindings += for_old_systems
+modules = [module("_cpu", [*cpu_sources, *cpu_bindings], OPS, LINK)]
 if build_cuda.wanted():
     # libtorch.so brings in torch's CUDA library where there is one, and nothing else refers to it.
-    # Our CUDA runtime is hidden: torch's own, of another version, must not see it.
-    link = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-pthread"]
+    link = ["-Wl,--no-as-needed", "-ltorch", *LINK, "-ldl", "-lrt"]
     architectures = ";".join(build_cuda.architectures())
-    macros = {"USE_CUDA": None, "DIFFATTN_ARCHITECTURES": f'"{architectures}"'}
+    macros = OPS | {"USE_CUDA": None, "DIFFATTN_ARCHITECTURES": f'"{architectures}"'}
     modules.append(module("_cuda", cuda_bindings, macros, link))
 
-setup(
-    ext_modules=modules,
-    cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+options = {"bdist_wheel": {"py_limited_api": "cp310"}}
+if not os.access(ROOT, os.W_OK):  # then nothing is kept for the next build
+    outside = tempfile.mkdtemp(prefix="diffattn_cuda-build-")
+    options |= {"build": {"build_base": outside}, "egg_info": {"egg_base": outside}}
+    build_cuda.OBJECTS = Path(outside) / "cuda"
+
+setup(ext_modules=modules, cmdclass={"build_ext": Build}, options=options)

@@ -26,7 +26,7 @@ _OF_DECODE = {"q": 0, "k_cache": 1, "v_cache": 2, "lam": 3, "k": 4, "v": 5, "rot
 _OF_DECODE_COMPONENTS = {"q": 0, "k_cache": 1, "v_cache": 2, "k": 3, "v": 4, "rotary_cos": 5,
                          "rotary_sin": 6}  # fmt: skip
 _OPS = {
-    op: getattr(torch.ops.diffattn, op).default
+    op: getattr(ops.kernels, op).default
     for op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components")
 }
 
@@ -53,11 +53,11 @@ class _Forward(_SingleLevelFunction):
         q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
         if dout is None:
             dout = q.new_zeros((*q.shape[:-2], v.shape[-1]))
-        dq, dk, dv, dlam, dweight = torch.ops.diffattn.bwd(
+        dq, dk, dv, dlam, weight_gradient = ops.kernels.bwd(
             dout, dlse, q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k,
             *ctx.options,
         )  # fmt: skip
-        dweight = None if norm_weight is None else dweight
+        dweight = None if norm_weight is None else weight_gradient
         gradients = (None, dq, dk, dv, dlam, dweight)
         return *gradients, *(None for _ in ctx.needs_input_grad[len(gradients) :])
 
@@ -102,7 +102,7 @@ def _gradients_of_components(
     cu_seqlens_k: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv in q's dtype, from those of torch.ops.diffattn.components' results.
+    """dq, dk and dv in q's dtype, from those of the components' op's results.
 
     Each map has a gradient of its own, so the kernel runs once per map, on a problem whose two maps
     are both this one, with λ = 0: its second map adds nothing.
@@ -116,7 +116,7 @@ def _gradients_of_components(
     for this in (slice(0, 1), slice(1, 2)):
         k_this = k if k.shape[-2] == 1 else k[..., this, :]
         of_maps.append(
-            torch.ops.diffattn.bwd_partial(
+            ops.kernels.bwd_partial(
                 do[..., this, :].squeeze(-2), torch.cat((dlse[this], none[None])),
                 q[..., this, :].expand(q.shape), k_this, v, zero, lse[this].expand(lse.shape),
                 cu_seqlens_q, cu_seqlens_k, *options,
@@ -159,21 +159,21 @@ def _bwd_partial(keyset: Any, *args: Any) -> Any:
 
 
 def decode(*args: Any) -> Any:
-    """torch.ops.diffattn.decode; a call from Python takes its checks first, which saves 7 µs."""
+    """The op; a call from Python takes its checks first, which saves 7 µs."""
     if torch.compiler.is_compiling():
-        return torch.ops.diffattn.decode(*args)
+        return ops.kernels.decode(*args)
     _check_decode(args, _OF_DECODE)
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        return torch.ops.diffattn.decode(*args)
+        return ops.kernels.decode(*args)
 
 
 def decode_components(*args: Any) -> Any:
-    """The same of torch.ops.diffattn.decode_components."""
+    """The same for decode_components."""
     if torch.compiler.is_compiling():
-        return torch.ops.diffattn.decode_components(*args)
+        return ops.kernels.decode_components(*args)
     _check_decode(args, _OF_DECODE_COMPONENTS)
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        return torch.ops.diffattn.decode_components(*args)
+        return ops.kernels.decode_components(*args)
 
 
 def _decode(keyset: Any, *args: Any) -> Any:

@@ -197,7 +197,7 @@ def diff_flash_attn_backward(
     lam = arguments.expand_lambda(lam, heads)
     d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)  # (2, .., nheads, seqlen_q)
     less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
-    gradients = torch.ops.diffattn.bwd_partial(
+    gradients = ops.kernels.bwd_partial(
         do, less_d if dlse is None else dlse.movedim(-2, 0) + less_d, heads, keys, v, lam,
         lse.movedim(-2, 0), cu_seqlens_q, cu_seqlens_k,
         arguments.integer("max_seqlen_q", max_seqlen_q),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 
 from . import arguments, autograd, ops
@@ -327,7 +327,7 @@ def _attend(
     out_scale: float,
 ) -> tuple[Tensor, Tensor]:
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
-    out, lse, *_ = torch.ops.diffattn.fwd(
+    out, lse, *_ = ops.kernels.fwd(
         q, k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q, cu_seqlens_k,
         max_seqlen_q, max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
     )  # fmt: skip
@@ -347,7 +347,7 @@ def _attend_apart(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Each map's own result."""
-    o, lse = torch.ops.diffattn.components(
+    o, lse = ops.kernels.components(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, *mask,
         deterministic,
     )  # fmt: skip

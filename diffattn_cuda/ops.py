@@ -1,4 +1,4 @@
-"""The ops of `torch.ops.diffattn`: fake kernels, vmap and autocast over the C++ schemas.
+"""The ops of this build (torch.ops.diffattn): fake kernels, vmap and autocast over the C++ schemas.
 
 The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
 2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
@@ -7,26 +7,15 @@ into this form. With cu_seqlens the first two dimensions are one.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-try:
-    from . import _cpu  # noqa: F401  loading it registers the schemas and the CPU kernels
-except ImportError:
-    if importlib.util.find_spec(f"{__package__}._cpu") is not None:
-        raise
-    raise ImportError(
-        f"{Path(__file__).parent} has no compiled modules. If it is a clone that hides an installed"
-        " diffattn_cuda, start Python in another folder; to build it in place: make build, or "
-        "python setup.py build_ext --inplace"
-    ) from None
+from ._ops import add_op_namespace_prefix
+from ._ops import ops as kernels
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -77,7 +66,7 @@ def _on_one_device(q: Tensor, *others: Any) -> None:
             )
 
 
-@torch.library.register_fake("diffattn::fwd")
+@torch.library.register_fake(add_op_namespace_prefix("fwd"))
 def _fwd_fake(
     q: Tensor,
     k: Tensor,
@@ -110,7 +99,7 @@ def _fwd_fake(
     return out, lse, o, o2, rstd
 
 
-@torch.library.register_fake("diffattn::bwd")
+@torch.library.register_fake(add_op_namespace_prefix("bwd"))
 def _bwd_fake(
     dout: Tensor,
     dlse: Tensor | None,
@@ -128,7 +117,7 @@ def _bwd_fake(
     return dq, dk, dv, dlam, dweight
 
 
-@torch.library.register_fake("diffattn::components")
+@torch.library.register_fake(add_op_namespace_prefix("components"))
 def _components_fake(
     q: Tensor,
     k: Tensor,
@@ -142,7 +131,7 @@ def _components_fake(
     return o, o.new_empty((2, *_statistics_shape(q, cu_seqlens_q is not None)))
 
 
-@torch.library.register_fake("diffattn::bwd_partial")
+@torch.library.register_fake(add_op_namespace_prefix("bwd_partial"))
 def _bwd_partial_fake(
     dout: Tensor, dlse: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +140,7 @@ def _bwd_partial_fake(
     return dq, dk, dv
 
 
-@torch.library.register_fake("diffattn::decode_components")
+@torch.library.register_fake(add_op_namespace_prefix("decode_components"))
 def _decode_components_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -160,7 +149,7 @@ def _decode_components_fake(
     return o, o.new_empty((2, *_statistics_shape(q, False)))
 
 
-@torch.library.register_fake("diffattn::decode")
+@torch.library.register_fake(add_op_namespace_prefix("decode"))
 def _decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -181,14 +170,14 @@ def _each_gradient(op: str, info: Any, in_dims: Any, *args: Any) -> tuple[Any, .
     results = []
     for i in range(info.batch_size):
         one = (x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
-        results.append(getattr(torch.ops.diffattn, op)(*one))
+        results.append(getattr(kernels, op)(*one))
     return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
 
 
 for _op in ("fwd", "decode", "components", "decode_components"):
-    torch.library.register_vmap(f"diffattn::{_op}", _refuse_vmap)
+    torch.library.register_vmap(add_op_namespace_prefix(_op), _refuse_vmap)
 for _op in ("bwd", "bwd_partial"):
-    torch.library.register_vmap(f"diffattn::{_op}", partial(_each_gradient, _op))
+    torch.library.register_vmap(add_op_namespace_prefix(_op), partial(_each_gradient, _op))
 
 
 def _register_autocast(op: str, device: str, cast_arguments: tuple[str, ...]) -> None:
@@ -197,7 +186,7 @@ def _register_autocast(op: str, device: str, cast_arguments: tuple[str, ...]) ->
     torch.library.register_autocast would cast λ too.
     """
     key = getattr(torch._C.DispatchKey, f"Autocast{device}")
-    overload = getattr(torch.ops.diffattn, op).default
+    overload = getattr(kernels, op).default
     names = [argument.name for argument in overload._schema.arguments]
     places = [(name, names.index(name)) for name in cast_arguments]
 
@@ -243,7 +232,7 @@ def refuse_lazy_cache(name: str, cache: Tensor) -> None:
 
 def _register_lazy_views(op: str) -> None:
     """Lazy negatives are negated and conjugates refused: torch would copy them whole, unchecked."""
-    overload = getattr(torch.ops.diffattn, op).default
+    overload = getattr(kernels, op).default
     names = [argument.name for argument in overload._schema.arguments]
 
     def negative(keyset: Any, *args: Any) -> Any:
@@ -268,32 +257,7 @@ def _negated(name: str, arg: Any) -> Any:
     return _copied(name, arg, Tensor.resolve_neg)
 
 
-def _load_cuda() -> str:
-    """Loads the CUDA kernels where there are any; else says why not, and what to do."""
-    if torch.version.cuda is None:
-        return "this torch was built without CUDA: install one that was"
-    if importlib.util.find_spec(f"{__package__}._cuda") is None:
-        return (
-            "this diffattn_cuda was built without its CUDA module: install nvcc and build it again "
-            "with DIFFATTN_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
-        )
-    importlib.import_module(f"{__package__}._cuda")
-    return ""
-
-
-def _refuse_cuda(op: str, why: str) -> None:
-    def refuse(*args: Any) -> NoReturn:
-        raise RuntimeError(f"diffattn::{op} got CUDA tensors, but {why}")
-
-    library.impl(op, refuse, "CUDA")
-
-
-library = torch.library.Library("diffattn", "IMPL")
-
-_missing = _load_cuda()
-if _missing:
-    for _op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
-        _refuse_cuda(_op, _missing)
+library = torch.library.Library(add_op_namespace_prefix("").removesuffix("::"), "IMPL")
 
 for _op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
     _register_lazy_views(_op)

@@ -62,6 +62,7 @@ def main() -> None:
     out = block(x, rel_pos)
     out.float().square().mean().backward()
     gradient = block.attn.lambda_proj.weight.grad
+    assert gradient is not None
     print("block", tuple(out.shape), "gradient of λ's projection", tuple(gradient.shape))
 
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5

@@ -31,7 +31,7 @@ SNIPPET = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="folder of the plots")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=130, help="train no longer than this")

@@ -74,3 +74,15 @@ def test_version(tmp_path: Path, installed: bool) -> None:
         )
     result = python(tmp_path, (HIDE if not installed else "") + PRINT)
     assert result.stdout.strip() == ("9.8.7" if installed else "0+unknown"), result.stderr
+
+
+def test_a_torch_that_is_too_old(tmp_path: Path) -> None:
+    """Its libraries lack what the modules need, which the linker says in its own words."""
+    package = source_tree(tmp_path)
+    (package / "_cpu.abi3.so").write_bytes(b"")  # stands for a module that cannot be loaded
+    (tmp_path / "age.py").write_text("import torch\ntorch.__version__ = '2.9.1+cpu'\n")
+    result = python(tmp_path, "import age, diffattn_cuda")
+    last = result.stderr.strip().splitlines()[-1]
+    assert last == "ImportError: diffattn_cuda needs PyTorch >= 2.10, found 2.9.1+cpu"
+    unchanged = python(tmp_path, "import diffattn_cuda").stderr.strip().splitlines()[-1]
+    assert unchanged.startswith("ImportError: ") and "PyTorch" not in unchanged

@@ -156,6 +156,7 @@ def words_are_plain(path: PurePosixPath, text: str) -> list[str]:
 
 # Files of other projects that comments name, and those that a program writes.
 FOREIGN = ("x.py", "os.py", "multihead_diffattn.py", "cuda_occupancy.h", "page.md", "sanitizer.md",
+           "registration.h", "build.toml",
            "counters.md")  # fmt: skip
 
 

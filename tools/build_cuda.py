@@ -9,7 +9,8 @@ A folder smNN holds the kernels of one architecture. Those of sm80, and files ou
 are compiled for every compute capability that is asked for. A newer folder is compiled when its own
 capability is asked for, and with the instructions that only this architecture has (sm_90a).
 
-    DIFFATTN_CUDA        0: without CUDA; 1: with it, or fail; unset: with it where nvcc is found
+    DIFFATTN_CUDA        0: without CUDA; 1: with it, or fail; unset: with it where nvcc and
+                         CUTLASS's headers are found
     DIFFATTN_CUDA_ARCHS  compute capabilities, "80" or "80;90": SASS and PTX for each;
                          default: that of every folder smNN
     CUDA_HOME            where nvcc is looked for first; then PATH, PyPI's packages, /usr/local/cuda
@@ -68,7 +69,27 @@ def wanted() -> bool:
         raise SystemExit(f"DIFFATTN_CUDA is {choice!r}, accepted: 0, 1 or unset")
     if choice == "1" and find_nvcc() is None:
         raise SystemExit(f"DIFFATTN_CUDA=1, but there is no nvcc: {HOW_TO_GET_NVCC}")
-    return choice != "0" and find_nvcc() is not None
+    if choice == "0" or find_nvcc() is None:
+        return False
+    if choice == "" and find_cutlass() is None:
+        print(f"diffattn_cuda: WITHOUT CUDA, although there is an nvcc: {_how_to_get_cutlass()}")
+        return False
+    return True
+
+
+def find_cutlass() -> Path | None:
+    """The folder of the headers that PyPI's nvidia-cutlass brings."""
+    package = importlib.util.find_spec("cutlass_library")
+    if package is None or package.origin is None:
+        return None
+    return Path(package.origin).parent / "source" / "include"
+
+
+def _how_to_get_cutlass() -> str:
+    """Only pyproject.toml has the version, where pip reads what a build needs."""
+    pin = re.search(r"nvidia-cutlass==[\d.]+", (ROOT / "pyproject.toml").read_text())
+    assert pin, "pyproject.toml does not pin nvidia-cutlass"
+    return f"no CUTLASS headers: pip install --no-deps {pin[0]}"
 
 
 def architectures() -> list[str]:
@@ -87,15 +108,15 @@ def architecture_of(source: Path) -> int:
 def sources() -> list[Path]:
     """The files of this build: a newer architecture's only where its capability is asked for."""
     asked = {str(OLDEST), *architectures()}
-    return [path for path in _every_source() if str(architecture_of(path)) in asked]
+    return [path for path in every_source() if str(architecture_of(path)) in asked]
 
 
-def _every_source() -> list[Path]:
+def every_source() -> list[Path]:
     return sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cu", ".cpp"))
 
 
 def _folders() -> list[int]:
-    return sorted({OLDEST, *map(architecture_of, _every_source())})
+    return sorted({OLDEST, *map(architecture_of, every_source())})
 
 
 def object_of(source: Path) -> Path:
@@ -188,24 +209,14 @@ class Toolkit:
             )
 
     def _includes(self) -> list[str]:
-        package = importlib.util.find_spec("cutlass_library")
-        if package is None or package.origin is None:
-            raise SystemExit(
-                f"no CUTLASS headers: pip install --no-deps {_cutlass_pin()}; "
-                "DIFFATTN_CUDA=0 builds without CUDA"
-            )
-        return ["-isystem", str(Path(package.origin).parent / "source" / "include")]
+        headers = find_cutlass()
+        if headers is None:
+            raise SystemExit(f"{_how_to_get_cutlass()}; DIFFATTN_CUDA=0 builds without CUDA")
+        return ["-isystem", str(headers)]
 
     def _ask(self, *options: str) -> str:
         done = subprocess.run([self.nvcc, *options], capture_output=True, text=True, check=True)
         return done.stdout + done.stderr
-
-
-def _cutlass_pin() -> str:
-    """Only pyproject.toml pins it, where pip reads what a build needs."""
-    pin = re.search(r"nvidia-cutlass==[\d.]+", (ROOT / "pyproject.toml").read_text())
-    assert pin, "pyproject.toml does not pin nvidia-cutlass"
-    return pin[0]
 
 
 def _is_current(target: Path, log: Path, depfile: Path, command: list[str]) -> bool:

@@ -93,7 +93,7 @@ Gradients bwd_partial(const FwdArguments& given, PartialSaved saved) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CPU, m) {
   m.impl("fwd", TORCH_BOX(&fwd_from_schema<fwd>));
   m.impl("bwd", TORCH_BOX(&bwd_from_schema<bwd>));
   m.impl("components", TORCH_BOX(&components_from_schema<components>));

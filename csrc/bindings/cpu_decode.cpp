@@ -29,7 +29,7 @@ OutAndLse components(const DecodeArguments& given) { return decode_to(kComponent
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CPU, m) {
   m.impl("decode", TORCH_BOX(&decode_from_schema<decode>));
   m.impl("decode_components", TORCH_BOX(&decode_components_from_schema<components>));
 }

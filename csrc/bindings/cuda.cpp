@@ -1,5 +1,4 @@
-// The ops on CUDA tensors. Those without kernels are refused in diffattn_cuda/ops.py.
-#include <Python.h>
+// The ops on CUDA tensors. Without this module, diffattn_cuda/_ops.py refuses CUDA tensors.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -24,7 +23,7 @@ void launch(const Params& p, const Tensor& q) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(DIFFATTN_OPS, CUDA, m) {
   m.impl("fwd", TORCH_BOX(&fwd_from_schema<cuda_fwd<launch<FwdParams>>>));
   m.impl("bwd", TORCH_BOX(&bwd_from_schema<cuda_bwd<launch<BwdParams>>>));
   m.impl("decode", TORCH_BOX(&decode_from_schema<cuda_decode<launch<DecodeParams>>>));
@@ -35,14 +34,3 @@ STABLE_TORCH_LIBRARY_IMPL(diffattn, CUDA, m) {
 }
 
 }  // namespace diffattn::bindings
-
-// Importing this module loads the kernels; see schemas.cpp. Its only name says for which compute capabilities
-// the build compiled them.
-extern "C" PyMODINIT_FUNC PyInit__cuda() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  PyObject* created = PyModule_Create(&module);
-  if (created && PyModule_AddStringConstant(created, "architectures", DIFFATTN_ARCHITECTURES))
-    Py_CLEAR(created);
-  return created;
-}

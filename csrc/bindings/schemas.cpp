@@ -1,10 +1,8 @@
-// The schemas of all ops, whatever device implements them.
-#include <Python.h>
+// The schemas of all ops, whatever device implements them. The build names their namespace, DIFFATTN_OPS:
+// setup.py says diffattn, and each build for the kernel hub has a name of its own.
 #include <torch/csrc/stable/library.h>
 
-#include "build_info.h"
-
-STABLE_TORCH_LIBRARY(diffattn, m) {
+STABLE_TORCH_LIBRARY(DIFFATTN_OPS, m) {
   // Dense: q (batch, seqlen_q, nheads, 2, d), k (batch, seqlen_k, nheads_k, 1 or 2, d),
   // v (batch, seqlen_k, nheads_k, dv), lam (batch, seqlen_q, nheads).
   // Packed, with cu_seqlens: the first two dimensions are one.
@@ -49,18 +47,4 @@ STABLE_TORCH_LIBRARY(diffattn, m) {
       "Tensor? cache_leftpad, Tensor? block_table, float softmax_scale, SymInt window_left, "
       "SymInt window_right, SymInt sink_size, int streaming_heads, bool rotary_interleaved, "
       "SymInt num_splits) -> (Tensor o, Tensor lse)");
-}
-
-// Importing this module loads the library. It uses the limited API, so one file serves every Python.
-extern "C" PyMODINIT_FUNC PyInit__cpu() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT,
-                               "_cpu",
-                               nullptr,
-                               -1,
-                               diffattn::bindings::cpu_build_info,
-                               nullptr,
-                               nullptr,
-                               nullptr,
-                               nullptr};
-  return PyModule_Create(&module);
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__, _cpu, ops
+from .. import __version__, _cpu, _ops
 
 OLDEST = (8, 0)  # compute capability
 
@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 def built() -> dict[str, str]:
     """By backend, in words; of CUDA, why there is none."""
-    missing = ops._missing
+    missing = _ops.missing_cuda
     architectures = ", ".join(_dotted(a) for a in cuda_architectures())
     return {
         "CPU kernels": ", ".join(_cpu.instruction_sets()),
@@ -46,7 +46,7 @@ def built() -> dict[str, str]:
 
 def cuda_architectures() -> list[int]:
     """Compute capabilities, as 80 for 8.0; none where the module is not loaded."""
-    if ops._missing:
+    if _ops.missing_cuda:
         return []
     module = importlib.import_module("diffattn_cuda._cuda")
     return [int(part) for part in module.architectures.split(";")]
@@ -87,8 +87,8 @@ def serving(capability: tuple[int, int], architectures: list[int]) -> Device | s
 def _gpus() -> list[Device]:
     found = []
     for i in range(torch.cuda.device_count()):
-        kernels: Device | str = f"none: {ops._missing}"
-        if not ops._missing:
+        kernels: Device | str = f"none: {_ops.missing_cuda}"
+        if not _ops.missing_cuda:
             kernels = serving(torch.cuda.get_device_capability(i), cuda_architectures())
         served = isinstance(kernels, Device)
         words = kernels.kernels if isinstance(kernels, Device) else kernels
