@@ -89,7 +89,76 @@ class Decode(Protocol):
         num_splits: int,
     ) -> tuple[Tensor, Tensor]: ...
 
+class Components(Protocol):
+    default: OpOverload
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        window_left: int,
+        window_right: int,
+        sink_size: int,
+        streaming_heads: int,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor]: ...
+
+class BwdPartial(Protocol):
+    default: OpOverload
+    def __call__(
+        self,
+        dout: Tensor,
+        dlse: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        lam: Tensor,
+        lse: Tensor,
+        cu_seqlens_q: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        softmax_scale: float,
+        window_left: int,
+        window_right: int,
+        sink_size: int,
+        streaming_heads: int,
+        deterministic: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+class DecodeComponents(Protocol):
+    default: OpOverload
+    def __call__(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        rotary_cos: Tensor | None,
+        rotary_sin: Tensor | None,
+        cache_seqlens: Tensor | None,
+        cache_batch_idx: Tensor | None,
+        cache_leftpad: Tensor | None,
+        block_table: Tensor | None,
+        softmax_scale: float,
+        window_left: int,
+        window_right: int,
+        sink_size: int,
+        streaming_heads: int,
+        rotary_interleaved: bool,
+        num_splits: int,
+    ) -> tuple[Tensor, Tensor]: ...
+
 class Ops(Protocol):
     fwd: Fwd
     bwd: Bwd
     decode: Decode
+    components: Components
+    bwd_partial: BwdPartial
+    decode_components: DecodeComponents

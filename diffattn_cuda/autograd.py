@@ -25,10 +25,7 @@ _OF_DECODE = {"q": 0, "k_cache": 1, "v_cache": 2, "lam": 3, "k": 4, "v": 5, "rot
               "rotary_sin": 7, "norm_weight": 12}  # fmt: skip
 _OF_DECODE_COMPONENTS = {"q": 0, "k_cache": 1, "v_cache": 2, "k": 3, "v": 4, "rotary_cos": 5,
                          "rotary_sin": 6}  # fmt: skip
-_OPS = {
-    op: getattr(ops.kernels, op).default
-    for op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components")
-}
+_OPS = {op: getattr(ops.kernels, op).default for op in ops.OPS}
 
 
 class _Forward(_SingleLevelFunction):

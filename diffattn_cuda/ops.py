@@ -17,6 +17,7 @@ from torch import Tensor
 from ._ops import add_op_namespace_prefix
 from ._ops import ops as kernels
 
+OPS = ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components")
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -259,7 +260,7 @@ def _negated(name: str, arg: Any) -> Any:
 
 library = torch.library.Library(add_op_namespace_prefix("").removesuffix("::"), "IMPL")
 
-for _op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
+for _op in OPS:
     _register_lazy_views(_op)
 
 for _device in ("CPU", "CUDA"):

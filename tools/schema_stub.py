@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-import diffattn_cuda  # noqa: F401  it registers the ops
+from diffattn_cuda.ops import OPS
 
 TARGET = Path(__file__).resolve().parent.parent / "diffattn_cuda" / "_schemas.pyi"
-OPS = ("fwd", "bwd", "decode")
 TYPES = {"Tensor": "Tensor", "Optional[Tensor]": "Tensor | None", "int": "int", "bool": "bool",
          "float": "float", "Optional[float]": "float | None"}  # fmt: skip
 HEAD = '''\
@@ -31,8 +30,12 @@ from torch._ops import OpOverload
 
 def text() -> str:
     """The whole file."""
-    everything = "".join(f"    {op}: {op.title()}\n" for op in OPS)
+    everything = "".join(f"    {op}: {class_name(op)}\n" for op in OPS)
     return "\n".join([HEAD, *map(protocol, OPS), f"class Ops(Protocol):\n{everything}"])
+
+
+def class_name(op: str) -> str:
+    return op.title().replace("_", "")
 
 
 def protocol(op: str) -> str:
@@ -40,7 +43,7 @@ def protocol(op: str) -> str:
     arguments = "".join(f"        {a.name}: {TYPES[str(a.type)]},\n" for a in schema.arguments)
     result = ", ".join(TYPES[str(r.type)] for r in schema.returns)
     return (
-        f"class {op.title()}(Protocol):\n    default: OpOverload\n"
+        f"class {class_name(op)}(Protocol):\n    default: OpOverload\n"
         "    def __call__(\n        self,\n"
         f"{arguments}    ) -> tuple[{result}]: ...\n"
     )
