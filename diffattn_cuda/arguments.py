@@ -342,8 +342,8 @@ def integer(name: str, value: Any, accepted: str = "an integer") -> int:
     return number
 
 
-def seqlens_of(cache_seqlens: object, q: Tensor) -> Tensor | None:
-    """int32 (batch,)."""
+def seqlens_of(cache_seqlens: object, q: Tensor, of_caches: Tensor) -> Tensor | None:
+    """int32 (batch,); `of_caches` has an entry per sequence too, or the op refuses the call."""
     if cache_seqlens is None or isinstance(cache_seqlens, Tensor) and cache_seqlens.dim():
         return cache_seqlens
     accepted = f"None, an int, or an int32 tensor (batch,) = ({q.shape[0]},)"
@@ -352,7 +352,10 @@ def seqlens_of(cache_seqlens: object, q: Tensor) -> Tensor | None:
     number = integer("cache_seqlens", cache_seqlens, accepted)
     if not -(2**31) <= number < 2**31:
         raise ValueError(f"cache_seqlens is {number}, accepted: 0 to what the cache holds")
-    return torch.full((q.shape[0],), number, dtype=torch.int32, device=q.device)
+    batch = q.shape[0]
+    if not torch.compiler.is_compiling():
+        batch = min(batch, of_caches.shape[0])  # no memory for a batch that the op will refuse
+    return torch.full((batch,), number, dtype=torch.int32, device=q.device)
 
 
 def _number(name: str, value: Any, accepted: str) -> Any:

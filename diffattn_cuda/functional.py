@@ -291,9 +291,11 @@ def diff_flash_attn_with_kvcache(
     norm_weight, norm_eps, out_scale = arguments.epilogue(
         norm_weight, norm_eps, out_scale, q, v_cache
     )
+    per_sequence = (block_table, cache_batch_idx, v_cache)
+    of_caches = next(t for t in per_sequence if t is not None and t.dim())
     cache = (
-        k, v, rotary_cos, rotary_sin, arguments.seqlens_of(cache_seqlens, q), cache_batch_idx,
-        cache_leftpad, block_table,
+        k, v, rotary_cos, rotary_sin, arguments.seqlens_of(cache_seqlens, q, of_caches),
+        cache_batch_idx, cache_leftpad, block_table,
     )  # fmt: skip
     options = (
         arguments.softmax_scale_of(softmax_scale, q), *mask,

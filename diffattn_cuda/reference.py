@@ -180,7 +180,8 @@ def diff_flash_attn_with_kvcache(
     outs, lses = [], []
     for i in range(batch):
         if block_table is not None:
-            pages = block_table[i].tolist()
+            there = range(v_cache.shape[0])  # an entry that no row sees may be anything
+            pages = [entry if entry in there else 0 for entry in block_table[i].tolist()]
         else:
             pages = [i if cache_batch_idx is None else int(cache_batch_idx[i])]
         q_i, seqlen = q[i : i + 1], seqlens[i]

@@ -72,6 +72,7 @@ def huge_together(call: Call) -> str:
         dim = 0
     if not _expand(call, names, [dim] * len(names), n):
         return ""
+    call.misshapen = False  # what was too long for the others may fit now
     if which == "queries" and rng.random() < 0.5:
         call.args["lam"] = 0.5
     if which == "keys" and rng.random() < 0.5 and "window_size" in call.args:
@@ -214,8 +215,10 @@ def odd(call: Call) -> str:
     old, new = call.args[name], call.rng.choice(ODD)
     call.args[name] = new
     call.legal = call.tame = False
-    by_truth = call.target.startswith("raw") and isinstance(old, bool)  # how torch takes bools
-    if any(new is wrong for wrong in WRONG) and not by_truth and name != "dtype":
+    # How torch takes bools, and its own dtypes as int.
+    by_torch = isinstance(old, bool) or (name == "streaming_heads" and new is torch.float32)
+    converted = call.target.startswith("raw") and by_torch
+    if any(new is wrong for wrong in WRONG) and not converted and name != "dtype":
         call.must_refuse[name] = f"{name} is {new!r}"
     if new is True and name in ("lam", "cache_seqlens"):
         call.must_refuse[name] = f"{name} is True"

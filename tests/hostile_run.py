@@ -220,11 +220,15 @@ def _as_the_schema(args: Arguments) -> Arguments:
 
 
 def _mask(a: Arguments) -> Arguments:
-    """An op's mask as the functions take it: a bit of streaming_heads is a KV head."""
-    values = a["v"] if "v_cache" not in a else a["v_cache"]
-    streams = [bool(a["streaming_heads"] >> head & 1) for head in range(values.shape[-2])]
+    """An op's mask as the functions take it: a bit of streaming_heads is a KV head.
+
+    A head that does not stream has no window, but what lies right of the diagonal it does not see.
+    """
+    values, bits = a["v"] if "v_cache" not in a else a["v_cache"], int(a["streaming_heads"])
+    streams = [bool(bits >> head & 1) for head in range(values.shape[-2])]
     window = a["window_left"], a["window_right"]
-    return {"window_size": window, "sink_size": a["sink_size"], "streaming_heads": streams}
+    return {"window_size": window, "causal": a["window_right"] == 0, "sink_size": a["sink_size"],
+            "streaming_heads": streams}  # fmt: skip
 
 
 def raw_fwd(**a: Any) -> Any:

@@ -71,6 +71,11 @@ VALUES: dict[str, tuple[str, Callable[[Arguments], Arguments], list[str]]] = {
         "paged16", lambda a: table(a, 1, 2, 10), ["block_table", "1, 2", "10"]),
     "table entry negative": (
         "paged16", lambda a: table(a, 0, 0, -1), ["block_table", "0, 0", "-1"]),
+    "more sequences than caches, their length an int": (
+        "plain",
+        lambda a: {"q": a["q"][:1].expand(2**48, -1, -1, -1), "cache_seqlens": 5}
+        | {"k": None, "v": None},
+        ["k_cache", "281474976710656"]),
     "batch index beyond": (
         "indexed", lambda _: {"cache_batch_idx": int32(0, 4)}, ["cache_batch_idx", "1", "4"]),
     "batch index negative": (

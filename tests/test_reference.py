@@ -255,6 +255,17 @@ def test_kvcache_without_new_keys_reads_only_valid_slots() -> None:
     assert (out[1] == 0).all() and (lse[:, 1] == -math.inf).all()
 
 
+def test_kvcache_takes_any_table_entry_that_no_row_sees() -> None:
+    q, keys, values = torch.randn(1, 1, 2, 8), torch.randn(3, 4, 2, 8), torch.randn(3, 4, 1, 8)
+    window = {"window_size": (1, 0), "causal": True}
+    results = []
+    for hidden in (1, -1, 10**6):
+        table = torch.tensor([[hidden, 2]], dtype=torch.int32)
+        options = {"cache_seqlens": 7, "block_table": table, **window}
+        results.append(ref.diff_flash_attn_with_kvcache(q, keys, values, 0.5, **options))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 def test_kvcache_full_by_default_and_refusals() -> None:
     q, k, v = inputs()
     want, _ = brute_force(q, k, v, lambda *_: 0.6, 3**-0.5)
