@@ -218,6 +218,7 @@ def odd(call: Call) -> str:
     # How torch takes bools, and its own dtypes as int.
     by_torch = isinstance(old, bool) or (name == "streaming_heads" and new is torch.float32)
     converted = call.target.startswith("raw") and by_torch
+    call.comparable &= not (converted and isinstance(new, torch.dtype))  # which number, torch knows
     if any(new is wrong for wrong in WRONG) and not converted and name != "dtype":
         call.must_refuse[name] = f"{name} is {new!r}"
     if new is True and name in ("lam", "cache_seqlens"):

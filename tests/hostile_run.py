@@ -224,10 +224,11 @@ def _mask(a: Arguments) -> Arguments:
 
     A head that does not stream has no window, but what lies right of the diagonal it does not see.
     """
-    values, bits = a["v"] if "v_cache" not in a else a["v_cache"], int(a["streaming_heads"])
+    values = a["v"] if "v_cache" not in a else a["v_cache"]
+    names = "window_left", "window_right", "sink_size", "streaming_heads"
+    left, right, sink, bits = (int(a[name]) for name in names)  # of 0.5 an op learns 0
     streams = [bool(bits >> head & 1) for head in range(values.shape[-2])]
-    window = a["window_left"], a["window_right"]
-    return {"window_size": window, "causal": a["window_right"] == 0, "sink_size": a["sink_size"],
+    return {"window_size": (left, right), "causal": right == 0, "sink_size": sink,
             "streaming_heads": streams}  # fmt: skip
 
 

@@ -26,7 +26,7 @@ MEMORY = r"bad_alloc|can't allocate memory|bytes of working memory|Storage size 
 # Torch's, of a kind of tensor that raw ops do not have; of nested ones the rest.
 DISPATCHER = (
     r"Could not run 'diffattn::|^\w+\.\w+\.default$|"
-    r"NestedTensorImpl doesn't support|Cannot access storage of \w+Impl"
+    r"NestedTensorImpl doesn't support|Cannot access storage of \w+Impl|setStorage: sizes \[\]"
 )
 
 

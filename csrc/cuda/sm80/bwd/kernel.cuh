@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
     turn.pass_on(rows);
   }
   __syncthreads();  // K, the maps and the rows have been read by all; outputs take their place
-  if (!T::kJointK && params.shape.k_components == 1) add_maps<T>(grad, grads, place, smem);
+  if (!T::kJointK && params.shape.k_components == 1) add_maps<T>(grad, place, smem);
   store_gradients<T>(grad, grads, place, params, smem);
 }
 

@@ -46,15 +46,17 @@ class GradShare {
  public:
   enum Of { kDv, kDk1, kDk2 };  // if K is shared, kDv stands for both
   int first_key, first_col;
-  Of of;
 
   __device__ explicit GradShare(const KeyPlace<T>& place)
       : first_key(place.warp / T::kGradColGroups * T::kGradKeys),
         first_col(group(place.warp) * T::kGradCols),
-        of(gradient(place.warp)),
-        map_(keep_uniform(T::kMaps + of * T::MapTile::kBytes +
+        of_(gradient(place.warp)),
+        map_(keep_uniform(T::kMaps + of_ * T::MapTile::kBytes +
                           T::MapTile::blocks(0, first_key / 16))),
         rows_(keep_uniform(multiplied() + T::UTile::blocks(0, first_col / 16))) {}
+
+  // Found anew, because kept from before the steps it would spill at d = 96.
+  __device__ static Of of(const KeyPlace<T>& place) { return gradient(keep_uniform(place.warp)); }
 
   // Adds a step's products.
   __device__ void accumulate(GradFragment<T>& grad, const LaneRows<T>& at, int stage) const {
@@ -65,7 +67,7 @@ class GradShare {
       accumulate_keys<T>(grad[1], map + 2 * T::MapTile::kBytes,
                          rows + T::kQ + T::QTile::kBytes + stage);
     } else {
-      accumulate_keys<T>(grad[0], map, rows + (T::kTwoStagesU || of != kDv ? stage : 0));
+      accumulate_keys<T>(grad[0], map, rows + (T::kTwoStagesU || of_ != kDv ? stage : 0));
     }
   }
 
@@ -82,9 +84,10 @@ class GradShare {
   // Where the rows lie that the map is multiplied with: u, Q1 or Q2.
   __device__ int multiplied() const {
     if (T::kJointK) return 0;
-    return of == kDv ? T::kU : T::kQ + (of - kDk1) * T::QTile::kBytes;
+    return of_ == kDv ? T::kU : T::kQ + (of_ - kDk1) * T::QTile::kBytes;
   }
 
+  Of of_;
   int map_, rows_;
 };
 

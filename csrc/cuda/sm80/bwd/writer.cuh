@@ -8,17 +8,18 @@ namespace diffattn::cuda::sm80 {
 // Where V is twice as wide as a K that both maps share, dK is the sum of two warps' parts: that of the signal
 // takes up that of the noise.
 template <class T>
-__device__ void add_maps(GradFragment<T>& grad, const GradShare<T>& share, const KeyPlace<T>& place,
-                         char* smem) {
+__device__ void add_maps(GradFragment<T>& grad, const KeyPlace<T>& place, char* smem) {
+  using Share = GradShare<T>;
+  const auto of = Share::of(place);
   constexpr int kFragments = T::kGradKeyTiles * T::kGradColTiles * 4;
   const int part = place.warp / T::kGradColGroups * T::kQuarter + place.warp % T::kQuarter;
   float* const sums = reinterpret_cast<float*>(smem) + part * kFragments * 32 + place.lane;
   float* const mine = &grad[0][0][0][0];
-  if (share.of == share.kDk2)
+  if (of == Share::kDk2)
 #pragma unroll
     for (int i = 0; i < kFragments; ++i) sums[i * 32] = mine[i];
   __syncthreads();  // the noise's part is there
-  if (share.of == share.kDk1)
+  if (of == Share::kDk1)
 #pragma unroll
     for (int i = 0; i < kFragments; ++i) mine[i] += sums[i * 32];
   __syncthreads();  // it has been read, and its place can be used again
@@ -44,13 +45,14 @@ __device__ void store_gradients(GradFragment<T>& grad, const GradShare<T>& share
     scale(sums, float(params.softmax_scale));
     store(sums, params.map_grads[map].dk, params.shape.headdim);
   };
+  const auto of = share.of(place);
   if constexpr (T::kJointK) {
     store(grad[0], params.dv, params.shape.headdim_v);
     store_dk(grad[1], kSignal);
-  } else if (share.of == share.kDv) {
+  } else if (of == share.kDv) {
     store(grad[0], params.dv, params.shape.headdim_v);
-  } else if (share.of - share.kDv <= params.shape.k_components) {
-    store_dk(grad[0], share.of - share.kDk1);
+  } else if (of - share.kDv <= params.shape.k_components) {
+    store_dk(grad[0], of - share.kDk1);
   }
 }
 
