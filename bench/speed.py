@@ -3,6 +3,7 @@
     python bench/speed.py --device cpu                              # fp32 forward, S = 512 … 4096
     python bench/speed.py --dtype bf16 --direction fwdbwd --csv out.csv
     python bench/speed.py --direction decode --seqlens 65536 --dtype fp32 bf16
+    python bench/speed.py --seqlens 4096 --sink 64 --left 255 --streaming-share 0.5 1
     python bench/speed.py --memory --seqlens 4096 --direction fwd fwdbwd
     python bench/speed.py --device cuda --config tools/gpu_day/speed.toml --csv gpu.csv
 
@@ -54,8 +55,8 @@ def clock_of(args: argparse.Namespace) -> Clock:
     return CudaClock() if args.device == "cuda" else CpuClock(args.cpu_time)
 
 
-def chosen(args: argparse.Namespace, direction: str) -> dict[str, Peer]:
-    every = peers_for(direction, args.device)
+def chosen(args: argparse.Namespace, p: Problem) -> dict[str, Peer]:
+    every = peers_for(p.direction, args.device, p.streaming)
     return {n: f for n, f in every.items() if n == "ours" or args.peers is None or n in args.peers}
 
 
@@ -71,8 +72,10 @@ def right(peers: dict[str, Peer], x: Inputs) -> list[str]:
     names = []
     for name, peer in peers.items():
         try:
-            got = in_our_order(name, step(peer, inputs_for(name, x)))
-            wrong = mistake(got, want, x.problem.dtype)
+            own = inputs_for(name, x)
+            got = in_our_order(name, step(peer, own))
+            right_one = want if own.problem == x.problem else oracle(own)
+            wrong = mistake(got, right_one, x.problem.dtype)
         except Exception as error:  # a peer that cannot do this may raise any error
             wrong = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if wrong:
@@ -106,7 +109,7 @@ def calls(peers: dict[str, Peer], p: Problem) -> dict[str, Run]:
 
 def time_problem(p: Problem, args: argparse.Namespace, clock: Clock) -> list[Row]:
     """One table: every right peer and the machine's limits, interleaved."""
-    runs, work = calls(chosen(args, p.direction), p), {}
+    runs, work = calls(chosen(args, p), p), {}
     runs[MM], work[MM] = mm_run(p.device, clock, DTYPES[p.dtype])
     if p.direction == "decode":
         runs[READ], work[READ] = read_run(p.device, clock)
@@ -141,7 +144,7 @@ def row(p: Problem, name: str, s: Samples, ours: Samples | None, limits: dict[st
 
 def show_memory(p: Problem, args: argparse.Namespace) -> None:
     print(f"\n{p}: extra resident memory (peak − before − outputs), MiB")
-    for name in chosen(args, p.direction):
+    for name in chosen(args, p):
         extra = measure(name, p, torch.get_num_threads())
         print(
             f"  {name:<10} {extra if isinstance(extra, str) else f'{extra / 2**20:9.1f}'}",

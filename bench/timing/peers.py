@@ -8,6 +8,7 @@ their inputs in DiffLlama's order of heads (recipes.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import libraries
-from .problem import Inputs, single
+from .problem import Inputs, Problem, single
 from .recipes import (
     Attend,
     component_major,
@@ -34,25 +35,38 @@ def ours(x: Inputs) -> Tensor:
     """The library's fused forward (with its fused backward behind it)."""
     from diffattn_cuda import diff_flash_attn_func
 
-    return single(diff_flash_attn_func(x.q, x.k, x.v, x.lam, causal=x.problem.causal))
+    return single(diff_flash_attn_func(x.q, x.k, x.v, x.lam, **x.problem.mask))
 
 
 def ours_decode(x: Inputs) -> Tensor:
     """The library's decoding step over a full cache."""
     from diffattn_cuda import diff_flash_attn_with_kvcache
 
-    filled = x.problem.seqlen_k
-    causal = x.problem.causal
-    return single(
-        diff_flash_attn_with_kvcache(x.q, x.k, x.v, x.lam, cache_seqlens=filled, causal=causal)
-    )
+    mask, filled = x.problem.mask, x.problem.seqlen_k
+    return single(diff_flash_attn_with_kvcache(x.q, x.k, x.v, x.lam, cache_seqlens=filled, **mask))
+
+
+def ours_by_kind(attend: Peer, x: Inputs) -> Tensor:
+    """Two of our own calls, one for the full heads and one for those that stream, and a cat."""
+    p = x.problem
+    group = p.nheads // p.nheads_k
+    outs = []
+    for heads, share in ((slice(0, p.full_heads), 0.0), (slice(p.full_heads, p.nheads_k), 1.0)):
+        n = len(range(p.nheads_k)[heads])
+        if not n:
+            continue
+        own = replace(p, nheads=n * group, nheads_k=n, streaming_share=share)
+        q = x.q[:, :, 2 * group * heads.start : 2 * group * heads.stop]
+        k = x.k[:, :, 2 * heads.start : 2 * heads.stop]
+        outs.append(attend(replace(x, problem=own, q=q, k=k, v=x.v[:, :, heads])))
+    return torch.cat(outs, 2)
 
 
 def eager(x: Inputs) -> Tensor:
     """Naive eager PyTorch: the formula, with two S×S maps in memory."""
     from diffattn_cuda import reference
 
-    return single(reference.diff_flash_attn_func(x.q, x.k, x.v, x.lam, causal=x.problem.causal))
+    return single(reference.diff_flash_attn_func(x.q, x.k, x.v, x.lam, **x.problem.mask))
 
 
 def sdpa2(x: Inputs) -> Tensor:
@@ -96,6 +110,8 @@ ONE_BACKEND: dict[str, Peer] = {
     for backend in BACKENDS
 }
 PEERS: dict[str, Peer] = {
+    "full": ours,
+    "ours2": partial(ours_by_kind, ours),
     "eager": eager,
     "sdpa2": sdpa2,
     "sdpa4": sdpa4,
@@ -106,23 +122,29 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def peers_for(direction: str, device: str = "cpu") -> dict[str, Peer]:
+def peers_for(direction: str, device: str = "cpu", streaming: bool = False) -> dict[str, Peer]:
     """Ours first, then every peer that this machine has for it.
 
     FlexAttention has no backward on a CPU, and the flash-attn family no CPU at all; SDPA has one
-    fused backend there, which it takes by itself.
+    fused backend there, which it takes by itself. Only FlexAttention can give heads masks of their
+    own; "full" is ours without heads that stream.
     """
     first: Peer = ours_decode if direction == "decode" else ours
-    names = ["eager", "sdpa2", "sdpa4", "sdpa_hf"]
+    names = ["eager"] if streaming else ["eager", "sdpa2", "sdpa4", "sdpa_hf"]
     if direction == "fwd" or (direction == "fwdbwd" and device == "cuda"):
         names.append("flex2")
+    if streaming:
+        kinds: dict[str, Peer] = {"full": first, "ours2": partial(ours_by_kind, first)}
+        return {"ours": first, **kinds} | {name: PEERS[name] for name in names}
     if device == "cuda":
         names += [*ONE_BACKEND, *libraries.installed(direction)]
     return {"ours": first} | {name: PEERS[name] for name in names}
 
 
 def inputs_for(name: str, x: Inputs) -> Inputs:
-    """x in the order of heads that the peer's model has."""
+    """x in the order of heads that the peer's model has, and with the mask that the peer has."""
+    if name == "full":
+        return replace(x, problem=replace(x.problem, streaming_share=0.0))
     return component_major(x) if name.endswith("_hf") else x
 
 
@@ -153,15 +175,21 @@ def _compiled_flex() -> Callable[..., Tensor]:
 
 
 @cache
-def _block_mask(sq: int, sk: int, device: str) -> object:
+def _block_mask(p: Problem) -> object:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def bottom_right(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return i + (sk - sq) >= j
+    first_stream = p.full_heads * (p.nheads // p.nheads_k)
 
-    return create_block_mask(bottom_right, None, None, sq, sk, device=device)
+    def bottom_right(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return i + (p.seqlen_k - p.seqlen_q) >= j
+
+    def streaming(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        near = i + (p.seqlen_k - p.seqlen_q) - j <= p.left
+        return bottom_right(b, h, i, j) & ((h < first_stream) | near | (j < p.sink))
+
+    law, heads = (streaming, p.nheads) if p.streaming else (bottom_right, None)
+    return create_block_mask(law, None, heads, p.seqlen_q, p.seqlen_k, device=p.device)
 
 
 def _flex_mask(x: Inputs) -> object:
-    p = x.problem
-    return _block_mask(p.seqlen_q, p.seqlen_k, p.device) if p.causal else None
+    return _block_mask(x.problem) if x.problem.causal else None

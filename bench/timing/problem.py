@@ -6,6 +6,7 @@ Every way is compared with the right answer before it is timed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +38,44 @@ class Problem:
     headdim: int
     causal: bool
     device: str = "cpu"
+    sink: int = 0  # of the heads that stream, with `left`
+    left: int = -1
+    streaming_share: float = 0.0  # of the KV heads, rounded; the last ones stream
+
+    @property
+    def full_heads(self) -> int:
+        """KV heads that see every key."""
+        return self.nheads_k - round(self.streaming_share * self.nheads_k)
+
+    @property
+    def streaming(self) -> bool:
+        return self.full_heads < self.nheads_k
+
+    @property
+    def mask(self) -> dict[str, Any]:
+        """What the public functions and the reference take."""
+        return {"causal": self.causal} | (self._mask_of_streams if self.streaming else {})
+
+    @property
+    def _mask_of_streams(self) -> dict[str, Any]:
+        heads = [h >= self.full_heads for h in range(self.nheads_k)]
+        window = {"window_size": (self.left, 0), "sink_size": self.sink}
+        return {"causal": True, "streaming_heads": heads, **window}
 
     @property
     def visible_pairs(self) -> int:
         """(query, key) pairs under the mask, over all batches and heads."""
         sq, sk = self.seqlen_q, self.seqlen_k
-        rows = (min(max(i + 1 + sk - sq, 0), sk) for i in range(sq))
-        pairs = sum(rows) if self.causal else sq * sk
-        return pairs * self.batch * self.nheads
+        seen = [min(max(i + 1 + sk - sq, 0), sk) for i in range(sq)]
+        of_full = sum(seen) if self.causal else sq * sk
+        of_streams = sum(map(self._streamed, seen)) if self.streaming else 0
+        group, streams = self.nheads // self.nheads_k, self.nheads_k - self.full_heads
+        return (of_full * self.full_heads + of_streams * streams) * group * self.batch
+
+    def _streamed(self, keys: int) -> int:
+        """How many of the keys up to the diagonal a head that streams sees: window and sinks."""
+        recent = min(keys, self.left + 1)
+        return recent + min(self.sink, keys - recent)
 
     @property
     def flop(self) -> int:
@@ -55,11 +86,15 @@ class Problem:
     @property
     def cache_bytes(self) -> int:
         """Bytes of K (two components of width d) and V (width 2d): what a decoding step reads."""
-        elements = self.batch * self.seqlen_k * self.nheads_k * 4 * self.headdim
-        return elements * DTYPES[self.dtype].itemsize
+        streams = self.nheads_k - self.full_heads
+        keys = self.seqlen_k * self.full_heads + self._streamed(self.seqlen_k) * streams
+        return self.batch * keys * 4 * self.headdim * DTYPES[self.dtype].itemsize
 
     def __str__(self) -> str:
         mask = "causal" if self.causal else "full"
+        if self.streaming:
+            streams = self.nheads_k - self.full_heads
+            mask += f" {streams}/{self.nheads_k} streaming sink{self.sink} left{self.left}"
         heads = f"H{self.nheads}" + (f"/{self.nheads_k}" if self.nheads_k != self.nheads else "")
         return (
             f"{self.direction} {self.dtype} B{self.batch} {heads} "
@@ -127,7 +162,9 @@ def _one_head(x: Inputs, b: slice, h: int, rep: int) -> list[Tensor]:
     v = x.v.detach()[b, :, h : h + 1].double()  # (1, sk, 1, 2d)
     leaves = [t.requires_grad_(x.dout is not None) for t in (q, k, v)]
     lam = x.lam.detach().double()
-    out = single(reference.diff_flash_attn_func(q, k, v, lam, causal=x.problem.causal))
+    p = x.problem
+    mask = p.mask | {"streaming_heads": [h >= p.full_heads]} if p.streaming else p.mask
+    out = single(reference.diff_flash_attn_func(q, k, v, lam, **mask))
     if x.dout is None:
         return [out.detach()]
     dout = x.dout[b, :, rep * h : rep * (h + 1)].double()

@@ -47,6 +47,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--batch", nargs="+", type=int, default=[1])
     add("--tokens", type=int, help="batch = tokens / seqlen, instead of --batch")
     add("--mask", nargs="+", choices=["causal", "full"], default=["causal"])
+    add("--sink", type=int, default=0, help="keys that a head that streams sees besides its window")
+    add("--left", type=int, default=255, help="and how many before its own key")
+    add("--streaming-share", nargs="+", type=float, default=[0.0], help="of the KV heads; 0 to 1")
     add("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
     add("--rounds", type=int, default=11)
     add("--budget", type=float, default=20.0, help="seconds a peer may take over all its rounds")
@@ -62,10 +65,18 @@ def sweeps(description: str, command_line: list[str]) -> list[argparse.Namespace
     """One without --config, else one for each table of the file."""
     made = parser(description)
     args = made.parse_args(command_line)
-    if args.config is None:
-        return [args]
-    tables = tomllib.loads(args.config.read_text())["sweep"]
-    return [made.parse_args([*_options(table), *command_line]) for table in tables]
+    found = [args]
+    if args.config is not None:
+        tables = tomllib.loads(args.config.read_text())["sweep"]
+        found = [made.parse_args([*_options(table), *command_line]) for table in tables]
+    for sweep in found:
+        if not all(0 <= share <= 1 for share in sweep.streaming_share):
+            made.error(f"--streaming-share is {sweep.streaming_share}, accepted: 0 to 1")
+        if any(sweep.streaming_share) and sweep.mask == ["full"]:
+            made.error("--streaming-share was given with --mask full, accepted: --mask causal")
+        if min(sweep.sink, sweep.left) < 0:
+            made.error(f"--sink and --left are {sweep.sink} and {sweep.left}, accepted: 0 or more")
+    return found
 
 
 def _options(table: dict[str, Any]) -> Iterator[str]:
@@ -81,10 +92,12 @@ def problems(args: argparse.Namespace) -> Iterator[Problem]:
     for direction in args.direction:
         axes = itertools.product(
             args.dtype, args.headdim, args.nheads_k or [args.nheads], args.mask,
-            args.seqlens or SEQLENS[direction], args.batch,
+            args.seqlens or SEQLENS[direction], args.batch, args.streaming_share,
         )  # fmt: skip
-        for dtype, d, nheads_k, mask, seqlen, batch in axes:
+        for dtype, d, nheads_k, mask, seqlen, batch, share in axes:
             decode = direction == "decode"
+            if share and mask == "full":
+                continue  # heads stream under a causal mask alone
             yield Problem(
                 direction,
                 dtype,
@@ -94,6 +107,7 @@ def problems(args: argparse.Namespace) -> Iterator[Problem]:
                 1 if decode else seqlen,
                 seqlen,
                 d,
-                mask == "causal" and not decode,
+                mask == "causal" and (not decode or share > 0),
                 args.device,
+                *((args.sink, args.left, share) if share else ()),
             )
