@@ -264,12 +264,14 @@ def spoil(call: Call, contexts: list[str]) -> None:
         if not call.tensors():
             break
         before, reasons = dict(call.args), dict(call.must_refuse)
+        known = call.legal, call.misshapen, call.comparable, call.tame
         try:
             did = change(call)
         except Exception as error:  # an earlier change left nothing that this one could change
             did, call.legal = f"{change.__name__} failed: {type(error).__name__}", False
         if _takes_hours(call):
             call.args, call.must_refuse = before, reasons
+            call.legal, call.misshapen, call.comparable, call.tame = known
             continue
         for name, why in reasons.items():  # what a change replaces is no reason any more
             if call.args.get(name) is not before[name] and call.must_refuse[name] == why:
