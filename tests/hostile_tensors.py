@@ -61,8 +61,7 @@ def size(call: Call) -> str:
         call.args[name] = torch.cat([t, t], dim)
     else:
         call.args[name] = t.transpose(dim, other)
-        if call.args[name].shape == t.shape:
-            leave_the_saved(call, name)
+    leave_the_saved(call, name)
     return f"{name}: {what} of dimension {dim}"
 
 
