@@ -14,6 +14,7 @@ from test_backward import (
     test_keys_that_do_not_exist_have_no_share,
     test_norm_weight_over_many_rows,
 )
+from test_components import test_a_backward_of_parts
 from test_huge_scores import test_gradients_are_finite
 from test_sim_backward import ORDERS, test_dq_is_summed_in_one_order
 
@@ -63,6 +64,8 @@ def check_everything(impl: Impl) -> None:
     test_keys_that_do_not_exist_have_no_share(impl, BF16)
     test_norm_weight_over_many_rows(impl, BF16)
     test_gradients_are_finite(impl, 1e5, "none")
+    for case in others[:1] + others[3:]:
+        test_a_backward_of_parts(impl, case.but(window=(-1, -1)), BF16, [20, 3])
     for order in ORDERS:
         with pytest.MonkeyPatch.context() as patch:
             test_dq_is_summed_in_one_order(impl, simulator.start(), order, patch)
@@ -77,5 +80,6 @@ TARGETS: dict[str, MakeTarget] = {
     "bwd prepare": _of_traits("prepare_kernel"),
     "bwd main": _of_traits("bwd_kernel"),
     "bwd round": _of_traits("round_dq_kernel", "ELb0E"),
+    "bwd sums of dq": _of_traits("round_dq_kernel", "ELb1E"),
     "bwd sum": lambda shape: Target((identifier("sum_weight_parts"),), check_everything),
 }

@@ -13,6 +13,7 @@ from support.cache import make_cache
 from support.case import Case
 from support.checks import check_answer
 from support.impls import Impl
+from test_components import test_a_cache
 from test_huge_scores import (
     test_decoding_over_scores_that_come_and_go,
     test_decoding_weighs_equal_scores_alike,
@@ -127,6 +128,7 @@ def check_everything(impl: Impl, group: int) -> None:
     check_lost_pages(impl, group)
     check_neighbours(impl, group)
     check_huge(impl, group)
+    test_a_cache(impl, BF16, "paged16", 3, 5)
     for new in (1, 70):
         test_a_step(impl, BF16, 48, new, 3)
     device.Case = reshaped(group)  # type: ignore[misc, assignment]

@@ -10,6 +10,7 @@ from support.case import Case
 from support.checks import check_forward, check_saved
 from support.data import flat, make_problem
 from support.impls import Impl
+from test_components import test_each_map
 from test_huge_scores import (
     test_equal_scores_weigh_alike,
     test_one_component_alone,
@@ -87,6 +88,8 @@ def check_everything(impl: Impl, d: int, dv: int) -> None:
     for case in others:
         check_forward(in_wide_rows(impl), make_problem(case), five_d=True)
     check_training(others[-2])
+    for case in (first, others[-2]):
+        test_each_map(impl, case.but(norm="none", out_scale=1.0), case.dtype)
     check_neighbours(impl, first)
     check_huge(impl)
 
