@@ -192,13 +192,12 @@ def diff_flash_attn_backward(
             _check_shape(name, t, (*batch, nheads, maps, seqlen_q), o.dtype)
     _check_shape("dout", dout, (*batch, seqlen_q, nheads, v.shape[-1]), q.dtype)
 
-    do, dlam, dweight = _gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
+    do, dlam, dweight = gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
     do = do.to(q.dtype)
     lam = arguments.expand_lambda(lam, heads)
-    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)  # (2, .., nheads, seqlen_q)
-    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
+    dlse = None if dlse is None else dlse.movedim(-2, 0)
     gradients = ops.kernels.bwd_partial(
-        do, less_d if dlse is None else dlse.movedim(-2, 0) + less_d, heads, keys, v, lam,
+        do, gradient_of_lse(do, o, lam, dlse), heads, keys, v, lam,
         lse.movedim(-2, 0), cu_seqlens_q, cu_seqlens_k,
         arguments.integer("max_seqlen_q", max_seqlen_q),
         arguments.integer("max_seqlen_k", max_seqlen_k),
@@ -211,7 +210,7 @@ def diff_flash_attn_backward(
     return dq, dk, dv, dlam, dweight
 
 
-def _gradients_of_combination(
+def gradients_of_combination(
     dout: Tensor,
     o: Tensor,
     lam: Lambda,
@@ -233,6 +232,16 @@ def _gradients_of_combination(
     do = next(gradients)[..., 0, :]
     dlam = next(gradients) if isinstance(lam, Tensor) else None
     return do, dlam, None if norm_weight is None else next(gradients)
+
+
+def gradient_of_lse(do: Tensor, o: Tensor, lam: Tensor, dlse: Tensor | None) -> Tensor:
+    """As bwd_partial takes it, (2, .., nheads, seqlen_q): with −D of each map, whose dS has both.
+
+    do: of O1. lam: of each row and head. dlse: of the LSEs as the ops have them.
+    """
+    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)
+    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
+    return less_d if dlse is None else dlse + less_d
 
 
 def _per_row(statistics: Tensor) -> Tensor:
