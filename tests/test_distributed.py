@@ -165,7 +165,7 @@ def test_components(ranks: Ranks, mode: str, causal: bool) -> None:
 
 
 class _Recorded(TorchDispatchMode):
-    """Names of the collectives and of ours, with the shapes of q and k."""
+    """Our ops with the shapes of q and k, and the collectives with the dtype of the message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _Recorded(TorchDispatchMode):
         if namespace == "diffattn":
             self.calls.append((name, *(x.shape for x in args if isinstance(x, Tensor))))
         elif namespace == "_c10d_functional":
-            self.calls.append((name,))
+            self.calls.append((name, args[0].dtype))
         return func(*args, **kwargs or {})
 
 
@@ -215,6 +215,13 @@ def test_a_hops_gradients_are_waited_for_after_the_kernel(ranks: Ranks) -> None:
             [compute, wait, post, wait],
         )
         assert names == first + 2 * middle + last
+
+
+def test_gradients_of_keys_are_added_up_in_fp32(ranks: Ranks) -> None:
+    """Each rank's part of a gathered key's gradient is rounded; 512 roundings more would show."""
+    for calls in ranks.run(recorded, RING.but(dtype=torch.bfloat16), "allgather", 4, True):
+        summed = [dtype for name, dtype, *_ in calls if name == "reduce_scatter_tensor"]
+        assert summed == [torch.float32] * 2
 
 
 @pytest.mark.parametrize("mode", ["allgather", "ring"])
