@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -21,34 +22,28 @@ from torch.nn import functional as F
 from train_lm import mixed_precision, sample, standard_library
 
 from diffattn_cuda.distributed import attention, shard
-from diffattn_cuda.nn import KVCache, MultiheadDiffAttn
+from diffattn_cuda.nn import MultiheadDiffAttn
 from diffattn_cuda.reference import apply_rotary
 
+RelPos = tuple[Tensor, Tensor]
 
-class ContextParallelAttention(MultiheadDiffAttn):
-    """MultiheadDiffAttn of this rank's tokens to those of all ranks of `mesh`."""
 
-    mesh: DeviceMesh
-    mode: str
+def attend(
+    attn: MultiheadDiffAttn, context: DeviceMesh, mode: str, x: Tensor, rel_pos: RelPos, _: None
+) -> Tensor:
+    """The module's forward, of this rank's tokens to those of all ranks of `context`.
 
-    def forward(
-        self,
-        x: Tensor,
-        rel_pos: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """rel_pos: the rows of this rank's positions. cache: not here, where nothing decodes."""
-        q = self.q_proj(x).unflatten(-1, (self.num_heads, 2, self.head_dim))
-        k = self.k_proj(x).unflatten(-1, (self.num_kv_heads, 2, self.head_dim))
-        v = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.value_dim))
-        if rel_pos is not None:
-            q, k = (apply_rotary(heads, *rel_pos) for heads in (q, k))
-        out = attention(
-            q, k, v, self.lambda_full(), self.mesh, self.mode, causal=self.causal,
-            window_size=self.window_size, norm_weight=self.subln.weight, norm_eps=self.subln.eps,
-            out_scale=1 - self.lambda_init,
-        )  # fmt: skip
-        return self.out_proj(out.flatten(2))
+    rel_pos: the rows of this rank's positions.
+    """
+    q = attn.q_proj(x).unflatten(-1, (attn.num_heads, 2, attn.head_dim))
+    k = attn.k_proj(x).unflatten(-1, (attn.num_kv_heads, 2, attn.head_dim))
+    v = attn.v_proj(x).unflatten(-1, (attn.num_kv_heads, attn.value_dim))
+    q, k = (apply_rotary(heads, *rel_pos) for heads in (q, k))
+    out = attention(
+        q, k, v, attn.lambda_full(), context, mode, causal=True, norm_weight=attn.subln.weight,
+        norm_eps=attn.subln.eps, out_scale=1 - attn.lambda_init,
+    )  # fmt: skip
+    return attn.out_proj(out.flatten(2))
 
 
 def parallelize(model: DiffLM, context: DeviceMesh, every: DeviceMesh, mode: str) -> DiffLM:
@@ -58,10 +53,8 @@ def parallelize(model: DiffLM, context: DeviceMesh, every: DeviceMesh, mode: str
     so that is the gradient of the mean over all tokens.
     """
     model.cos, model.sin = (shard(table, context, 0, mode) for table in (model.cos, model.sin))
-    for module in model.modules():
-        if isinstance(module, MultiheadDiffAttn):
-            module.__class__ = ContextParallelAttention
-            module.mesh, module.mode = context, mode
+    for attn in model.attention_layers():
+        attn.forward = partial(attend, attn, context, mode)  # type: ignore[method-assign]
     for block in model.blocks:
         fully_shard(block, mesh=every)
     fully_shard(model, mesh=every)
