@@ -14,6 +14,8 @@ from torch import Tensor
 
 from . import arguments, ops
 
+__all__ = ["combine_components", "diff_flash_attn_backward", "merge_components"]
+
 Lambda = float | Tensor
 Window = tuple[int, int]
 Heads = Sequence[bool] | Tensor | None

@@ -165,7 +165,7 @@ def test_components(ranks: Ranks, mode: str, causal: bool) -> None:
 
 
 class _Recorded(TorchDispatchMode):
-    """Our ops with the shapes of q and k, and the collectives with the dtype of the message."""
+    """Our ops with their tensors' shapes, the collectives with their message's dtype and bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _Recorded(TorchDispatchMode):
         if namespace == "diffattn":
             self.calls.append((name, *(x.shape for x in args if isinstance(x, Tensor))))
         elif namespace == "_c10d_functional":
-            self.calls.append((name, args[0].dtype))
+            self.calls.append((name, args[0].dtype, args[0].nbytes))
         return func(*args, **kwargs or {})
 
 
@@ -220,8 +220,29 @@ def test_a_hops_gradients_are_waited_for_after_the_kernel(ranks: Ranks) -> None:
 def test_gradients_of_keys_are_added_up_in_fp32(ranks: Ranks) -> None:
     """Each rank's part of a gathered key's gradient is rounded; 512 roundings more would show."""
     for calls in ranks.run(recorded, RING.but(dtype=torch.bfloat16), "allgather", 4, True):
-        summed = [dtype for name, dtype, *_ in calls if name == "reduce_scatter_tensor"]
+        summed = [call[1] for call in calls if call[0] == "reduce_scatter_tensor"]
         assert summed == [torch.float32] * 2
+
+
+def test_bytes_that_a_rank_sends(ranks: Ranks) -> None:
+    """Those of docs/distributed.md; a message of a gather goes to each other rank."""
+    case = RING.but(dtype=torch.bfloat16, heads=4, heads_k=4)
+    tokens, others = 32 // 4, 3
+    keys, queries, out = 2 * 4 * (2 * 32 + 64), 2 * 4 * 2 * 32, 2 * 4 * 64  # bytes per token
+    each_way = tokens * (queries + keys + out) * others // 4
+    wanted = {
+        "allgather": (others * tokens * keys, 2 * others * tokens * keys),
+        "ulysses": (each_way, each_way),
+        "ring": (others * tokens * keys, (others + 2 * 4) * tokens * keys),
+    }
+    for mode, both in wanted.items():
+        for backward, wants in enumerate(both):
+            for calls in ranks.run(recorded, case, mode, 4, bool(backward)):
+                # How often a message leaves; of those that are cut for all ranks a part stays.
+                sent = {"all_gather_into_tensor": others, "reduce_scatter_tensor": others / 4,
+                        "all_to_all_single": others / 4 if mode == "ulysses" else 1}  # fmt: skip
+                messages = [c for c in calls if c[0] in sent and c[1] != torch.int64]
+                assert sum(sent[name] * size for name, _, size in messages) == wants, (mode, calls)
 
 
 @pytest.mark.parametrize("mode", ["allgather", "ring"])
