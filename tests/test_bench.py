@@ -188,7 +188,6 @@ def test_the_page_of_many_gpus_has_the_costs_of_the_formulas() -> None:
     assert context.text() in context.PAGE.read_text()
     fused, two = (context.ring(2**20, 64, calls) for calls in (1, 2))
     assert two.sent[0] == 1.5 * fused.sent[0]  # V travels twice: 6d instead of 4d
-    assert context.speed("fwd")[0] == 378e12, "docs/predictions.md, and so the page's text, changed"
 
 
 def test_the_pages_have_the_figures_of_speed_and_accuracy(tmp_path: Path) -> None:
