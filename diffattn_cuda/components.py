@@ -221,16 +221,16 @@ def gradients_of_combination(
     out_scale: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of O1 (O2's is −λ times that), λ and the norm weight."""
-    with torch.enable_grad():
-        leaves = [o.detach().requires_grad_()]
-        for t in (lam, norm_weight):
-            if isinstance(t, Tensor):
-                leaves.append(t.detach().requires_grad_())
+    with torch.inference_mode(False), torch.enable_grad():
+        # Autograd records no inference tensor, but a copy of it made here.
+        given = [t for t in (o, lam, norm_weight) if isinstance(t, Tensor)]
+        copies = (t.clone() if t.is_inference() else t.detach() for t in given)
+        leaves = [t.requires_grad_() for t in copies]
         inputs = iter(leaves[1:])
         lam = next(inputs) if isinstance(lam, Tensor) else lam
         norm_weight = None if norm_weight is None else next(inputs)
         out = combine_components(leaves[0], lam, norm_weight, norm_eps, out_scale)
-    gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))
+        gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))
     do = next(gradients)[..., 0, :]
     dlam = next(gradients) if isinstance(lam, Tensor) else None
     return do, dlam, None if norm_weight is None else next(gradients)

@@ -198,10 +198,14 @@ def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arg
 def _of_cancelled_gradients(given: Arguments) -> float:
     """Under a norm dO is orthogonal to O: of ⟨dO, O2⟩, λ's gradient, rounding may be left."""
     a = _converted(given, torch.float64)
-    plain = a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
-    of_lambda = [hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1)]
-    o2 = of_lambda[0] - of_lambda[1]
-    rms = (hostile_run.raw_fwd(**plain)[0].square().mean(-1) + a["norm_eps"]).sqrt()
+    if "window_left" in a:  # a raw op, which is given no components
+        plain = a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
+        signal, less = (hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1))
+        o2 = signal - less
+    else:
+        signal, o2 = a["o"].unbind(-2)
+    o = signal - a["lam"].expand(o2.shape[:-1])[..., None] * o2
+    rms = (o.square().mean(-1) + a["norm_eps"]).sqrt()
     dout = a["dout"] * a["out_scale"] * (1 if a["norm_weight"] is None else a["norm_weight"])
     each = _lengths(dout) * _lengths(o2) / rms
     return 4 * torch.finfo(given["q"].dtype).eps * each.norm().item()
