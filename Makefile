@@ -145,6 +145,7 @@ bench: $(BUILT)
 counts: $(BUILT)
 	$(PY) bench/counts.py --csv docs/counts.csv
 	$(PY) bench/plot.py counts
+	$(PY) bench/counting/context.py
 
 accuracy: $(BUILT)
 	$(PY) bench/accuracy.py --simulate --csv docs/accuracy.csv

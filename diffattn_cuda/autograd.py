@@ -71,8 +71,10 @@ class _Components(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
-        gradients = _gradients_of_components(do, dlse, *ctx.saved_tensors, *ctx.options)
-        return None, *gradients, *(None for _ in ctx.needs_input_grad[4:])
+        q, k, v, o, lse, *packing = ctx.saved_tensors
+        do = torch.zeros_like(o) if do is None else do
+        gradients = gradients_of_components(do, dlse, q, k, v, o, lse, *packing, *ctx.options)
+        return None, *(x.to(q.dtype) for x in gradients), *(None for _ in ctx.needs_input_grad[4:])
 
 
 class _Backward(_SingleLevelFunction):
@@ -87,8 +89,8 @@ class _Backward(_SingleLevelFunction):
         )
 
 
-def _gradients_of_components(
-    do: Tensor | None,
+def gradients_of_components(
+    do: Tensor,
     dlse: Tensor | None,
     q: Tensor,
     k: Tensor,
@@ -99,16 +101,15 @@ def _gradients_of_components(
     cu_seqlens_k: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv in q's dtype, from those of the components' op's results.
+    """dq, dk and dv in fp32 (fp64 for fp64), from those of the components' op's results.
 
     Each map has a gradient of its own, so the kernel runs once per map, on a problem whose two maps
     are both this one, with λ = 0: its second map adds nothing.
     """
-    dtype, compute = q.dtype, o.dtype
-    do = torch.zeros_like(o, dtype=dtype) if do is None else do.to(dtype)
-    less_d = -ops.sums_over_columns(do.to(compute) * o)
+    do = do.to(q.dtype)
+    less_d = -ops.sums_over_columns(do.to(o.dtype) * o)
     dlse = less_d if dlse is None else dlse + less_d  # (2, .., nheads, seqlen_q)
-    none, zero = torch.zeros_like(dlse[0]), q.new_zeros((), dtype=compute).expand(q.shape[:-2])
+    none, zero = torch.zeros_like(dlse[0]), q.new_zeros((), dtype=o.dtype).expand(q.shape[:-2])
     of_maps = []
     for this in (slice(0, 1), slice(1, 2)):
         k_this = k if k.shape[-2] == 1 else k[..., this, :]
@@ -123,7 +124,7 @@ def _gradients_of_components(
     dq = torch.cat((dq_signal[..., :1, :], dq_noise[..., :1, :]), -2)
     shared = k.shape[-2] == 1
     dk = dk_signal + dk_noise if shared else torch.cat((dk_signal, dk_noise), -2)
-    return dq.to(dtype), dk.to(dtype), (dv_signal + dv_noise).to(dtype)
+    return dq, dk, dv_signal + dv_noise
 
 
 def _is_absent(saved: Tensor) -> bool:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from . import arguments, ops
 
+__all__ = ["combine_components", "diff_flash_attn_backward", "merge_components"]
+
 Lambda = float | Tensor
 Window = tuple[int, int]
 Heads = Sequence[bool] | Tensor | None
@@ -192,13 +194,12 @@ def diff_flash_attn_backward(
             _check_shape(name, t, (*batch, nheads, maps, seqlen_q), o.dtype)
     _check_shape("dout", dout, (*batch, seqlen_q, nheads, v.shape[-1]), q.dtype)
 
-    do, dlam, dweight = _gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
+    do, dlam, dweight = gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
     do = do.to(q.dtype)
     lam = arguments.expand_lambda(lam, heads)
-    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)  # (2, .., nheads, seqlen_q)
-    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
+    dlse = None if dlse is None else dlse.movedim(-2, 0)
     gradients = ops.kernels.bwd_partial(
-        do, less_d if dlse is None else dlse.movedim(-2, 0) + less_d, heads, keys, v, lam,
+        do, gradient_of_lse(do, o, lam, dlse), heads, keys, v, lam,
         lse.movedim(-2, 0), cu_seqlens_q, cu_seqlens_k,
         arguments.integer("max_seqlen_q", max_seqlen_q),
         arguments.integer("max_seqlen_k", max_seqlen_k),
@@ -211,7 +212,7 @@ def diff_flash_attn_backward(
     return dq, dk, dv, dlam, dweight
 
 
-def _gradients_of_combination(
+def gradients_of_combination(
     dout: Tensor,
     o: Tensor,
     lam: Lambda,
@@ -220,19 +221,29 @@ def _gradients_of_combination(
     out_scale: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of O1 (O2's is −λ times that), λ and the norm weight."""
-    with torch.enable_grad():
-        leaves = [o.detach().requires_grad_()]
-        for t in (lam, norm_weight):
-            if isinstance(t, Tensor):
-                leaves.append(t.detach().requires_grad_())
+    with torch.inference_mode(False), torch.enable_grad():
+        # Autograd records no inference tensor, but a copy of it made here.
+        given = [t for t in (o, lam, norm_weight) if isinstance(t, Tensor)]
+        copies = (t.clone() if t.is_inference() else t.detach() for t in given)
+        leaves = [t.requires_grad_() for t in copies]
         inputs = iter(leaves[1:])
         lam = next(inputs) if isinstance(lam, Tensor) else lam
         norm_weight = None if norm_weight is None else next(inputs)
         out = combine_components(leaves[0], lam, norm_weight, norm_eps, out_scale)
-    gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))
+        gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))
     do = next(gradients)[..., 0, :]
     dlam = next(gradients) if isinstance(lam, Tensor) else None
     return do, dlam, None if norm_weight is None else next(gradients)
+
+
+def gradient_of_lse(do: Tensor, o: Tensor, lam: Tensor, dlse: Tensor | None) -> Tensor:
+    """As bwd_partial takes it, (2, .., nheads, seqlen_q): with −D of each map, whose dS has both.
+
+    do: of O1. lam: of each row and head. dlse: of the LSEs as the ops have them.
+    """
+    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)
+    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
+    return less_d if dlse is None else dlse + less_d
 
 
 def _per_row(statistics: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ WIDTH = 100
 PAGE = {
     "diffattn_cuda": "functional",
     "diffattn_cuda.components": "components",
+    "diffattn_cuda.distributed": "distributed",
+    "diffattn_cuda.flops": "flops",
     "diffattn_cuda.nn": "nn",
     "diffattn_cuda.hf": "hf",
     "diffattn_cuda.reference": "reference",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from support import impls
 from support.impls import Impl
+from support.ranks import Ranks
 
 settings.register_profile(
     "ci",
@@ -52,6 +54,14 @@ def sim(impl: Impl) -> Any:
     from support import simulator
 
     return simulator.start()
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Four processes that talk by gloo."""
+    pool = Ranks(4, seconds=60)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(autouse=True)

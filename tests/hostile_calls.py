@@ -1,20 +1,15 @@
-"""Legal calls of everything that takes tensors, for hostile.py to spoil.
-
-A call is drawn from a seed and its index alone, so any one of them can be made again by itself.
-"""
+"""Legal calls of functions, modules and raw ops, for hostile.py to spoil."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import diffattn_cuda
-from diffattn_cuda import arguments, nn, reference
+from diffattn_cuda import arguments, nn
 
 Arguments = dict[str, Any]
 DTYPES = [torch.float32] * 3 + [torch.float64, torch.float16, torch.bfloat16]
@@ -24,7 +19,7 @@ DTYPES = [torch.float32] * 3 + [torch.float64, torch.float16, torch.bfloat16]
 class Call:
     """A call, what was done to it, and what is known about the answer."""
 
-    target: str  # a key of LEGAL
+    target: str  # a key of hostile_targets.LEGAL
     args: Arguments
     rng: random.Random
     context: str = "plain"  # a key of hostile_run.CONTEXTS
@@ -70,13 +65,6 @@ def _short(arg: Any) -> str:
 
 def generator(rng: random.Random) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(rng.getrandbits(32))
-
-
-def legal_call(seed: int, index: int) -> Call:
-    rng = random.Random(f"{seed}:{index}")
-    call = Call(rng.choice(TARGETS), {}, rng)
-    call.args = LEGAL[call.target](call)
-    return call
 
 
 @dataclass
@@ -298,25 +286,3 @@ def _raw(args: Arguments) -> Arguments:
     args["sink_size"], args["streaming_heads"] = 0, arguments.ALL_STREAM
     del args["return_lse"]
     return args
-
-
-LEGAL: dict[str, Callable[[Call], Arguments]] = {
-    "dense": dense,
-    "packed": packed,
-    "kvcache": kvcache,
-    "v1": module,
-    "v2": module,
-    "raw fwd": raw_fwd,
-    "raw bwd": raw_bwd,
-    "raw decode": raw_decode,
-}
-TARGETS = [*LEGAL, "kvcache", "raw decode"]  # decoding has most arguments
-PUBLIC: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # ours, the reference
-    "dense": (diffattn_cuda.diff_flash_attn_func, reference.diff_flash_attn_func),
-    "packed": (diffattn_cuda.diff_flash_attn_varlen_func, reference.diff_flash_attn_varlen_func),
-    "kvcache": (
-        diffattn_cuda.diff_flash_attn_with_kvcache,
-        reference.diff_flash_attn_with_kvcache,
-    ),
-}
-MODULES: dict[str, Any] = {"v1": nn.MultiheadDiffAttn, "v2": nn.MultiheadDiffAttnV2}

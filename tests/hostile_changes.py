@@ -29,7 +29,8 @@ def huge(call: Call) -> str:
     dim, n = call.rng.randrange(t.dim()), call.rng.choice(HUGE)
     if not _expand(call, [name], [dim], n):
         return ""
-    call.misshapen |= name not in ("q", "x", "block_table")  # whose length is free
+    free = call.target in ("merge", "combine") or name in ("q", "x", "block_table")
+    call.misshapen |= not free  # of what has no length to fit, memory may be asked for
     return f"{name}: {n} of dimension {dim}"
 
 
@@ -73,7 +74,7 @@ def huge_together(call: Call) -> str:
     if not _expand(call, names, [dim] * len(names), n):
         return ""
     call.misshapen = False  # what was too long for the others may fit now
-    if which == "queries" and rng.random() < 0.5:
+    if which == "queries" and rng.random() < 0.5 and "lam" in call.args:
         call.args["lam"] = 0.5
     if which == "keys" and rng.random() < 0.5 and "window_size" in call.args:
         call.args["window_size"] = (3, 0)  # few of them are seen

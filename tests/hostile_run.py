@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import hostile_parts
 import torch
-from hostile_calls import MODULES, PUBLIC, Arguments, Call, is_healthy
+from hostile_calls import Arguments, Call, is_healthy
+from hostile_targets import MODULES, PUBLIC
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -38,8 +40,11 @@ def expected(call: Call, args: Arguments) -> Answer:
     return _in_context(call, function, args)
 
 
+NAMES = {"raw bwd": ("dq", "dk", "dv", "dlam", "dnorm_weight"), **hostile_parts.NAMES}
+
+
 def _named(call: Call, result: Any) -> Answer:
-    names = {"raw bwd": ("dq", "dk", "dv", "dlam", "dnorm_weight")}.get(call.target, ("out", "lse"))
+    names = NAMES.get(call.target, ("out", "lse"))
     results = result if isinstance(result, tuple) else (result,)
     return dict(zip(names, results, strict=False))
 
@@ -234,9 +239,10 @@ def _mask(a: Arguments) -> Arguments:
 
 def raw_fwd(**a: Any) -> Any:
     a = _as_the_schema(a)
-    shared = {name: a[name] for name in ("softmax_scale", "norm_weight", "norm_eps", "out_scale")}
-    shared |= {"return_lse": True, **_mask(a)}
-    qkv = a["q"], a["k"], a["v"], a["lam"]
+    shared = {name: a[name] for name in ("softmax_scale", "norm_weight", "norm_eps", "out_scale")
+              if name in a}  # fmt: skip
+    shared |= {"return_lse" if "lam" in a else "return_components": True, **_mask(a)}
+    qkv = a["q"], a["k"], a["v"], a.get("lam")
     if a["cu_seqlens_q"] is None:
         return reference.diff_flash_attn_func(*qkv, **shared)
     packing = a["cu_seqlens_q"], a["cu_seqlens_k"], a["max_seqlen_q"], a["max_seqlen_k"]
@@ -259,7 +265,26 @@ def _raw_bwd(**a: Any) -> Any:
 def _raw_decode(**a: Any) -> Any:
     a = _as_the_schema(a)
     args = {n: x for n, x in a.items() if n not in ("window_left", "window_right")} | _mask(a)
+    if "lam" not in a:
+        return reference.diff_flash_attn_with_kvcache(**args, lam=None, return_components=True)
     return reference.diff_flash_attn_with_kvcache(**args, return_lse=True)
 
 
-RAW: dict[str, Function] = {"raw fwd": raw_fwd, "raw bwd": _raw_bwd, "raw decode": _raw_decode}
+def _op_major(components: Function) -> Function:
+    """As the ops have the LSE: (2, .., nheads, seqlen_q)."""
+
+    def run(**a: Any) -> Any:
+        o, lse = components(**a)
+        return o, lse.movedim(-2, 0)
+
+    return run
+
+
+RAW: dict[str, Function] = {
+    "raw fwd": raw_fwd,
+    "raw bwd": _raw_bwd,
+    "raw decode": _raw_decode,
+    "raw components": _op_major(raw_fwd),
+    "raw decode_components": _op_major(_raw_decode),
+    "raw bwd_partial": torch.ops.diffattn.bwd_partial,  # in fp64
+}

@@ -9,8 +9,9 @@ from typing import Any
 
 import hostile_run
 import torch
-from hostile_calls import MODULES, Arguments, Call, is_healthy, legal_call
+from hostile_calls import Arguments, Call, is_healthy
 from hostile_changes import spoil
+from hostile_targets import MODULES, legal_call
 from hostile_tensors import CACHES
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def make(seed: int, index: int) -> Call:
     call.comparable &= call.context != "autocast"
     derived = call.context in ("jvp", "dual", "grad", "vmap")
     call.comparable &= not (
-        call.target == "raw bwd" and derived
+        call.target in ("raw bwd", "raw bwd_partial", "part") and derived
     )  # nor has the reference a backward
     return call
 
@@ -197,10 +198,14 @@ def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arg
 def _of_cancelled_gradients(given: Arguments) -> float:
     """Under a norm dO is orthogonal to O: of ⟨dO, O2⟩, λ's gradient, rounding may be left."""
     a = _converted(given, torch.float64)
-    plain = a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
-    of_lambda = [hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1)]
-    o2 = of_lambda[0] - of_lambda[1]
-    rms = (hostile_run.raw_fwd(**plain)[0].square().mean(-1) + a["norm_eps"]).sqrt()
+    if "window_left" in a:  # a raw op, which is given no components
+        plain = a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
+        signal, less = (hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1))
+        o2 = signal - less
+    else:
+        signal, o2 = a["o"].unbind(-2)
+    o = signal - a["lam"].expand(o2.shape[:-1])[..., None] * o2
+    rms = (o.square().mean(-1) + a["norm_eps"]).sqrt()
     dout = a["dout"] * a["out_scale"] * (1 if a["norm_weight"] is None else a["norm_weight"])
     each = _lengths(dout) * _lengths(o2) / rms
     return 4 * torch.finfo(given["q"].dtype).eps * each.norm().item()
@@ -242,7 +247,7 @@ def _sums_overflow(given: Arguments) -> bool:
             new = 0 if given.get("k") is None else given["k"].shape[1]
             keys = min(keys, int(torch.as_tensor(lengths).max()) + new)
     values = _largest([given[n] for n in ("v", "v_cache") if given.get(n) is not None])
-    lam = _largest([torch.as_tensor(given["lam"])])
+    lam = _largest([torch.as_tensor(given.get("lam", 0.0))])
     compute = torch.promote_types(given["q"].dtype, torch.float32)
     return values * keys * (1 + lam) > torch.finfo(compute).max
 
@@ -289,7 +294,7 @@ def _bound(call: Call, name: str, want: Tensor, given: Arguments) -> Tensor:
         return torch.full_like(want, math.inf)  # nor do sums, squares and products fit
     if name == "lse":
         return relative + 1e-7 + want.abs().nan_to_num(posinf=0.0) * 8 * unit
-    lam = a["lam"] if isinstance(a["lam"], Tensor) else torch.tensor(float(a["lam"]))
+    lam = torch.as_tensor(a.get("lam", 0.0))
     total *= 1 + _largest([lam])
     rounding = want.abs() * 4 * torch.finfo(given["q"].dtype).eps + 1e-7
     pairs = _of_rounded_pairs(call, a, given["q"].dtype)
@@ -307,14 +312,16 @@ def _of_rounded_pairs(call: Call, a: Arguments, dtype: torch.dtype) -> Tensor:
     if dtype != torch.bfloat16:
         return torch.zeros(())
     size = {n: a[n].abs() for n in ("v", "v_cache") if a.get(n) is not None}
-    lam = a["lam"]
-    size["lam"] = -lam.abs() if isinstance(lam, Tensor) else -abs(float(lam))
+    if "lam" in a:
+        lam = a["lam"]
+        size["lam"] = -lam.abs() if isinstance(lam, Tensor) else -abs(float(lam))
     return torch.finfo(dtype).eps * _plain_out(call, a | size)
 
 
 def _plain_out(call: Call, a: Arguments) -> Tensor:
     """Neither normalized nor scaled."""
     plain = {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
+    plain = {name: value for name, value in plain.items() if name in a}
     out = hostile_run.expected(call, a | plain)["out"]
     assert out is not None
     return out

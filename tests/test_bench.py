@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
 
 import page  # noqa: E402
 import plot  # noqa: E402
-from counting import model, runs, sass, tables, training  # noqa: E402
+from counting import context, model, runs, sass, tables, training  # noqa: E402
 from counting.decoding import Step, decode  # noqa: E402
 from counting.figures import Counts, misses, read, write  # noqa: E402
 from counting.model import (  # noqa: E402
@@ -182,6 +182,12 @@ def test_the_pages_have_the_tables_of_the_counts(tmp_path: Path) -> None:
     for original in pages:
         shown = (tmp_path / original.name).read_text()
         assert shown == original.read_text(), "python bench/plot.py counts"
+
+
+def test_the_page_of_many_gpus_has_the_costs_of_the_formulas() -> None:
+    assert context.text() in context.PAGE.read_text()
+    fused, two = (context.ring(2**20, 64, calls) for calls in (1, 2))
+    assert two.sent[0] == 1.5 * fused.sent[0]  # V travels twice: 6d instead of 4d
 
 
 def test_the_pages_have_the_figures_of_speed_and_accuracy(tmp_path: Path) -> None:

@@ -269,6 +269,22 @@ def test_a_backward_of_packed_sequences(impl: Impl) -> None:
             assert torch.equal(x[rows], y[0])
 
 
+def test_a_backward_under_inference_mode(impl: Impl) -> None:
+    """Also of inference tensors, which autograd does not record: λ and the norm need its help."""
+    case = Case(sq=20, sk=20, dtype=impl.dtypes[0], lam="head", norm="affine")
+    p = make_problem(case, impl.device)
+
+    def gradients() -> tuple[Tensor | None, ...]:
+        tensors = [x.clone() for x in (p.dout, p.q, p.k, p.v, p.lam)]  # type: ignore[union-attr]
+        o, lse = impl.func(*tensors[1:4], None, return_components=True)
+        return diff_flash_attn_backward(*tensors, o, lse, **epilogue(p), deterministic=True)
+
+    with torch.inference_mode():
+        inside = gradients()
+    for x, y in zip(inside, gradients(), strict=True):
+        assert x is not None and y is not None and torch.equal(x, y)
+
+
 def test_merge_and_combine_are_differentiable() -> None:
     """In fp64, with a row that saw nothing of one part, and one that saw nothing at all."""
     torch.manual_seed(0)

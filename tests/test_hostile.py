@@ -14,8 +14,9 @@ import hostile
 import hostile_run
 import pytest
 import torch
-from hostile_calls import Call, legal_call
+from hostile_calls import Call
 from hostile_changes import CHANGES
+from hostile_targets import legal_call
 from hostile_tensors import leave_the_saved
 from hostile_verdict import judge, make
 
