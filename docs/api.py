@@ -19,6 +19,9 @@ PAGE = {
     "diffattn_cuda": "functional",
     "diffattn_cuda.components": "components",
     "diffattn_cuda.nn": "nn",
+    "diffattn_cuda.duo": "duo",
+    "diffattn_cuda.head_patterns": "head_patterns",
+    "diffattn_cuda.passkeys": "passkeys",
     "diffattn_cuda.hf": "hf",
     "diffattn_cuda.reference": "reference",
 }

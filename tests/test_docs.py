@@ -16,7 +16,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ["functional", "components", "nn", "hf", "reference"]
+MODULES = ["functional", "components", "nn", "duo", "head_patterns", "passkeys", "hf", "reference"]
 PAGES = [path for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
          if "```python" in path.read_text() and path.name != "api.md"]  # fmt: skip
 
