@@ -36,14 +36,15 @@ BITS = (8, 6, 4)
 
 
 class OrdinaryAttention(nn.Module):
-    """Softmax attention with a DIFF layer's q, k, v and output projections."""
+    """Softmax attention with a DIFF layer's projections and, if asked for, its norm of heads."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, head_norm: bool) -> None:
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             nn.Linear(dim, dim, bias=False) for _ in range(4)
         )
+        self.head_norm = nn.RMSNorm(dim // heads, eps=1e-5) if head_norm else nn.Identity()
         self.attention_override: Probe | None = None  # as a DIFF layer has one
 
     def forward(self, x: Tensor, rel_pos: tuple[Tensor, Tensor], cache: None) -> Tensor:
@@ -58,14 +59,14 @@ class OrdinaryAttention(nn.Module):
         else:
             q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (b, h, s, d)
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-        return self.out_proj(out.flatten(2))
+        return self.out_proj(self.head_norm(out).flatten(2))
 
 
-def build(kind: str, depth: int) -> DiffLM:
+def build(kind: str, depth: int, head_norm: bool = False) -> DiffLM:
     model = DiffLM(DIM, depth, HEADS, HEADS, 1024)
     if kind == "ordinary":
         for block in model.blocks:
-            block.attn = OrdinaryAttention(DIM, 2 * HEADS)
+            block.attn = OrdinaryAttention(DIM, 2 * HEADS, head_norm)
     return model
 
 
