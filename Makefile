@@ -11,6 +11,8 @@ SIM_ARGS ?=
 MUTANTS_ARGS ?= fwd
 BENCH_ARGS ?= --direction fwd fwdbwd --dtype fp32 bf16
 DEMO_ARGS ?=
+DUO_ARGS ?=
+NOISE_ARGS ?=
 export MAX_JOBS
 
 PY := $(VENV)/bin/python
@@ -29,13 +31,15 @@ CLANG_FORMAT := $(VENV)/bin/clang-format
 HAS_GPU := import torch, sys; sys.exit(not torch.cuda.is_available())
 NATIVE := $(shell find csrc -name "*.cpp" -o -name "*.h" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: setup build demo test test-latest foreign sanitize lock mutants lint docs site notebook bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
+.PHONY: setup build demo demo-duo demo-noise test test-latest foreign sanitize lock mutants lint docs site notebook bench counts accuracy plot wheel manylinux sdist hub cmake gpu \
   gpu-sanitize gpu-counters clean help
 
 help:
 	@echo 'setup   a virtual environment in $(VENV) with torch, the tools and the package'
 	@echo 'build   rebuild the native code after a change'
 	@echo 'demo    train a small model on real text and let it write (DEMO_ARGS)'
+	@echo 'demo-duo  find the heads that retrieve and let the others stream, in a small model (DUO_ARGS)'
+	@echo 'demo-noise  an ordinary and a DIFF Transformer learn the same retrieval (NOISE_ARGS)'
 	@echo 'test    the test suite on the CPU, the simulated GPU and a GPU if there is one (PYTEST_ARGS),'
 	@echo '        and the simulator by itself (SIM_ARGS)'
 	@echo 'test-latest  the suite in a virtual environment of its own, with the newest of everything, and a list of what'
@@ -89,6 +93,12 @@ $(NVCC): $(DEPS)
 
 demo: $(BUILT)
 	$(PY) examples/train_lm.py --out demo_out $(DEMO_ARGS)
+
+demo-duo: $(BUILT)
+	$(PY) examples/duo_lm.py --out duo_out $(DUO_ARGS)
+
+demo-noise: $(BUILT)
+	$(PY) examples/noise.py --out noise_out $(NOISE_ARGS)
 
 test: $(BUILT)
 	$(PY) -m pytest $(PYTEST_ARGS)

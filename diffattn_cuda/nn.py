@@ -91,6 +91,8 @@ class KVCache:
 class _DiffAttnBase(nn.Module):
     """Projections, rotary embedding and cache: what V1 and V2 share."""
 
+    attention_override: Any = None  # instead of the implementation: gates and probes of duo
+
     def __init__(
         self,
         embed_dim: int,
@@ -107,8 +109,7 @@ class _DiffAttnBase(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if num_kv_heads is None:
-            num_kv_heads = num_heads
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         embed_dim, num_heads, num_kv_heads, head_dim = module_arguments.integers(
             embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
         )
@@ -161,7 +162,7 @@ class _DiffAttnBase(nn.Module):
         cache: KVCache | None,
         **epilogue: Any,
     ) -> Tensor:
-        attention = _IMPLEMENTATIONS[self.implementation]
+        attention = self.attention_override or _IMPLEMENTATIONS[self.implementation]
         shape = (*x.shape[:2], self.num_kv_heads)
         q = self.q_proj(x).view(*x.shape[:2], self.num_heads, 2, self.head_dim)
         k = self.k_proj(x).view(*shape, self.key_components, self.head_dim)
@@ -284,8 +285,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         self.lambda_dtype = lambda_dtype
 
         def lambda_vector() -> nn.Parameter:
-            vector = torch.empty(head_dim, device=device, dtype=dtype)
-            return nn.Parameter(vector.normal_(std=0.1))
+            return nn.Parameter(torch.empty(head_dim, device=device, dtype=dtype).normal_(std=0.1))
 
         self.lambda_q1, self.lambda_k1 = lambda_vector(), lambda_vector()
         self.lambda_q2, self.lambda_k2 = lambda_vector(), lambda_vector()

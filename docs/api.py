@@ -21,6 +21,9 @@ PAGE = {
     "diffattn_cuda.distributed": "distributed",
     "diffattn_cuda.flops": "flops",
     "diffattn_cuda.nn": "nn",
+    "diffattn_cuda.duo": "duo",
+    "diffattn_cuda.head_patterns": "head_patterns",
+    "diffattn_cuda.passkeys": "passkeys",
     "diffattn_cuda.hf": "hf",
     "diffattn_cuda.reference": "reference",
 }

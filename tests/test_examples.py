@@ -5,11 +5,13 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.case import short
 from support.impls import Impl
+from torch import Tensor, nn
 
 Capture = pytest.CaptureFixture[str]
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -58,6 +60,130 @@ def test_training_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "def read_file(path):" in said and "tokens/s in generation" in said
     assert (tmp_path / "loss.png").stat().st_size > 5000
     assert (tmp_path / "attention.png").stat().st_size > 5000
+
+
+def test_duo_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    from diffattn_cuda import duo
+
+    monkeypatch.setattr(sys, "argv", ["duo_lm.py", "--tiny", "--out", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "duo_lm.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    losses = dict(re.findall(r"^\| ([^|]+?) \| .* \| (\S+) \(", said, re.MULTILINE))
+    assert len(losses) == 10 and "learned 1/2" in losses
+    assert 1 < float(losses["full"]) < 5.5 and losses["full"] != losses["all streaming"]
+    alpha, sink, recent = duo.load_pattern(tmp_path)
+    assert alpha.shape == (2, 4) and (0 < alpha).all() and (alpha < 1).any()
+    assert (sink, recent) == (16, 64)
+    assert (tmp_path / "duo_gates.svg").stat().st_size > 5000
+    assert (tmp_path / "duo_cache.svg").stat().st_size > 5000
+
+
+def test_the_bytes_that_the_duo_demo_plots() -> None:
+    from diff_lm import DiffLM
+    from duo_lm import HEADS, RECENT, SINK, WIDTH, cache_bytes
+
+    pattern = torch.ones(2, HEADS, dtype=torch.bool)
+    caches = DiffLM(WIDTH, 2, HEADS, HEADS, max_seqlen=300).make_caches(1)
+    assert cache_bytes(pattern, 300) == sum(c.k.nbytes + c.v.nbytes for c in caches)
+    assert cache_bytes(pattern, 40) == cache_bytes(~pattern, 40)
+    pattern[0] = False
+    growth = cache_bytes(pattern, 600) - cache_bytes(pattern, 300)
+    assert growth == caches[1].k.nbytes + caches[1].v.nbytes
+    assert cache_bytes(pattern, 300) == growth + caches[0].k[:, : SINK + RECENT].nbytes * 2
+
+
+def test_answers_that_are_right() -> None:
+    from duo_lm import exact_matches
+    from passkey_lm import exact_match
+
+    from diffattn_cuda.duo import Passkeys
+
+    tokens, labels, _ = Passkeys(b"some text " * 50, 3, 300).batch(6)
+
+    class Reader:
+        """It looks up the key that is asked for; on some prompts it misreads the last symbol."""
+
+        def __init__(self, wrong: int) -> None:
+            self.wrong = wrong
+
+        def generate(self, prompt: Tensor, count: int) -> Tensor:
+            said = []
+            for i, row in enumerate(prompt):
+                text = bytes(row.tolist())
+                key = text[text.index(text[-17:]) + 17 :][:count]
+                said.append(list(key[:-1] + b"!" if i < self.wrong else key))
+            return torch.cat([prompt, torch.tensor(said)], dim=1)
+
+        def __call__(self, read: Tensor) -> Tensor:
+            """Certain of each next token, on some rows but for the last symbol of an answer."""
+            logits = nn.functional.one_hot(tokens[:, 1:], 256).float()
+            logits[: self.wrong, -2] = nn.functional.one_hot(torch.tensor(33), 256).float()
+            return logits[: len(read)]
+
+    for wrong in (0, 2, 6):
+        reader: Any = Reader(wrong)
+        assert exact_matches(reader, tokens) == pytest.approx(1 - wrong / 6)
+        right = exact_match(reader, tokens, labels)
+        assert right.shape == (6, 3) and right[:, :2].all()
+        assert right[:, 2].tolist() == [False] * wrong + [True] * (6 - wrong)
+
+
+def test_noise_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["noise.py", "--tiny", "--out", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / "noise.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    sizes = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) parameters", said)]
+    assert len(sizes) == 2 and max(sizes) < 1.001 * min(sizes)
+    for row in ("| P1 − λ·P2 | after |", "| ordinary | 4 |", "| DIFF | 4 |", "| rounded | fp32 |"):
+        assert row in said
+    assert (tmp_path / "noise.svg").stat().st_size > 20000
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "DIFF"])
+def test_probes_of_the_noise_demo(kind: str) -> None:
+    """They compute what the layer does, round as asked, and are gone afterwards."""
+    from noise import build, remove_probe, set_probe
+
+    model, tokens = build(kind, depth=2), torch.randint(256, (2, 60))
+    with torch.no_grad():
+        expected = model(tokens)
+        apart = {}
+        for bits in (None, 12, 4):
+            set_probe(model, bits)
+            apart[bits] = (model(tokens) - expected).abs().max().item()
+        remove_probe(model)
+        assert torch.equal(model(tokens), expected)
+    assert apart[None] < 1e-4 and 10 * apart[12] < apart[4]
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "DIFF"])
+def test_attention_mass(kind: str) -> None:
+    """Against a search for the lines in the text, one symbol at a time."""
+    from noise import attention_mass, build, prompts, set_probe
+
+    model = build(kind, depth=2)
+    rows = prompts(b"some text " * 50, 2, 3, 200, seed=0)
+    masses = attention_mass(model, rows)
+    probes = set_probe(model)
+    with torch.no_grad():
+        model(rows[0])
+    for name, mass in masses.items():
+        answers, noises = [], []
+        weights = probes[mass.layer].maps[name]
+        for b, row in enumerate(rows[0]):
+            text = bytes(row.tolist())
+            for asked in re.finditer(rb"\nthe key of (.) is (.{8})\n", text[-52:]):
+                declared = text.index(asked[0])
+                for number in range(8):
+                    place = len(text) - 52 + asked.start(2) + number - 1
+                    w = weights[b, mass.head, place].clone()
+                    answers.append(w[declared + 17 + number].item())
+                    w[declared : declared + 26] = 0
+                    w[len(text) - 52 + asked.start() : place + 1] = 0
+                    noises.append(w.abs().sum().item())
+        assert len(answers) == 48
+        assert mass.answer == pytest.approx(sum(answers) / 48, rel=1e-4)
+        assert mass.noise == pytest.approx(sum(noises) / 48, rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=short)
