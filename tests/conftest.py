@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from support import impls
+from support.bench import bench  # noqa: F401  a fixture
 from support.impls import Impl
 from support.ranks import Ranks
 

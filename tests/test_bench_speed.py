@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import sys
 import types
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
@@ -18,44 +17,15 @@ from typing import Any
 
 import pytest
 import torch
-from support.threads import threads
+from support.bench import problem_of
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from diffattn_cuda import _cpu, reference
+from diffattn_cuda import _cpu
 
 if sys.version_info < (3, 11):
     pytest.importorskip("tomli", reason="tomli is not installed")
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """The scripts of bench/, which import each other by bare name; one thread, they are small."""
-    folder = str(ROOT / "bench")
-    sys.path.insert(0, folder)
-    import speed
-    from timing import clocks, libraries, peers, problem, sweep
-
-    with threads(1):
-        yield types.SimpleNamespace(
-            clocks=clocks,
-            libraries=libraries,
-            peers=peers,
-            problem=problem,
-            speed=speed,
-            sweep=sweep,
-        )
-    sys.path.remove(folder)
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(folder):
-            del sys.modules[name]
-
-
-def problem_of(bench: Any, direction: str) -> Any:
-    """GQA, and fewer queries than keys where that is usual."""
-    sq = 1 if direction == "decode" else 48
-    return bench.problem.Problem(direction, "fp32", 2, 4, 2, sq, 48, 16, direction != "decode")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -200,69 +170,6 @@ def test_what_does_not_fit_into_memory_is_left_out(
     peers = {"hungry": hungry, "sdpa4": bench.peers.sdpa4}
     assert list(bench.speed.calls(peers, problem_of(bench, "fwd"))) == ["sdpa4"]
     assert lengths == [16, 48] and "hungry is left out: too little" in capsys.readouterr().out
-
-
-def streaming_problem(bench: Any, direction: str, share: float) -> Any:
-    p = problem_of(bench, direction)
-    return replace(p, causal=True, sink=3, left=7, streaming_share=share)
-
-
-@pytest.mark.parametrize("direction", ["fwd", "decode"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_pairs_and_bytes_of_heads_that_stream(bench: Any, direction: str, share: float) -> None:
-    p = replace(streaming_problem(bench, direction, share), seqlen_k=40)
-    q = torch.zeros(1, p.seqlen_q, p.nheads, 2, 1)
-    heads = [h >= p.full_heads for h in range(p.nheads_k) for _ in range(p.nheads // p.nheads_k)]
-    maps, _ = reference.attention_maps(
-        q, torch.zeros(1, 40, p.nheads, 2, 1), causal=True,
-        **({"window_size": (7, 0), "sink_size": 3, "streaming_heads": heads} if share else {}),
-    )  # fmt: skip
-    assert p.visible_pairs == p.batch * int((maps[0] > 0).sum())
-    if direction == "decode":
-        keys = int((maps[0, :, :: p.nheads // p.nheads_k] > 0).sum())
-        assert p.cache_bytes == p.batch * keys * 4 * p.headdim * 4
-
-
-@pytest.mark.parametrize("direction", ["fwd", "fwdbwd", "decode"])
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_peers_of_heads_that_stream(bench: Any, direction: str, share: float) -> None:
-    """FlexAttention's recipe runs in test_flex_attention_streams."""
-    p = streaming_problem(bench, direction, share)
-    peers = bench.peers.peers_for(direction, streaming=True)
-    assert ("flex2" in peers) == (direction == "fwd")
-    peers.pop("flex2", None)
-    assert bench.speed.right(peers, bench.problem.make_inputs(p)) == [*peers]
-    assert [*peers] == ["ours", "full", "ours2", "eager"]
-    full = bench.peers.inputs_for("full", bench.problem.make_inputs(p)).problem
-    assert full.visible_pairs > p.visible_pairs
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without")
-def test_flex_attention_streams(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the compiler, which the mask does not need."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    monkeypatch.setattr(bench.peers, "_compiled_flex", lambda: flex_attention)
-    x = bench.problem.make_inputs(streaming_problem(bench, "fwd", 0.5))
-    assert bench.speed.right({"flex2": bench.peers.PEERS["flex2"]}, x) == ["flex2"]
-    wrong = {"flex2": lambda x: bench.peers.flex2(replace(x, problem=replace(x.problem, sink=4)))}
-    assert bench.speed.right(wrong, x) == []
-
-
-@pytest.mark.parametrize(
-    "options, complaint",
-    [
-        (["--streaming-share", "1.5"], "accepted: 0 to 1"),
-        (["--streaming-share", "1", "--mask", "full"], "accepted: --mask causal"),
-        (["--sink", "-1"], "accepted: 0 or more"),
-    ],
-)
-def test_streaming_options(
-    bench: Any, options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        bench.sweep.sweeps("", options)
-    assert complaint in capsys.readouterr().err
 
 
 def test_only_installed_libraries_are_peers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

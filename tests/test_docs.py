@@ -16,8 +16,8 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ["functional", "components", "distributed", "flops", "nn", "duo", "head_patterns", "passkeys",
-           "hf", "reference"]  # fmt: skip
+MODULES = ["functional", "components", "distributed", "flops", "nn", "duo", "head_patterns",
+           "passkeys", "hf", "reference"]  # fmt: skip
 PAGES = [path for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
          if "```python" in path.read_text() and path.name != "api.md"]  # fmt: skip
 
