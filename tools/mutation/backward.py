@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.fx.experimental.symbolic_shapes  # noqa: F401  or autograd does, in each process anew
@@ -14,7 +16,7 @@ from test_backward import (
     test_keys_that_do_not_exist_have_no_share,
     test_norm_weight_over_many_rows,
 )
-from test_components import test_a_backward_of_parts
+from test_components import test_a_backward_of_packed_sequences, test_a_backward_of_parts
 from test_huge_scores import test_gradients_are_finite
 from test_sim_backward import ORDERS, test_dq_is_summed_in_one_order
 
@@ -60,6 +62,7 @@ def check_parts(impl: Impl) -> None:
     _, windowed, _, *others = cases()
     for case in (windowed, *others):
         test_a_backward_of_parts(impl, case.but(window=(-1, -1)), BF16, [20, 3])
+    test_a_backward_of_packed_sequences(replace(impl, dtypes=(BF16,)))
 
 
 def check_everything(impl: Impl) -> None:
