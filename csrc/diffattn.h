@@ -10,6 +10,9 @@ namespace diffattn {
 // The widest rows of Q and K, and of V.
 constexpr int64_t kMostHeaddim = 128, kMostHeaddimV = 2 * kMostHeaddim;
 
+// The longest sequence of a cache whose size does not say it: a ring's.
+constexpr int64_t kMostLength = int64_t(1) << 29;
+
 enum class DType { f16, bf16, f32, f64 };
 
 // A strided tensor whose last dimension is contiguous. Strides count elements. A dimension that is
@@ -38,6 +41,7 @@ struct MapGradients {
 struct CachedMap {
   View q, lse, o;  // as in Map
   View k_cache;    // [batch or block, row, head_k, d]
+  View k_stream;   // [batch, slot, streaming head, d]    absent: k_cache has all heads
   View k_new;      // [batch, row, head_k, d]   absent: nothing to append
 };
 
@@ -130,6 +134,14 @@ struct Paging {
   int64_t page_size = 0;
 };
 
+// The slots of a cache of streaming heads, whose size does not depend on the length. Keys are counted from the
+// padding, which has no slot. The first sink_slots keys have slots of their own; a later one takes the slot of the key
+// `slots` before it. Both numbers are multiples of 16, so that no block of 16 keys crosses the wrap.
+struct Ring {
+  int64_t sink_slots = 0;
+  int64_t slots = 0;  // 0: there is no ring
+};
+
 // Where the keys of a sequence are when they come from a cache. All absent: k and v are tensors.
 struct Cache {
   const int32_t* seqlens = nullptr;    // [batch]   before anything is appended
@@ -138,14 +150,17 @@ struct Cache {
   int64_t seqlen_new = 0;              // keys appended to every sequence
   int64_t blocks = 0;                  // sequences, or pages, that the cache has room for
   Paging paging;
+  Ring ring;  // of k_stream and v_stream
   Rotary rotary;
 };
 
+// With a ring, the caches hold full heads alone and the ring holds those that stream, each in the order of the heads.
 struct DecodeParams {
   DType dtype;
-  Shape shape;  // seqlen_k is the cache's capacity
+  Shape shape;  // seqlen_k is the cache's capacity, or kMostLength where a ring has all heads
   CachedMap maps[2];
   View v_cache;   // [batch or block, row, head_k, dv]
+  View v_stream;  // [batch, slot, streaming head, dv]    absent: v_cache has all heads
   View v_new;     // [batch, row, head_k, dv]   absent: nothing to append
   View lam, out;  // as in FwdParams
   Cache cache;

@@ -16,8 +16,12 @@ enum class Dim {
   seqlen_k,
   seqlen_new,
   slots,  // rows
+  sequences,
+  ring_slots,  // of the ring that streaming heads may have
   nheads,
   nheads_k,
+  cached_heads,     // KV heads of the caches:
+  streaming_heads,  // all, or those that a ring does not have
   maps,
   k_maps,  // the signal's and the noise's
   headdim,
@@ -44,10 +48,17 @@ constexpr const char* name_of(Dim dim, bool packed = false) {
       return "seqlen_new";
     case Dim::slots:
       return "seqlen_cache or page_size";
+    case Dim::sequences:
+      return "batch_cache";
+    case Dim::ring_slots:
+      return "sinks + ring";
     case Dim::nheads:
       return "nheads";
     case Dim::nheads_k:
+    case Dim::cached_heads:
       return "nheads_k";
+    case Dim::streaming_heads:
+      return "streaming heads";
     case Dim::maps:
       return "2";
     case Dim::k_maps:
@@ -74,14 +85,18 @@ constexpr int64_t View::* stride_along(Dim dim) {
   switch (dim) {
     case Dim::batch:
     case Dim::blocks:
+    case Dim::sequences:
       return &View::batch;
     case Dim::seqlen_q:
     case Dim::seqlen_k:
     case Dim::seqlen_new:
     case Dim::slots:
+    case Dim::ring_slots:
       return &View::row;
     case Dim::nheads:
     case Dim::nheads_k:
+    case Dim::cached_heads:
+    case Dim::streaming_heads:
       return &View::head;
     default:
       return nullptr;
@@ -171,12 +186,22 @@ inline constexpr Operand kKCache{
     Holds::elements,
     Role::updated,
     5,
-    {Dim::blocks, Dim::slots, Dim::nheads_k, Dim::k_maps, Dim::headdim}},
+    {Dim::blocks, Dim::slots, Dim::cached_heads, Dim::k_maps, Dim::headdim}},
     kVCache{"v_cache",
             Holds::elements,
             Role::updated,
             4,
-            {Dim::blocks, Dim::slots, Dim::nheads_k, Dim::headdim_v}},
+            {Dim::blocks, Dim::slots, Dim::cached_heads, Dim::headdim_v}},
+    kKStream{"k_stream",
+             Holds::elements,
+             Role::updated,
+             5,
+             {Dim::sequences, Dim::ring_slots, Dim::streaming_heads, Dim::k_maps, Dim::headdim}},
+    kVStream{"v_stream",
+             Holds::elements,
+             Role::updated,
+             4,
+             {Dim::sequences, Dim::ring_slots, Dim::streaming_heads, Dim::headdim_v}},
     kKNew{"k",
           Holds::elements,
           Role::read,
@@ -204,6 +229,8 @@ void for_each_view(Params& p, const F& f) {
   if constexpr (std::is_same_v<std::remove_const_t<Params>, DecodeParams>) {
     f(kKCache, signal.k_cache, noise.k_cache);
     f(kVCache, p.v_cache);
+    f(kKStream, signal.k_stream, noise.k_stream);
+    f(kVStream, p.v_stream);
     f(kKNew, signal.k_new, noise.k_new);
     f(kVNew, p.v_new);
     f(kOut, p.out);
@@ -271,7 +298,7 @@ inline Extents extents_of(const Shape& s) {
   e[Dim::seqlen_q] = s.seqlen_q;
   e[Dim::seqlen_k] = s.seqlen_k;
   e[Dim::nheads] = s.nheads;
-  e[Dim::nheads_k] = s.nheads_k;
+  e[Dim::nheads_k] = e[Dim::cached_heads] = s.nheads_k;
   e[Dim::maps] = 2;
   e[Dim::k_maps] = s.k_components;
   e[Dim::headdim] = s.headdim;
@@ -296,9 +323,15 @@ inline Extents extents_of(const Shape& s, int64_t blocks, int64_t slots) {
   return e;
 }
 
-inline Extents extents_of(const Shape& s, const Cache& cache) {
+inline Extents extents_of(const Shape& s, const Cache& cache, const Mask& mask) {
   const Paging& paging = cache.paging;
   Extents e = extents_of(s, cache.blocks, paging.block_table ? paging.page_size : s.seqlen_k);
+  if (const Ring& ring = cache.ring; ring.slots) {
+    e[Dim::sequences] = paging.block_table ? s.batch : cache.blocks;
+    e[Dim::ring_slots] = ring.sink_slots + ring.slots;
+    e[Dim::cached_heads] = mask.full_heads();
+    e[Dim::streaming_heads] = s.nheads_k - mask.full_heads();
+  }
   e[Dim::seqlen_new] = cache.seqlen_new;
   e[Dim::max_blocks] = paging.page_size ? s.seqlen_k / paging.page_size : 0;
   e[Dim::positions] = cache.rotary.seqlen;
@@ -309,7 +342,7 @@ inline Extents extents_of(const Shape& s, const Cache& cache) {
 template <class Params>
 Extents extents(const Params& p) {
   if constexpr (std::is_same_v<Params, DecodeParams>)
-    return extents_of(p.shape, p.cache);
+    return extents_of(p.shape, p.cache, p.mask);
   else
     return extents_of(p.shape, p.varlen);
 }

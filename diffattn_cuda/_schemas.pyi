@@ -87,6 +87,8 @@ class Decode(Protocol):
         norm_eps: float | None,
         out_scale: float,
         num_splits: int,
+        k_stream: Tensor | None,
+        v_stream: Tensor | None,
     ) -> tuple[Tensor, Tensor]: ...
 
 class Components(Protocol):
@@ -153,6 +155,8 @@ class DecodeComponents(Protocol):
         streaming_heads: int,
         rotary_interleaved: bool,
         num_splits: int,
+        k_stream: Tensor | None,
+        v_stream: Tensor | None,
     ) -> tuple[Tensor, Tensor]: ...
 
 class Ops(Protocol):

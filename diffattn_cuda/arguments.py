@@ -240,13 +240,19 @@ def softmax_scale_of(softmax_scale: float | None, q: Tensor) -> float:
 
 
 def mask_of(
-    window_size: Window, causal: bool, sink_size: int, streaming_heads: Heads, v: Tensor
+    window_size: Window,
+    causal: bool,
+    sink_size: int,
+    streaming_heads: Heads,
+    v: Tensor,
+    v_stream: Tensor | None = None,
 ) -> tuple[int, int, int, int]:
     """The mask as the ops take it: (left, right, sink_size, a bit for each head that streams)."""
     causal = flag("causal", causal)
     left, right = window_of(window_size)
     right = 0 if causal else right
-    sink, heads = _sink_of(sink_size), _bits_of(streaming_heads, v)
+    nheads_k = v.shape[-2] + (0 if v_stream is None else v_stream.shape[-2])
+    sink, heads = _sink_of(sink_size), _bits_of(streaming_heads, nheads_k)
     for name, value, unused in (("sink_size", sink, 0), ("streaming_heads", heads, ALL_STREAM)):
         if value != unused and not causal:
             raise ValueError(f"{name} was given with causal=False, accepted: causal=True")
@@ -268,11 +274,21 @@ def _sink_of(sink_size: Any) -> int:
     return min(sink, UNBOUNDED)
 
 
-def _bits_of(streaming_heads: Heads, v: Tensor) -> int:
+def _bits_of(streaming_heads: Heads, nheads_k: int) -> int:
     """int64 with bit h set where KV head h streams."""
     if streaming_heads is None:
         return ALL_STREAM
-    nheads_k = v.shape[-2]
+    streams = heads_of(streaming_heads, nheads_k)
+    if all(streams):
+        return ALL_STREAM
+    bits = sum(1 << head for head, streaming in enumerate(streams) if streaming)
+    return bits - 2**64 if bits >= 2**63 else bits
+
+
+def heads_of(streaming_heads: Heads, nheads_k: int) -> list[bool]:
+    """Whether each KV head streams."""
+    if streaming_heads is None:
+        return [True] * nheads_k
     accepted = f"None, or a bool for each of the {nheads_k} KV heads"
     heads: Any = streaming_heads
     if isinstance(heads, Tensor):
@@ -294,10 +310,7 @@ def _bits_of(streaming_heads: Heads, v: Tensor) -> int:
         raise ValueError(
             f"streaming_heads is given for {nheads_k} KV heads, accepted: up to {MOST_STREAMING}"
         )
-    if all(streams):
-        return ALL_STREAM
-    bits = sum(1 << head for head, streaming in enumerate(streams) if streaming)
-    return bits - 2**64 if bits >= 2**63 else bits
+    return streams
 
 
 def window_of(window_size: Window) -> Window:

@@ -22,9 +22,9 @@ from . import arguments, ops
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 # Those of decode that could have a gradient, with their places, and the same of decode_components.
 _OF_DECODE = {"q": 0, "k_cache": 1, "v_cache": 2, "lam": 3, "k": 4, "v": 5, "rotary_cos": 6,
-              "rotary_sin": 7, "norm_weight": 12}  # fmt: skip
+              "rotary_sin": 7, "norm_weight": 12, "k_stream": 22, "v_stream": 23}  # fmt: skip
 _OF_DECODE_COMPONENTS = {"q": 0, "k_cache": 1, "v_cache": 2, "k": 3, "v": 4, "rotary_cos": 5,
-                         "rotary_sin": 6}  # fmt: skip
+                         "rotary_sin": 6, "k_stream": 18, "v_stream": 19}  # fmt: skip
 _OPS = {op: getattr(ops.kernels, op).default for op in ops.OPS}
 
 
@@ -187,20 +187,22 @@ def _decode_components(keyset: Any, *args: Any) -> Any:
 
 
 def _check_decode(args: tuple[Any, ...], places: dict[str, int]) -> None:
-    k_cache, v_cache, k = (args[places[name]] for name in ("k_cache", "v_cache", "k"))
-    tensors = [args[place] for place in places.values()]
+    # The dispatcher leaves out what is at its default.
+    given = {name: args[place] if place < len(args) else None for name, place in places.items()}
+    tensors = [*given.values()]
     if _has_gradient(tensors):
-        named = zip(places, tensors, strict=True)
+        named = given.items()
         which = ", ".join(name for name, t in named if t is not None and t.requires_grad)
         raise RuntimeError(
             f"diff_flash_attn_with_kvcache has no gradient, but one is required of {which}: call "
             "it under torch.no_grad(), or use diff_flash_attn_func for training"
         )
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+    for name in ops.CACHES:
+        cache = given[name]
         if cache is None:
-            continue  # the bindings refuse it
+            continue  # there is no ring, or the bindings refuse it
         ops.refuse_lazy_cache(name, cache)
-        if k is not None:
+        if given["k"] is not None:
             _note_write(name, cache)
 
 

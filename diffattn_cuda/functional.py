@@ -15,7 +15,7 @@ from typing import Any
 import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 
-from . import arguments, autograd, ops
+from . import arguments, autograd, ops, ring_arguments
 from .arguments import Heads
 
 Lambda = float | Tensor
@@ -221,6 +221,8 @@ def diff_flash_attn_with_kvcache(
     sink_size: int = 0,
     streaming_heads: Heads = None,
     return_components: bool = False,
+    k_stream: Tensor | None = None,
+    v_stream: Tensor | None = None,
 ) -> Result:
     """Differential attention of new queries over cached keys; appends in place. No autograd.
 
@@ -248,6 +250,16 @@ def diff_flash_attn_with_kvcache(
         block_table: (batch, max_blocks) int32: page n of sequence b is block_table[b, n].
         rotary_interleaved: pairs are (0, 1), (2, 3), .. (GPT-J), else halves (NeoX).
         num_splits: parts that the keys are read in, concurrently; 0: chosen from the shapes.
+        k_stream: (batch_cache, S + R, 2·n_stream, d), 5-D or V2's heads as in k: a ring cache of
+            the heads that stream, whose size does not depend on the length; appended to in place.
+            k_cache and v_cache then have the full heads alone, each kind in the order of the heads,
+            and k and v have all. S is sink_size and R window_size[0] + seqlen_new, each rounded up
+            to a multiple of 16. Key j of a sequence, counted from its padding, has slot j < S, or
+            else S + (j − S) mod R. R may be as small as the window: a longer step attends before it
+            overwrites. Needs causal=True, a bounded window, and cache_seqlens, which count for both
+            caches. It has no pages: if k_cache has, its rows are those of q. Without a full head
+            k_cache has 0 heads, and a sequence may be of any length.
+        v_stream: like k_stream, (.., .., n_stream, dv).
 
     Returns:
         out (batch, seqlen_q, nheads, dv); with return_lse also lse (2, batch, nheads, seqlen_q).
@@ -273,17 +285,35 @@ def diff_flash_attn_with_kvcache(
         torch.Size([2, 1, 4, 64])
         >>> torch.equal(k_cache[1, 3], k[1, 0])
         True
+
+        Head 0 sees everything, heads 1 to 3 sinks and a window, in 16 + 32 slots at any length:
+
+        >>> full, ring = torch.zeros(2, 1000, 1, 128), torch.zeros(2, 48, 3, 128)
+        >>> k_full, v_full = full.view(2, 1000, 2, 64), full
+        >>> k_ring, v_ring = ring.view(2, 48, 6, 64), ring.clone()
+        >>> q, k = torch.randn(2, 2, 1, 8, 64)
+        >>> v = torch.randn(2, 1, 4, 128)
+        >>> out = diff_flash_attn_with_kvcache(
+        ...     q, k_full, v_full.clone(), 0.8, k, v, cache_seqlens=900, causal=True,
+        ...     window_size=(31, 0), sink_size=4, streaming_heads=[False, True, True, True],
+        ...     k_stream=k_ring, v_stream=v_ring,
+        ... )  # fmt: skip
+        >>> torch.equal(v_ring[0, 16 + (900 - 16) % 32], v[0, 0, 1:])
+        True
     """
     arguments.check_tensors(
         q, k_cache=k_cache, v_cache=v_cache, lam=lam, k=k, v=v, rotary_cos=rotary_cos,
         rotary_sin=rotary_sin, cache_seqlens=cache_seqlens, cache_batch_idx=cache_batch_idx,
         cache_leftpad=cache_leftpad, block_table=block_table, norm_weight=norm_weight,
+        k_stream=k_stream, v_stream=v_stream,
     )  # fmt: skip
     q = arguments.query_heads(q, "q", 5)
-    k_cache = arguments.key_heads(k_cache, v_cache, "k_cache", "v_cache", 4)
+    k_cache, k_stream = ring_arguments.cached_heads(k_cache, v_cache, k_stream, v_stream)
     if k is not None and v is not None:
         k = arguments.key_heads(k, v, "k", "v", 4)
-    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache)
+    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache, v_stream)
+    if k_stream is not None:
+        ring_arguments.check_mask(mask, causal)
     return_lse = arguments.flag("return_lse", return_lse)  # before the caches are written
     apart = arguments.components_asked(
         return_components, return_lse, norm_weight, norm_eps, out_scale
@@ -301,13 +331,13 @@ def diff_flash_attn_with_kvcache(
         arguments.softmax_scale_of(softmax_scale, q), *mask,
         arguments.flag("rotary_interleaved", rotary_interleaved),
     )  # fmt: skip
-    num_splits = arguments.integer("num_splits", num_splits)
+    last = arguments.integer("num_splits", num_splits), k_stream, v_stream
     if apart:
-        o, lse = autograd.decode_components(q, k_cache, v_cache, *cache, *options, num_splits)
+        o, lse = autograd.decode_components(q, k_cache, v_cache, *cache, *options, *last)
         return o, ops.head_major(lse)
     out, lse = autograd.decode(
         q, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
-        norm_eps, out_scale, num_splits,
+        norm_eps, out_scale, *last,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 

@@ -72,28 +72,31 @@ def check_dtype(x: Tensor, linear: nn.Module) -> None:
         raise TypeError(f"x has dtype {x.dtype}, accepted: {accepted}")
 
 
-def check_cache(
+def check_cached(
     k: Tensor,
     v: Tensor,
-    seqlens: object,
     batch: int,
     heads: tuple[int, int],
     widths: tuple[int, int],
+    names: tuple[str, str] = ("cache.k", "cache.v"),
 ) -> None:
     """All that the kernels ask of its shapes, before the projections take memory."""
-    for name, t, count, width in zip(("cache.k", "cache.v"), (k, v), heads, widths, strict=True):
+    for name, t, count, width in zip(names, (k, v), heads, widths, strict=True):
         arguments.require_dense(name, t)
         if t.dim() < 4 or t.shape[-1] != width or t.shape[2:].numel() != count * width:
             raise ValueError(
                 f"{name} has shape {tuple(t.shape)}, expected (batch, capacity, {count}, {width})"
             )
     if k.shape[0] != batch:
-        raise ValueError(f"cache.k has batch {k.shape[0]}, x has {batch}: they must be equal")
+        raise ValueError(f"{names[0]} has batch {k.shape[0]}, x has {batch}: they must be equal")
     if v.shape[:2] != k.shape[:2]:
         raise ValueError(
-            f"cache.v has shape {tuple(v.shape)}, expected (batch, capacity) as cache.k has them, "
-            f"{tuple(k.shape[:2])}, in front"
+            f"{names[1]} has shape {tuple(v.shape)}, expected (batch, capacity) as {names[0]} has "
+            f"them, {tuple(k.shape[:2])}, in front"
         )
+
+
+def check_seqlens(seqlens: object, batch: int) -> None:
     if isinstance(seqlens, Tensor):
         arguments.require_dense("cache.seqlens", seqlens)
         if seqlens.shape != (batch,):

@@ -8,14 +8,18 @@ prefills and decodes.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import arguments, functional, module_arguments, reference
+from .caches import KVCache, StreamingKVCache
+from .module_caches import check_cache, check_same_mask, make_cache, stored_in
 
 _IMPLEMENTATIONS = {"fused": functional, "eager": reference}
+Cache = KVCache | StreamingKVCache
 _MASK = ("causal", "window_size", "sink_size", "streaming_heads")
 
 
@@ -63,29 +67,6 @@ def rotary_tables(
     frequency = base ** -(torch.arange(0, rotary_dim, 2, device=device).float() / rotary_dim)
     angle = torch.outer(torch.arange(seqlen, device=device).float(), frequency)
     return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-class KVCache:
-    """The keys and values one attention layer has seen, preallocated and filled in place.
-
-    Made by a module's `make_cache`; a model keeps one for each of its layers.
-
-    Attributes:
-        k: (batch, capacity, 2·nheads_k, d), or nheads_k heads in V2.
-        v: (batch, capacity, nheads_k, dv).
-        seqlens: int32 (batch,), how many slots of each sequence are valid; the next forward writes
-            behind them and advances them.  Assign to it to rewind or to start again.
-
-    Examples:
-        >>> cache = MultiheadDiffAttn(256, depth=0, num_heads=2).make_cache(1, capacity=100)
-        >>> cache.k.shape, cache.v.shape, cache.seqlens
-        (torch.Size([1, 100, 4, 64]), torch.Size([1, 100, 2, 128]), tensor([0], dtype=torch.int32))
-    """
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        self.k = k
-        self.v = v
-        self.seqlens = torch.zeros(k.shape[0], dtype=torch.int32, device=k.device)
 
 
 class _DiffAttnBase(nn.Module):
@@ -139,27 +120,45 @@ class _DiffAttnBase(nn.Module):
         self.out_proj = linear(num_heads * self.value_dim, embed_dim)
 
     def make_cache(
-        self, batch_size: int, capacity: int, dtype: torch.dtype | None = None
-    ) -> KVCache:
-        """An empty cache.
+        self,
+        batch_size: int,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        *,
+        streaming_heads: arguments.Heads = None,
+        sink: int | None = None,
+        recent: int | None = None,
+        max_new: int | None = None,
+    ) -> Any:
+        """An empty cache: a `KVCache`, or a `StreamingKVCache` if a keyword of its is given.
 
         Args:
             batch_size: sequences it holds.
-            capacity: tokens a sequence may reach.
+            capacity: tokens a sequence may reach; if every head streams, it may go on.
             dtype: of keys and values; default that of the weights; under autocast give its dtype.
+            streaming_heads: a bool for each of the num_kv_heads KV heads: those that have a ring.
+                Default the module's, where None stands for all.
+            sink: keys at the start of a sequence that they keep; default the module's sink_size.
+            recent: the latest keys that they see, a row's own included; default the module's
+                window_size[0] + 1.
+            max_new: tokens that can be rewound; default 1. Steps of as many need no working memory.
         """
-        slots = module_arguments.integers(batch_size=batch_size, capacity=capacity)
-        k_heads = self.num_kv_heads * self.key_components
-        new_zeros = self.k_proj.weight.new_zeros
-        k = new_zeros(*slots, k_heads, self.head_dim, dtype=dtype)
-        return KVCache(k, new_zeros(*slots, self.num_kv_heads, self.value_dim, dtype=dtype))
+        own = self.streaming_heads, self.sink_size, self.window_size[0] + 1 or None
+        given = streaming_heads, sink, recent, max_new
+        new_zeros = partial(self.k_proj.weight.new_zeros, dtype=dtype)
+        widths = self.head_dim, self.value_dim
+        return make_cache(new_zeros, batch_size, capacity, self._cached_heads(), widths, own, given)
+
+    def _cached_heads(self) -> tuple[int, int]:
+        """Of K and of V."""
+        return self.num_kv_heads * self.key_components, self.num_kv_heads
 
     def _attend(
         self,
         x: Tensor,
         lam: Tensor,
         rel_pos: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
+        cache: Cache | None,
         **epilogue: Any,
     ) -> Tensor:
         attention = self.attention_override or _IMPLEMENTATIONS[self.implementation]
@@ -175,14 +174,15 @@ class _DiffAttnBase(nn.Module):
                 q, k = (reference.apply_rotary(heads, cos, sin) for heads in (q, k))
             out = attention.diff_flash_attn_func(q, k, v, lam, **mask, **epilogue)
         else:
+            full, mask = stored_in(cache, mask)
             out = attention.diff_flash_attn_with_kvcache(
-                q, cache.k, cache.v, lam, k, v, cos, sin, cache.seqlens, **mask, **epilogue
+                q, *full, lam, k, v, cos, sin, cache.seqlens, **mask, **epilogue
             )
             cache.seqlens += x.shape[1]
         return self.out_proj(out.flatten(2))  # (batch, seqlen, embed_dim)
 
     def _check_forward(
-        self, x: Tensor, rel_pos: tuple[Tensor, Tensor] | None, cache: KVCache | None
+        self, x: Tensor, rel_pos: tuple[Tensor, Tensor] | None, cache: Cache | None
     ) -> None:
         arguments.require_dense("x", x)
         arguments.refuse_tangents((x,))
@@ -197,9 +197,8 @@ class _DiffAttnBase(nn.Module):
         if cache is not None and not self.causal:
             raise ValueError("cache was given to a module with causal=False; decoding is causal")
         if cache is not None:
-            heads = self.num_kv_heads * self.key_components, self.num_kv_heads
-            widths = self.head_dim, self.value_dim
-            module_arguments.check_cache(cache.k, cache.v, cache.seqlens, len(x), heads, widths)
+            check_cache(cache, len(x), self._cached_heads(), (self.head_dim, self.value_dim))
+            check_same_mask(cache, self.window_size, self.sink_size, self.streaming_heads)
 
     def extra_repr(self) -> str:
         mask = ", ".join(f"{name}={getattr(self, name)}" for name in _MASK)
@@ -306,7 +305,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         self,
         x: Tensor,
         rel_pos: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Attention of x to itself and, with a cache, to what came before.
 
@@ -391,7 +390,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         self,
         x: Tensor,
         rel_pos: tuple[Tensor, Tensor] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """As `MultiheadDiffAttn.forward`: (batch, seqlen, embed_dim) → the same."""
         self._check_forward(x, rel_pos, cache)

@@ -18,6 +18,7 @@ from ._ops import add_op_namespace_prefix
 from ._ops import ops as kernels
 
 OPS = ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components")
+CACHES = ("k_cache", "v_cache", "k_stream", "v_stream")  # written in place
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -242,7 +243,7 @@ def _register_lazy_views(op: str) -> None:
         )
 
     def conjugate(*args: Any) -> NoReturn:
-        lazy = zip(names, args, strict=True)
+        lazy = zip(names, args, strict=False)  # what is at its default is left out
         which = [name for name, t in lazy if isinstance(t, Tensor) and t.is_conj()]
         raise TypeError(f"{' and '.join(which)} is complex, accepted: tensors of real numbers")
 
@@ -253,7 +254,7 @@ def _register_lazy_views(op: str) -> None:
 def _negated(name: str, arg: Any) -> Any:
     if not isinstance(arg, Tensor) or not arg.is_neg():
         return arg
-    if name in ("k_cache", "v_cache"):
+    if name in CACHES:
         refuse_lazy_cache(name, arg)
     return _copied(name, arg, Tensor.resolve_neg)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import ring
 from .arguments import UNBOUNDED, Heads
 
 Lambda = float | Tensor
@@ -156,6 +157,8 @@ def diff_flash_attn_with_kvcache(
     sink_size: int = 0,
     streaming_heads: Heads = None,
     return_components: bool = False,
+    k_stream: Tensor | None = None,
+    v_stream: Tensor | None = None,
 ) -> Any:
     """Decoding: append k, v to the caches in place, then attend to the valid slots only.
 
@@ -172,6 +175,29 @@ def diff_flash_attn_with_kvcache(
         raise ValueError("cache_seqlens is None (a full cache), but k is to be appended")
     if rotary_cos is not None and k is None:
         raise ValueError("rotary_cos was given without k: rotary is applied as keys are appended")
+    if k_stream is not None and v_stream is not None:
+        nheads_k = v_cache.shape[2] + v_stream.shape[2]
+        out, lse = ring.attend_by_kind(
+            diff_flash_attn_with_kvcache,
+            split_components(q, nheads=q.shape[2] // 2),
+            k_cache,
+            v_cache,
+            lam,
+            None if k is None else split_components(k, nheads_k),
+            v,
+            split_components(k_stream, v_stream.shape[2]),
+            v_stream,
+            streaming_heads, mask={"window_size": window_size, "sink_size": sink_size},
+            places={
+                "cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx,
+                "cache_leftpad": cache_leftpad, "block_table": block_table,
+            },
+            rotary_cos=rotary_cos, rotary_sin=rotary_sin, rotary_interleaved=rotary_interleaved,
+            softmax_scale=softmax_scale, norm_weight=norm_weight, norm_eps=norm_eps,
+            out_scale=out_scale, return_lse=not return_components,
+            return_components=return_components,
+        )  # fmt: skip
+        return (out, lse) if return_lse or return_components else out
     page = v_cache.shape[1]
     capacity = page if block_table is None else block_table.shape[1] * page
     seqlens = _per_sequence(cache_seqlens, batch, default=capacity)

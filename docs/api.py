@@ -21,6 +21,7 @@ PAGE = {
     "diffattn_cuda.distributed": "distributed",
     "diffattn_cuda.flops": "flops",
     "diffattn_cuda.nn": "nn",
+    "diffattn_cuda.nn: caches": "caches",
     "diffattn_cuda.duo": "duo",
     "diffattn_cuda.head_patterns": "head_patterns",
     "diffattn_cuda.passkeys": "passkeys",

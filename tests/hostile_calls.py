@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffattn_cuda import arguments, nn
+from diffattn_cuda.ring import Ring, round_up
 
 Arguments = dict[str, Any]
 DTYPES = [torch.float32] * 3 + [torch.float64, torch.float16, torch.bfloat16]
@@ -103,7 +104,6 @@ def _sizes(rng: random.Random) -> Sizes:
 def _options(call: Call, s: Sizes) -> Arguments:
     """What all three functions take by the same names."""
     rng = call.rng
-    # sink_size and streaming_heads will be drawn here once a backend has kernels for them.
     options: Arguments = {
         "softmax_scale": rng.choice([None, None, 0.3, -0.1]),
         "causal": rng.random() < 0.4,
@@ -117,6 +117,11 @@ def _options(call: Call, s: Sizes) -> Arguments:
         options["norm_eps"] = 1e-5
         if rng.random() < 0.7:
             options["norm_weight"] = call.randn(s.dv)
+    if rng.random() < 0.3:
+        options |= {"causal": True, "window_size": (rng.choice([0, 3, 15, 40]), 0)}
+        options["sink_size"] = rng.choice([0, 1, 5, 17])
+        if rng.random() < 0.7:
+            options["streaming_heads"] = [rng.random() < 0.5 for _ in range(s.nheads_k)]
     return options
 
 
@@ -177,7 +182,7 @@ def kvcache(call: Call) -> Arguments:
     slots = capacity if kind != "paged" else page
     table = torch.randperm(s.batch * capacity // slots + 1, generator=generator(rng))
     rows = s.batch if kind == "plain" else len(table)
-    args = _qkv(call, s, (s.batch, s.seqlen_q), (rows, slots))
+    args = call.args = _qkv(call, s, (s.batch, s.seqlen_q), (rows, slots))
     args["k_cache"], args["v_cache"] = args.pop("k"), args.pop("v")
     if new is not None:
         args["k"] = call.randn(s.batch, new, *args["k_cache"].shape[2:]).to(s.dtype)
@@ -198,7 +203,32 @@ def kvcache(call: Call) -> Arguments:
         angle = call.randn(positions, 8 * rng.randint(1, s.d // 16))
         args["rotary_cos"], args["rotary_sin"] = angle.cos().to(s.dtype), angle.sin().to(s.dtype)
         args["rotary_interleaved"] = rng.random() < 0.5
-    return args | _options(call, s) | {"num_splits": rng.choice([0, 0, 1, 2, 7])}
+    args |= _options(call, s) | {"num_splits": rng.choice([0, 0, 1, 2, 7])}
+    if "sink_size" in args and args["cache_seqlens"] is not None and rng.random() < 0.6:
+        _move_to_a_ring(call, s, new or 0)
+    return args
+
+
+def _move_to_a_ring(call: Call, s: Sizes, new: int) -> None:
+    """The heads that stream, if any do; the others stay where they are."""
+    args, rng = call.args, call.rng
+    streams = args.get("streaming_heads") or [True] * s.nheads_k
+    full, streaming = (
+        [h for h in range(s.nheads_k) if streams[h] == kind] for kind in (False, True)
+    )
+    if not streaming or ("block_table" in args and not full):
+        return
+    ring = Ring.of_step(args["sink_size"], args["window_size"][0] + 1, rng.choice([1, s.seqlen_q]))
+    slots = ring.slots + round_up(max(s.seqlen_q - new, 0))
+    rows = s.batch if "block_table" in args else args["v_cache"].shape[0]
+    args["k_stream"] = call.randn(rows, slots, len(streaming), s.components, s.d).to(s.dtype)
+    args["v_stream"] = call.randn(rows, slots, len(streaming), s.dv).to(s.dtype)
+    flat = args["k_cache"].dim() == 4
+    if flat:
+        args["k_stream"] = args["k_stream"].flatten(2, 3)
+    heads = [h * s.components + c for h in full for c in range(s.components)] if flat else full
+    args["k_cache"] = args["k_cache"][:, :, heads].contiguous()
+    args["v_cache"] = args["v_cache"][:, :, full].contiguous()
 
 
 def module(call: Call) -> Arguments:
@@ -255,12 +285,14 @@ def raw_bwd(call: Call) -> Arguments:
 
 def raw_decode(call: Call) -> Arguments:
     args = kvcache(call)
-    seqlens, keys = args["cache_seqlens"], args["k_cache"]
-    components = 2 if keys.dim() == 5 else keys.shape[2] // args["v_cache"].shape[2]
+    seqlens, keys, values = args["cache_seqlens"], args["k_cache"], args["v_cache"]
+    if "k_stream" in args and not values.shape[2]:
+        keys, values = args["k_stream"], args["v_stream"]
+    components = 2 if keys.dim() == 5 else keys.shape[2] // values.shape[2]
     args["q"] = _unflattened(args["q"], 5, 2)
-    args["k_cache"] = _unflattened(keys, 5, components)
-    if "k" in args:
-        args["k"] = _unflattened(args["k"], 5, components)
+    for name in ("k_cache", "k", "k_stream"):
+        if name in args:
+            args[name] = _unflattened(args[name], 5, components)
     if isinstance(seqlens, int):
         args["cache_seqlens"] = int32([seqlens] * args["q"].shape[0])
     optional = ("k", "v", "rotary_cos", "rotary_sin", "cache_leftpad", "cache_batch_idx")
@@ -271,7 +303,7 @@ def raw_decode(call: Call) -> Arguments:
 
 
 def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:
-    return x if x.dim() == dims else x.unflatten(-2, (-1, components))
+    return x if x.dim() == dims else x.unflatten(-2, (x.shape[-2] // components, components))
 
 
 def _raw(args: Arguments) -> Arguments:
@@ -283,6 +315,9 @@ def _raw(args: Arguments) -> Arguments:
     args["softmax_scale"] = args["softmax_scale"] or 0.2
     left, right = args.pop("window_size")
     args["window_left"], args["window_right"] = left, 0 if args.pop("causal") else right
-    args["sink_size"], args["streaming_heads"] = 0, arguments.ALL_STREAM
+    args.setdefault("sink_size", 0)
+    streams = args.get("streaming_heads")
+    bits = arguments.ALL_STREAM if streams is None else sum(s << h for h, s in enumerate(streams))
+    args["streaming_heads"] = bits
     del args["return_lse"]
     return args

@@ -220,7 +220,8 @@ FLAGS = ("deterministic", "training", "rotary_interleaved")
 
 def _as_the_schema(args: Arguments) -> Arguments:
     """Of True for a number an op learns no more than 1: so torch converts it."""
-    numbers = {n: int(x) for n, x in args.items() if isinstance(x, bool) and n not in FLAGS}
+    bools = {n: x for n, x in args.items() if type(x).__name__ in ("bool", "bool_")}
+    numbers = {n: int(x) for n, x in bools.items() if n not in FLAGS}
     return args | numbers
 
 
@@ -229,10 +230,11 @@ def _mask(a: Arguments) -> Arguments:
 
     A head that does not stream has no window, but what lies right of the diagonal it does not see.
     """
-    values = a["v"] if "v_cache" not in a else a["v_cache"]
+    values = [a["v"]] if "v_cache" not in a else [a["v_cache"], a.get("v_stream")]
+    heads = sum(t.shape[-2] for t in values if t is not None)
     names = "window_left", "window_right", "sink_size", "streaming_heads"
     left, right, sink, bits = (int(a[name]) for name in names)  # of 0.5 an op learns 0
-    streams = [bool(bits >> head & 1) for head in range(values.shape[-2])]
+    streams = [bool(bits >> head & 1) for head in range(heads)]
     return {"window_size": (left, right), "causal": right == 0, "sink_size": sink,
             "streaming_heads": streams}  # fmt: skip
 

@@ -24,6 +24,7 @@ INDEX_NAMES = ("cu_seqlens_q", "cu_seqlens_k", "cache_seqlens", "cache_batch_idx
 ROWS = {"q", "k", "v", "lam", "norm_weight", "dout", "x"}  # of any strides
 UNREAD = {"o", "o2", "rstd"}  # by the CPU's backward, at least without a norm
 CACHES = ("k_cache", "v_cache")
+RINGS = ("k_stream", "v_stream")
 Change = Callable[[Call], str]
 
 
@@ -171,7 +172,7 @@ def alias(call: Call) -> str:
     inside.copy_(t)
     call.args[name] = inside
     call.legal = call.tame = False
-    if {name, onto} & {*CACHES}:
+    if {name, onto} & {*CACHES, *RINGS}:
         call.comparable &= call.args.get("k") is None and call.target not in ("v1", "v2")
     call.comparable &= onto not in INDEX_NAMES
     return f"{name}: in {onto}'s memory"
@@ -189,7 +190,10 @@ def values(call: Call) -> str:
         t.fill_(value)
     call.args[name] = t
     call.tame = False
-    call.legal &= name not in CACHES  # contiguous now, which an aliased or expanded one was not
+    call.legal &= name not in (
+        *CACHES,
+        *RINGS,
+    )  # contiguous now, which an aliased or expanded one was not
     return f"{name}: {value}"
 
 

@@ -12,11 +12,12 @@ import torch
 from hostile_calls import Arguments, Call, is_healthy
 from hostile_changes import spoil
 from hostile_targets import MODULES, legal_call
-from hostile_tensors import CACHES
+from hostile_tensors import CACHES, RINGS
 from torch import Tensor
 
 ERRORS = (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError)
 LONGEST_LINE = 300
+KEYS, VALUES = ("k", "k_cache", "k_stream"), ("v", "v_cache", "v_stream")
 # Errors that need not name an argument, because none is at fault or they are not ours to word.
 NAMELESS = [
     r"missing|unexpected keyword|positional argument",  # Python's own
@@ -61,7 +62,8 @@ def make(seed: int, index: int) -> Call:
 def judge(call: Call) -> Verdict:
     before = _snapshot(call)
     given = {name: _copy(arg) for name, arg in call.args.items()}
-    versions = [_version(call.args.get(name)) for name in CACHES]
+    caches = [name for name in (*CACHES, *RINGS) if name in call.args]
+    versions = [_version(call.args[name]) for name in caches]
     try:
         answer = hostile_run.ours(call)
     except Exception as error:
@@ -69,11 +71,11 @@ def judge(call: Call) -> Verdict:
     if call.must_refuse:
         return Verdict("accepted", ", ".join(call.must_refuse.values()))
     writes = call.args.get("k", call.args.get("x")) is not None
-    allowed = [*CACHES, "seqlens"] if writes else []
+    allowed = [*caches, "seqlens"] if writes else []
     if touched := _changed(call, before, allowed):
         return Verdict("wrote to an input", f"{touched}")
     if call.target == "kvcache" and call.context == "plain" and _appends(call):
-        if any(_version(call.args[n]) == v for n, v in zip(CACHES, versions, strict=True)):
+        if any(_version(call.args[n]) == v for n, v in zip(caches, versions, strict=True)):
             return Verdict("hid a write from autograd", "the caches' versions are as before")
     return _judge_answer(call, answer, given)
 
@@ -95,7 +97,7 @@ def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
         return Verdict("refused", detail)
     if not first or len(first) > LONGEST_LINE:
         return Verdict("error of no use", detail)
-    names = [*call.args, "page_size", "rotary_dim"]
+    names = [*call.args, *RINGS, "page_size", "rotary_dim"]
     if call.target in MODULES:
         names += ["x", "rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin", *CACHES]
     named = any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)
@@ -246,7 +248,7 @@ def _sums_overflow(given: Arguments) -> bool:
         if lengths is not None:
             new = 0 if given.get("k") is None else given["k"].shape[1]
             keys = min(keys, int(torch.as_tensor(lengths).max()) + new)
-    values = _largest([given[n] for n in ("v", "v_cache") if given.get(n) is not None])
+    values = _largest([given[n] for n in VALUES if given.get(n) is not None])
     lam = _largest([torch.as_tensor(given.get("lam", 0.0))])
     compute = torch.promote_types(given["q"].dtype, torch.float32)
     return values * keys * (1 + lam) > torch.finfo(compute).max
@@ -257,7 +259,7 @@ def _sees_no_key(call: Call, given: Arguments, want: Tensor) -> Tensor:
     if not (want == -math.inf).any():
         return torch.zeros_like(want, dtype=torch.bool)
     a = _converted(given, torch.float64)
-    zeros = {n: torch.zeros_like(a[n]) for n in ("q", "k", "k_cache") if a.get(n) is not None}
+    zeros = {n: torch.zeros_like(a[n]) for n in ("q", *KEYS) if a.get(n) is not None}
     lse = hostile_run.expected(call, a | zeros)["lse"]
     assert lse is not None
     return lse == -math.inf
@@ -269,8 +271,8 @@ def _bound(call: Call, name: str, want: Tensor, given: Arguments) -> Tensor:
     d = a["q"].shape[-1]
     scale = a.get("softmax_scale")
     scale = max(d, 1) ** -0.5 if scale is None else abs(scale)
-    keys = [a[n] for n in ("k", "k_cache") if a.get(n) is not None]
-    values = [a[n] for n in ("v", "v_cache") if a.get(n) is not None]
+    keys = [a[n] for n in KEYS if a.get(n) is not None]
+    values = [a[n] for n in VALUES if a.get(n) is not None]
     score = scale * _largest([_lengths(a["q"])]) * _largest([_lengths(k) for k in keys])
     if a.get("rotary_cos") is not None:
         cos, sin = _largest([a["rotary_cos"]]), _largest([a["rotary_sin"]])
@@ -311,7 +313,7 @@ def _of_rounded_pairs(call: Call, a: Arguments, dtype: torch.dtype) -> Tensor:
     """Where bf16 is multiplied as such, P1 − λ·P2 of each key is rounded to it once."""
     if dtype != torch.bfloat16:
         return torch.zeros(())
-    size = {n: a[n].abs() for n in ("v", "v_cache") if a.get(n) is not None}
+    size = {n: a[n].abs() for n in VALUES if a.get(n) is not None}
     if "lam" in a:
         lam = a["lam"]
         size["lam"] = -lam.abs() if isinstance(lam, Tensor) else -abs(float(lam))

@@ -24,7 +24,7 @@ sys.path += [str(ROOT), str(ROOT / "tests")]
 
 import build_cuda  # noqa: E402
 import torch  # noqa: E402
-from mutation import backward, decode, forward  # noqa: E402
+from mutation import backward, decode, forward, rings  # noqa: E402
 from mutation.scores import Score, record  # noqa: E402
 from support.impls import Impl, load  # noqa: E402
 from support.sim_build import ptxsim  # noqa: E402
@@ -32,7 +32,7 @@ from support.sim_build import ptxsim  # noqa: E402
 mutate: Any = importlib.import_module("ptxsim.mutate")
 
 # By the kernel's name on the command line and in docs/mutants.csv: how its target is made.
-KERNELS = forward.TARGETS | backward.TARGETS | decode.TARGETS
+KERNELS = forward.TARGETS | backward.TARGETS | decode.TARGETS | rings.TARGETS
 
 
 def checker(impl: Impl, ptx: str, check: Callable[[Impl], None]) -> Callable[[str], None]:

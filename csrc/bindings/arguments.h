@@ -45,6 +45,7 @@ struct DecodeArguments {
   std::optional<double> norm_eps;
   double out_scale;
   int64_t num_splits;
+  OptionalTensor k_stream, v_stream;
 };
 
 template <Outputs (*fwd)(const FwdArguments&, bool training)>
@@ -134,7 +135,8 @@ OutAndLse decode_from_schema(Tensor q, Tensor k_cache, Tensor v_cache, Tensor la
                              OptionalTensor norm_weight, double softmax_scale, int64_t window_left,
                              int64_t window_right, int64_t sink_size, int64_t streaming_heads,
                              bool rotary_interleaved, std::optional<double> norm_eps,
-                             double out_scale, int64_t num_splits) {
+                             double out_scale, int64_t num_splits, OptionalTensor k_stream,
+                             OptionalTensor v_stream) {
   return decode({q,
                  k_cache,
                  v_cache,
@@ -156,7 +158,9 @@ OutAndLse decode_from_schema(Tensor q, Tensor k_cache, Tensor v_cache, Tensor la
                  rotary_interleaved,
                  norm_eps,
                  out_scale,
-                 num_splits});
+                 num_splits,
+                 k_stream,
+                 v_stream});
 }
 
 template <OutAndLse (*decode)(const DecodeArguments&)>
@@ -165,7 +169,8 @@ OutAndLse decode_components_from_schema(
     OptionalTensor rotary_cos, OptionalTensor rotary_sin, OptionalTensor cache_seqlens,
     OptionalTensor cache_batch_idx, OptionalTensor cache_leftpad, OptionalTensor block_table,
     double softmax_scale, int64_t window_left, int64_t window_right, int64_t sink_size,
-    int64_t streaming_heads, bool rotary_interleaved, int64_t num_splits) {
+    int64_t streaming_heads, bool rotary_interleaved, int64_t num_splits, OptionalTensor k_stream,
+    OptionalTensor v_stream) {
   return decode({q,
                  k_cache,
                  v_cache,
@@ -187,7 +192,9 @@ OutAndLse decode_components_from_schema(
                  rotary_interleaved,
                  {},
                  1,
-                 num_splits});
+                 num_splits,
+                 k_stream,
+                 v_stream});
 }
 
 }  // namespace diffattn::bindings

@@ -101,11 +101,13 @@ inline Tensor with_rows(const Tensor& t) {
 }
 
 // Head counts and dims of q (.., nheads, 2, d), k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv);
-// the caller sets seqlens and batch. k_name and v_name: the user's names of k and v.
+// the caller sets seqlens and batch. k_name and v_name: the user's names of k and v. There may be KV heads that are
+// elsewhere.
 inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const char* k_name = "k",
-                      const char* v_name = "v") {
+                      const char* v_name = "v", int64_t heads_elsewhere = 0) {
   const int64_t at = q.dim() - 3, d = q.size(at + 2), nheads = q.size(at);
-  const int64_t nheads_k = k.size(k.dim() - 3), comps = k.size(k.dim() - 2);
+  const int64_t nheads_here = k.size(k.dim() - 3), comps = k.size(k.dim() - 2);
+  const int64_t nheads_k = nheads_here + heads_elsewhere;
   const int64_t dv = v.size(v.dim() - 1);
   check(q.size(at + 1) == 2, "q has shape ", shape_of(q), ", expected (.., nheads, 2, headdim)");
   check(comps == 1 || comps == 2, k_name, " has shape ", shape_of(k),
@@ -116,10 +118,11 @@ inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const c
         ": they must be equal");
   check(dv == d || dv == 2 * d, v_name, " has headdim ", dv, ", accepted for q's headdim ", d, ": ",
         d, " or ", 2 * d);
-  check(v.size(v.dim() - 2) == nheads_k, v_name, " has ", v.size(v.dim() - 2), " heads, ", k_name,
-        " has ", nheads_k, " (pairs): they must be equal");
+  check(v.size(v.dim() - 2) == nheads_here, v_name, " has ", v.size(v.dim() - 2), " heads, ",
+        k_name, " has ", nheads_here, " (pairs): they must be equal");
   check(nheads > 0 && nheads_k > 0 && nheads % nheads_k == 0, "q has ", nheads, " heads (pairs), ",
-        k_name, " has ", nheads_k, ": nheads must be a positive multiple of nheads_k");
+        k_name, heads_elsewhere ? " and k_stream have " : " has ", nheads_k,
+        ": nheads must be a positive multiple of nheads_k");
   Shape s{};
   s.nheads = nheads;
   s.nheads_k = nheads_k;

@@ -23,6 +23,10 @@ inline KvCache for_kernel(const DecodeArguments& given) {
   if (values_are_wanted()) CacheValues checked(c);
   check_aligned("k_cache", c.k_cache);
   check_aligned("v_cache", c.v_cache);
+  if (c.k_stream) {
+    check_aligned("k_stream", *c.k_stream);
+    check_aligned("v_stream", *c.v_stream);
+  }
   c.q = with_aligned_rows(c.q);
   c.k = aligned(c.k);
   c.v = aligned(c.v);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "ring.h"
 #include "views.h"
 
 namespace diffattn::bindings {
@@ -23,10 +24,12 @@ struct KvCache : DecodeArguments {
     check_rank(kQ, q);
     check_rank(kKCache, k_cache);
     check_rank(kVCache, v_cache);
-    shape = heads_of(q, k_cache, v_cache, "k_cache", "v_cache");
+    check_together(*this);
+    shape = heads_of(q, k_cache, v_cache, "k_cache", "v_cache", k_stream ? k_stream->size(2) : 0);
     shape.batch = q.size(0);
     shape.seqlen_q = q.size(1);
     check_caches(pages);
+    if (k_stream) check_ring(*this, shape);
     check_new();
     check_rotary();
     const Extents e = extents();
@@ -61,13 +64,18 @@ struct KvCache : DecodeArguments {
     c.seqlen_new = seqlen_new();
     c.blocks = k_cache.size(0);
     if (block_table) c.paging = {int32_data(block_table), block_table->stride(0), page_size()};
+    if (k_stream) c.ring = ring_of(*this);
     if (cos)
       c.rotary = {cos->data_ptr(), sin->data_ptr(), cos->size(0), rotary_dim(), rotary_interleaved};
     return c;
   }
 
   // Of q and the caches, which have to be checked before; the other arguments need not be.
-  Extents extents() const { return extents_of(shape, k_cache.size(0), page_size()); }
+  Extents extents() const {
+    Extents e = extents_of(shape, k_cache.size(0), page_size());
+    e[Dim::cached_heads] = k_cache.size(2);
+    return e;
+  }
   Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
 
  private:
@@ -82,7 +90,7 @@ struct KvCache : DecodeArguments {
       check_pages(pages);
       return check_shape(kVCache, v_cache, extents());
     }
-    shape.seqlen_k = page_size();
+    shape.seqlen_k = k_cache.size(2) ? page_size() : kMostLength;
     check_shape(kVCache, v_cache, extents());
     check_length("k_cache", shape.seqlen_k);
     const int64_t blocks = k_cache.size(0);
@@ -122,11 +130,15 @@ struct KvCache : DecodeArguments {
     if (k->numel() == 0) return;
     check_apart("k_cache", k_cache);
     check_apart("v_cache", v_cache);
+    if (!k_stream) return;
+    check_apart("k_stream", *k_stream);
+    check_apart("v_stream", *v_stream);
   }
 
   // Each element of a cache that is written has a place of its own. Of dimensions in the order of their
   // strides, one step is then longer than all shorter dimensions together.
   static void check_apart(const char* name, const Tensor& t) {
+    if (t.numel() == 0) return;
     std::vector<std::pair<int64_t, int64_t>> steps;  // stride, number of steps
     for (int64_t dim = 0; dim < t.dim(); ++dim)
       if (t.size(dim) > 1) steps.push_back({t.stride(dim), t.size(dim) - 1});
@@ -166,6 +178,7 @@ inline DecodeParams params_of(const KvCache& c) {
   set_views(p, false, {{kQ, c.q}, {kKCache, c.k_cache}, {kVCache, c.v_cache}});
   if (c.lam) set_views(p, false, {{kLam, *c.lam}});
   if (c.k) set_views(p, false, {{kKNew, *c.k}, {kVNew, *c.v}});
+  if (c.k_stream) set_views(p, false, {{kKStream, *c.k_stream}, {kVStream, *c.v_stream}});
   p.cache = c.cache();
   p.softmax_scale = c.softmax_scale;
   p.mask = c.mask();

@@ -27,7 +27,8 @@ STABLE_TORCH_LIBRARY(DIFFATTN_OPS, m) {
       "Tensor? cache_leftpad, Tensor? block_table, Tensor? norm_weight, float softmax_scale, "
       "SymInt window_left, SymInt window_right, SymInt sink_size, int streaming_heads, "
       "bool rotary_interleaved, float? norm_eps, "
-      "float out_scale, SymInt num_splits) -> (Tensor out, Tensor lse)");
+      "float out_scale, SymInt num_splits, Tensor(c!)? k_stream=None, Tensor(d!)? v_stream=None) "
+      "-> (Tensor out, Tensor lse)");
   // Each map's own result, (.., seqlen_q, nheads, 2, dv) in the compute type, and gradients of a part of the
   // keys: lse is that of all keys, dlse is less D of each map.
   m.def(
@@ -46,5 +47,6 @@ STABLE_TORCH_LIBRARY(DIFFATTN_OPS, m) {
       "Tensor? rotary_cos, Tensor? rotary_sin, Tensor? cache_seqlens, Tensor? cache_batch_idx, "
       "Tensor? cache_leftpad, Tensor? block_table, float softmax_scale, SymInt window_left, "
       "SymInt window_right, SymInt sink_size, int streaming_heads, bool rotary_interleaved, "
-      "SymInt num_splits) -> (Tensor o, Tensor lse)");
+      "SymInt num_splits, Tensor(c!)? k_stream=None, Tensor(d!)? v_stream=None) "
+      "-> (Tensor o, Tensor lse)");
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from .problems import Problem, Results, cached, dense
+from .problems import CACHES, Problem, Results, cached, dense, ring
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -80,6 +80,7 @@ def _problems(op: str, d: int, dv: int) -> Iterator[tuple[str, Problem]]:
     if op == "decode":
         yield ", contiguous", cached(d, dv, False)
         yield ", paged", cached(d, dv, True)
+        yield ", ring", ring(d, dv)
     else:
         yield "", dense(d, dv, op == "varlen")
 
@@ -98,7 +99,7 @@ def _call(check: Check, problem: Problem, device: torch.device) -> Results:
     options = problem.options | layout | {"return_lse": True}
     if check.op == "decode":
         out, lse = functional.diff_flash_attn_with_kvcache(**x | options)
-        return {"out": out, "lse": lse, "k_cache": x["k_cache"], "v_cache": x["v_cache"]}
+        return {"out": out, "lse": lse} | {name: x[name] for name in CACHES if name in x}
     varlen = check.op == "varlen"
     name = "diff_flash_attn_varlen_func" if varlen else "diff_flash_attn_func"
     backward = check.op != "forward"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..ring import Ring
 
 NHEADS, NHEADS_K = 2, 1
 # More than one tile each way in every kernel (at most 128 query rows, 96 keys), and a ragged end.
@@ -21,6 +22,8 @@ CU_SEQLENS_Q, CU_SEQLENS_K = (0, 70, 70, 131), (0, 101, 106, 197)  # one sequenc
 CACHED, CAPACITY, PAGE = (190, 65, 0), 224, 16  # tokens of each sequence before the call
 STREAMING: dict[str, Any] = {"causal": True, "window_size": (30, 0), "sink_size": 9}
 MASKS: tuple[dict[str, Any], ...] = ({"causal": True}, {}, {"window_size": (40, 9)}, STREAMING)
+
+CACHES = ("k_cache", "v_cache", "k_stream", "v_stream")
 
 Results = dict[str, Tensor]
 
@@ -108,7 +111,34 @@ def cached(d: int, dv: int, paged: bool) -> Problem:
             tensors["rotary_cos"] = draw(CAPACITY, d // 16 * 8)
             tensors["rotary_sin"] = draw(CAPACITY, d // 16 * 8)
         options["num_splits"] = 3
-    caches = {name: tensors[name].clone() for name in ("k_cache", "v_cache")}
+    return _decoded(tensors, options, layout)
+
+
+@lru_cache(maxsize=16)
+def ring(d: int, dv: int) -> Problem:
+    """A step over a cache of one head and a ring of another, before the wrap and behind it.
+
+    Two tokens overwrite what is seen if they are written first, because the ring has no slack.
+    """
+    draw, batch, new = Draw(d + dv + 2), len(CACHED), 2
+    components = 2 if dv == 2 * d else 1
+    slots = Ring.of_step(STREAMING["sink_size"], STREAMING["window_size"][0] + 1, 1).slots
+    tensors = {
+        "q": draw(batch, new, 2 * NHEADS, d),
+        "k_cache": draw(batch, CAPACITY, components, d),
+        "v_cache": draw(batch, CAPACITY, 1, dv),
+        "lam": draw(NHEADS),
+        "k": draw(batch, new, 2 * components, d),
+        "v": draw(batch, new, 2, dv),
+        "k_stream": draw(batch, slots, components, d),
+        "v_stream": draw(batch, slots, 1, dv),
+    }
+    layout = {"cache_seqlens": torch.tensor(CACHED, dtype=torch.int32)}
+    return _decoded(tensors, STREAMING | {"streaming_heads": [False, True]}, layout)
+
+
+def _decoded(tensors: Results, options: dict[str, Any], layout: dict[str, Any]) -> Problem:
+    caches = {name: tensors[name].clone() for name in CACHES if name in tensors}
     arguments: dict[str, Any] = tensors | caches | layout | options
     out, lse = reference.diff_flash_attn_with_kvcache(**arguments, return_lse=True)
     return Problem(tensors, options, {"out": out, "lse": lse, **caches}, layout=layout)

@@ -28,6 +28,7 @@ PRIORITY = (
     "test_varlen.py::test_each_sequence_obeys_the_law",
     "test_varlen.py::test_gradients_equal",
     "test_kvcache.py::test_splits_agree",
+    "test_ring.py::test_sequences_of_many_lengths",
     "test_forward.py::test_every_pair_of_options",
     "test_backward.py::test_every_pair_of_options",
     "test_kvcache.py::test_every_pair_of_options",

@@ -161,5 +161,4 @@ TARGETS: dict[str, MakeTarget] = {
     "decode few": _target("decode_kernel", "Li64ELi128ELi4ELi1ELb0E", 2),
     "decode many": _target("decode_kernel", "Li64ELi128ELi2ELi4ELb0E", 5),
     "combine": _target("combine_kernel", "", 2),
-    "append": _target("append_kernel", "", 2),
 }

@@ -93,7 +93,7 @@ void clear_keys(const Shape& s, const Keys& keys, const Gradients<C>& grads) {
 template <class C>
 void store_keys(const BwdParams& p, const Keys& keys, const Gradients<C>& grads) {
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
-  const Paging none;
+  const Cache none;
   for (int64_t j = keys.range.begin; j < keys.range.end; ++j) {
     const int64_t place = grads.blocks.place(keys.interval, j);
     for (int c = 0; c < p.shape.k_components; ++c)

@@ -1,11 +1,13 @@
 // Decoding over a KV cache: append, then the keys in splits, then one combination of the splits in
-// which each map is merged first and λ subtracted only after. Long queries go to forward.
+// which each map is merged first and λ subtracted only after. Long queries go to forward. Each kind of heads is
+// decoded by itself, from its part of the caches or from a ring of its own.
 #pragma once
 #include <vector>
 
 #include "../fwd/forward.h"
 #include "append.h"
 #include "prefetch.h"
+#include "ring.h"
 #include "split.h"
 
 namespace diffattn::cpu {
@@ -15,10 +17,10 @@ namespace {
 inline int64_t split_size(const DecodeParams& p) {
   constexpr int64_t kSmallest = 1024, kMostItems = 1024;
   const int64_t units = p.shape.batch * p.shape.nheads_k, most = ceil_div(kMostItems, units);
-  const int64_t keys_in_all = p.shape.seqlen_k > 0 ? p.shape.seqlen_k : 1;
+  const int64_t slots = slots_of(p), keys_in_all = slots > 0 ? slots : 1;
   const int64_t asked = p.num_splits < keys_in_all ? p.num_splits : keys_in_all;
   const int64_t wanted = asked > 0 ? asked : most;
-  const int64_t keys = round_up(ceil_div(p.shape.seqlen_k, wanted), kTile);
+  const int64_t keys = round_up(ceil_div(slots, wanted), kTile);
   return p.num_splits == 0 && keys < kSmallest ? kSmallest : keys < kTile ? kTile : keys;
 }
 
@@ -137,7 +139,7 @@ class Decode {
     std::vector<DecodeSplit<C>> heads;
     heads.reserve(run.count);
     for (int64_t h = 0; h < run.count; ++h)
-      heads.emplace_back(p_, s, run[h], h, partial(b, run.first + h, n), scratch);
+      heads.emplace_back(p_, s, run, h, partial(b, run.first + h, n), scratch);
     const SequenceMask mask(p_.mask, s, run[0]);
     const KeyTile split = keys_of_split(mask.keys_of(Range{0, s.seqlen_q}), split_, n);
     const Range keys = split.keys;
@@ -153,9 +155,9 @@ class Decode {
     for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
       const KeyTile tile{split.interval, meet({j, j + kTile}, keys)};
       const Range next = meet({j + kTile, j + 2 * kTile}, keys);
-      Prefetch v = prefetch({v_cache, p_.cache.paging, s, run[0]}, tile.keys, v_stretches);
+      Prefetch v = prefetch({v_cache, p_.cache, s, run.in_keys(0)}, tile.keys, v_stretches);
       for (auto& head : heads) head.score(tile, [&] { v.fetch(v_lines); });
-      Prefetch k = prefetch({k_cache, p_.cache.paging, s, run[0]}, next, k_stretches);
+      Prefetch k = prefetch({k_cache, p_.cache, s, run.in_keys(0)}, next, k_stretches);
       for (auto& head : heads) head.add_values(tile, [&] { k.fetch(k_lines); });
     }
     for (auto& head : heads) head.finish();
@@ -168,7 +170,8 @@ class Decode {
 
   // Pages smaller than a tile are left to the hardware.
   Prefetch prefetch(const KeyRows& rows, Range keys, const std::vector<Range>& stretches) const {
-    const bool small = rows.paging.block_table && rows.paging.page_size % kTile;
+    const Paging& paging = rows.cache.paging;
+    const bool small = paging.block_table && paging.page_size % kTile;
     if (keys.size() == 0 || small || stretches.empty()) return {};
     return {p_.dtype, rows, keys, stretches};
   }
@@ -203,17 +206,40 @@ inline FwdParams as_forward(const DecodeParams& p) {
   return f;
 }
 
+// All rows of the query heads of these KV heads.
+template <class P>
+void attend(const DecodeParams& p, const Heads& heads, const Parallel& parallel) {
+  const Shape& s = p.shape;
+  if (s.batch == 0 || s.seqlen_q == 0) return;
+  if (s.nheads / s.nheads_k * s.seqlen_q <= kDecodeRows)
+    return Decode<typename P::C>(p, heads, parallel).run();
+  const FwdParams f = as_forward(p);
+  forward_heads<P>(f, {f.shape, f.varlen, p.cache, f.mask, heads, Reader::forward}, parallel);
+}
+
 template <class P>
 void decode(const DecodeParams& p, const Parallel& all) {
   using C = typename P::C;
-  const Parallel parallel = threads_for(all, p.shape);
-  append<C>(p, parallel);
-  if (p.shape.batch == 0 || p.shape.seqlen_q == 0) return;
-  if (p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q <= kDecodeRows)
-    for_each_kind(p.mask, p.shape.nheads_k,
-                  [&](const Heads& heads) { Decode<C>(p, heads, parallel).run(); });
-  else
-    forward_from<P>(as_forward(p), p.cache, parallel);
+  const bool apart = p.cache.ring.slots;
+  const auto each_kind = [&](const auto& f) {
+    const auto of_kind = [&](const Heads& heads) {
+      const DecodeParams own = with_own_cache(p, heads);
+      Shape work = own.shape;
+      work.seqlen_k = slots_of(own);
+      f(own, heads, threads_for(all, work));
+    };
+    for_each_kind(p.mask, p.shape.nheads_k, of_kind, apart);
+  };
+  each_kind([](const DecodeParams& own, const Heads& heads, const Parallel& parallel) {
+    if (!overwrites_itself(own)) append<C>(own, heads, parallel);
+  });
+  each_kind([](const DecodeParams& own, const Heads& heads, const Parallel& parallel) {
+    if (!overwrites_itself(own)) return attend<P>(own, heads, parallel);
+    const LongerRing longer(own, heads, parallel);
+    append<C>(longer.params(), heads, parallel);
+    attend<P>(longer.params(), heads, parallel);
+    append<C>(own, heads, parallel);
+  });
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ struct Run {
   int64_t first, count;
 
   int64_t operator[](int64_t i) const { return heads[first + i]; }
+  int64_t in_keys(int64_t i) const { return heads.in_keys(first + i); }
 };
 
 // Where the heads of a run have their numbers in a row, counted from the first head's. A head has n numbers
@@ -25,7 +26,7 @@ inline std::vector<Range> stretches(const View& v, const Run& run, int64_t n, in
   std::vector<Range> found;
   if (span > 2 * n) return found;
   for (int64_t i = 0; i < run.count; ++i) {
-    const int64_t begin = (run[i] - run[0]) * v.head;
+    const int64_t begin = (run.in_keys(i) - run.in_keys(0)) * v.head;
     if (found.empty() || begin > found.back().end)
       found.push_back({begin, begin + span});
     else

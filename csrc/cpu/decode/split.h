@@ -7,6 +7,7 @@
 #include "../shared/mask.h"
 #include "../shared/packed.h"
 #include "dots.h"
+#include "prefetch.h"
 #include "two_rows.h"
 
 namespace diffattn::cpu {
@@ -53,13 +54,14 @@ class DecodeSplit {
   using S = Simd<C>;
 
  public:
-  // The KV head's place among those decoded together says which part of the scratch is its own.
-  DecodeSplit(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t place,
+  // The place among the run of heads that are decoded together says which part of the scratch is its own.
+  DecodeSplit(const DecodeParams& p, const Sequence& s, const Run& run, int64_t place,
               Partial<C> partial, DecodeScratch<C>& scratch)
       : p_(p),
         s_(s),
-        mask_(p.mask, s, kv_head),
-        kv_head_(kv_head),
+        mask_(p.mask, s, run[place]),
+        kv_head_(run[place]),
+        head_in_keys_(run.in_keys(place)),
         group_(p.shape.nheads / p.shape.nheads_k),
         rows_(group_ * s.seqlen_q),
         partial_(partial),
@@ -161,7 +163,7 @@ class DecodeSplit {
   // Calls f(reader, rows) for the tile's rows of keys or values, n numbers each.
   template <class F>
   void read(const View& view, Range keys, int64_t n, C* scratch, const F& f) const {
-    const KeyRows rows{view, p_.cache.paging, s_, kv_head_};
+    const KeyRows rows{view, p_.cache, s_, head_in_keys_};
     if (!in_place(n)) {
       load_keys(p_.dtype, rows, keys, n, scratch);
       return f(Whole<C>{}, Rows<const C>{scratch, leading<C>(n)});
@@ -214,7 +216,7 @@ class DecodeSplit {
   const DecodeParams& p_;
   const Sequence& s_;
   const SequenceMask mask_;
-  const int64_t kv_head_, group_, rows_;
+  const int64_t kv_head_, head_in_keys_, group_, rows_;
   const Partial<C> partial_;
   C *const q_, *const probs_;  // [2][rows][leading(d)], [2·rows][kTile]
   DecodeScratch<C>& x_;

@@ -48,18 +48,13 @@ void forward_heads(const FwdParams& p, const Units& units, const Parallel& paral
   }
 }
 
-// cache: where keys are, if they come from one.
 template <class P>
-void forward_from(const FwdParams& p, const Cache& cache, const Parallel& all) {
+void forward(const FwdParams& p, const Parallel& all) {
   const Parallel parallel = threads_for(all, p.shape);
+  const Cache none;
   for_each_kind(p.mask, p.shape.nheads_k, [&](const Heads& heads) {
-    forward_heads<P>(p, {p.shape, p.varlen, cache, p.mask, heads, Reader::forward}, parallel);
+    forward_heads<P>(p, {p.shape, p.varlen, none, p.mask, heads, Reader::forward}, parallel);
   });
-}
-
-template <class P>
-void forward(const FwdParams& p, const Parallel& parallel) {
-  forward_from<P>(p, Cache{}, parallel);
 }
 
 }  // namespace

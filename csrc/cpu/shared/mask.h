@@ -15,12 +15,15 @@ inline bool streams(const Mask& mask, int64_t kv_head) {
 // The KV heads of one kind. Each kind is worked on apart, full heads first: they take longer, and streaming
 // heads need less memory.
 struct Heads {
-  bool streaming;
+  bool streaming, apart;  // apart: K and V have no heads of the other kind
   int64_t count = 0, in_all;
   uint64_t bits;
 
-  Heads(const Mask& mask, int64_t nheads_k, bool streaming)
-      : streaming(streaming), in_all(nheads_k), bits(streaming ? mask.streaming : ~mask.streaming) {
+  Heads(const Mask& mask, int64_t nheads_k, bool streaming, bool apart = false)
+      : streaming(streaming),
+        apart(apart),
+        in_all(nheads_k),
+        bits(streaming ? mask.streaming : ~mask.streaming) {
     for (int64_t h = 0; h < nheads_k; ++h) count += streams(mask, h) == streaming;
   }
 
@@ -30,12 +33,15 @@ struct Heads {
     for (; nth > 0; --nth) left &= left - 1;
     return __builtin_ctzll(left);
   }
+
+  // Its place among the heads of K and V.
+  int64_t in_keys(int64_t nth) const { return apart ? nth : (*this)[nth]; }
 };
 
 template <class F>
-void for_each_kind(const Mask& mask, int64_t nheads_k, const F& f) {
+void for_each_kind(const Mask& mask, int64_t nheads_k, const F& f, bool apart = false) {
   for (const bool streaming : {false, true})
-    if (const Heads heads(mask, nheads_k, streaming); heads.count) f(heads);
+    if (const Heads heads(mask, nheads_k, streaming, apart); heads.count) f(heads);
 }
 
 class SequenceMask {

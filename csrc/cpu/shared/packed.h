@@ -14,7 +14,7 @@ enum class Reader { forward, backward };
 // Some keys of one KV head, of one interval.
 struct Keys {
   const Sequence& sequence;
-  int64_t head;
+  int64_t head;  // of K and V
   int interval;
   Range range;
 };
@@ -30,6 +30,7 @@ struct Units {
 
   int64_t count() const { return shape.batch * heads.count; }
   int64_t kv_head(int64_t unit) const { return heads[unit % heads.count]; }
+  int64_t head_in_keys(int64_t unit) const { return heads.in_keys(unit % heads.count); }
   Sequence sequence(int64_t unit) const {
     return cpu::sequence(shape, varlen, cache, unit / heads.count);
   }
@@ -82,9 +83,7 @@ struct PackedHead {
 
   template <class Params>
   void load(const Params& p, const Cache& cache, const Keys& keys) const {
-    const auto rows = [&](const View& v) {
-      return KeyRows{v, cache.paging, keys.sequence, keys.head};
-    };
+    const auto rows = [&](const View& v) { return KeyRows{v, cache, keys.sequence, keys.head}; };
     for (int c = 0; c < p.shape.k_components; ++c)
       load_one(p.dtype, rows(p.maps[c].k), keys, p.shape.headdim, k_rows[c], k_steps[c]);
     load_one(p.dtype, rows(p.v), keys, p.shape.headdim_v, v_rows, v_steps);
@@ -148,7 +147,7 @@ void for_each_key_range(const Units& units, const Parallel& parallel, const Wave
     for (int n = 0; n < kIntervals; ++n) {
       const int64_t begin = blocks.keys[n].begin + first - blocks.first_place(n);
       const Range piece = meet(keys.each[n], {begin, begin + kPiece});
-      if (piece.size()) f(wave.place + nth, Keys{s, units.kv_head(unit), n, piece});
+      if (piece.size()) f(wave.place + nth, Keys{s, units.head_in_keys(unit), n, piece});
     }
   });
 }

@@ -28,10 +28,12 @@ struct Sequence {
   int64_t k_begin, seqlen_k;
   int64_t k_batch;    // batch index of its keys
   int64_t first_key;  // no row sees those before it, which are padding
+  int64_t
+      uncounted;  // keys before the first that is counted: the padding, of which a ring knows nothing
 };
 
 inline Sequence sequence(const Shape& shape, const Varlen& varlen, const Cache& cache, int64_t b) {
-  Sequence s{b, 0, shape.seqlen_q, 0, shape.seqlen_k, b, 0};
+  Sequence s{b, 0, shape.seqlen_q, 0, shape.seqlen_k, b, 0, 0};
   if (varlen.cu_seqlens_q) {
     s.q_begin = varlen.cu_seqlens_q[b];
     s.seqlen_q = varlen.cu_seqlens_q[b + 1] - s.q_begin;
@@ -41,6 +43,11 @@ inline Sequence sequence(const Shape& shape, const Varlen& varlen, const Cache& 
   if (cache.seqlens) s.seqlen_k = cache.seqlens[b] + cache.seqlen_new;
   if (cache.batch_idx) s.k_batch = cache.batch_idx[b];
   if (cache.leftpad) s.first_key = cache.leftpad[b];
+  if (cache.ring.slots) {
+    s.uncounted = s.first_key;
+    s.seqlen_k -= s.first_key;
+    s.first_key = 0;
+  }
   return s;
 }
 
@@ -56,15 +63,26 @@ struct RowBlock {
   }
 };
 
-// The keys or values of one sequence and one KV head, contiguous or in pages.
+inline int64_t slot_of(const Ring& ring, int64_t key) {
+  return key < ring.sink_slots ? key : ring.sink_slots + (key - ring.sink_slots) % ring.slots;
+}
+// Whether no later one of so many keys has taken the slot of this one.
+inline bool keeps(const Ring& ring, int64_t key, int64_t keys) {
+  return key < ring.sink_slots || key >= keys - ring.slots;
+}
+
+// The keys or values of one sequence and one KV head, contiguous, in pages or in a ring.
 struct KeyRows {
   const View& view;
-  const Paging& paging;
+  const Cache& cache;
   const Sequence& seq;
-  int64_t head;
+  int64_t head;  // of the view
 
   int64_t offset(int64_t j) const {
     const int64_t base = view.head * head;
+    if (cache.ring.slots)
+      return base + view.batch * seq.k_batch + view.row * slot_of(cache.ring, j);
+    const Paging& paging = cache.paging;
     if (!paging.block_table) return base + view.batch * seq.k_batch + view.row * (seq.k_begin + j);
     const int64_t page = paging.block_table[paging.stride * seq.batch + j / paging.page_size];
     return base + view.batch * page + view.row * (j % paging.page_size);

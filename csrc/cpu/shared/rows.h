@@ -92,7 +92,8 @@ template <class C, class Params>
 void rotate_rows(const Params& p, const Cache& cache, const RowBlock& block, C* natural) {
   const bool ordered = p.mask.left >= 0 || p.mask.right >= 0;
   const Range rows = block.rows;
-  const int64_t first = block.sequence.seqlen_k - cache.seqlen_new, d = p.shape.headdim;
+  const Sequence& s = block.sequence;
+  const int64_t first = s.uncounted + s.seqlen_k - cache.seqlen_new, d = p.shape.headdim;
   for (int64_t i = rows.begin; i < rows.end; ++i, natural += leading<C>(d))
     rotate(p.dtype, cache.rotary, first + (ordered ? i : 0), d, natural);
 }

@@ -6,7 +6,7 @@
 namespace diffattn::cuda {
 
 // Kernels keep positions in 32 bits, with room for a window on either side.
-constexpr int64_t kMaxSeqlen = int64_t(1) << 29;
+constexpr int64_t kMaxSeqlen = kMostLength;
 constexpr int64_t kMaxCtas = (int64_t(1) << 31) - 1;
 
 inline void check_shape(DType dtype, const Shape& shape) {

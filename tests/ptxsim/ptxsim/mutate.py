@@ -204,10 +204,12 @@ def address_changes(line, context):
     if any(context.rounds_a_quotient(t) for t in terms):
         return
     if line.family in ("add", "or", "xor", "sub") and ".cc" not in line.opcode and len(terms) == 2:
-        size = re.search(r"(\d+)$", line.opcode)[1]
-        yield line.rewritten(f"mov.b{size}", out, terms[0])
+        # A predicate that selects an address counts as one of its terms.
+        pred = line.opcode.endswith(".pred")
+        kind = "pred" if pred else "b" + re.search(r"(\d+)$", line.opcode)[1]
+        yield line.rewritten(f"mov.{kind}", out, terms[0])
         if terms[1].startswith("%") and line.family != "sub":
-            yield line.rewritten(f"mov.b{size}", out, terms[1])
+            yield line.rewritten(f"mov.{kind}", out, terms[1])
     elif line.family == "mad" and ".cc" not in line.opcode and ".sat" not in line.opcode:
         size = int(re.search(r"(\d+)$", line.opcode)[1]) * (2 if ".wide." in line.opcode else 1)
         yield line.rewritten(f"mov.b{size}", out, terms[2])

@@ -6,9 +6,10 @@
 
 namespace diffattn::cuda::sm80 {
 
-void launch_append(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
-  params.dtype == DType::bf16 ? launch_append<__nv_bfloat16>(params, plan, stream)
-                              : launch_append<__half>(params, plan, stream);
+void launch_append(const DecodeParams& params, const DecodePlan& plan, bool to_ring,
+                   cudaStream_t stream) {
+  params.dtype == DType::bf16 ? launch_append<__nv_bfloat16>(params, plan, to_ring, stream)
+                              : launch_append<__half>(params, plan, to_ring, stream);
 }
 
 void launch_combine(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {

@@ -89,6 +89,8 @@ DecodePlan plan_of(const DecodeParams& p) {
   const int64_t row_blocks = ceil_div(rows, plan.rows);
   plan.row_blocks = divisor(row_blocks);
   plan.append_first = p.cache.seqlen_new > kFewNewKeys || rows == 0;
+  plan.ring = divisor(p.cache.ring.slots);
+  plan.append_to_ring_last = plan.append_first || p.cache.ring.slots < p.mask.left + s.seqlen_q;
 
   const int64_t full_heads = p.mask.full_heads();
   const int64_t streaming_heads = s.nheads_k - full_heads;
@@ -129,6 +131,15 @@ using OfRows = const Launch (*)[2];
 template <int kHeadDim>
 constexpr OfRows kLaunches[2] = {kOfRows<kHeadDim, kFewRows>, kOfRows<kHeadDim, kManyRows>};
 
+void read_cache(const DecodeParams& p, const DecodePlan& plan, cudaStream_t stream) {
+  const Shape& s = p.shape;
+  const int64_t d = s.headdim;
+  const auto& launches =
+      for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);
+  launches[plan.rows == kManyRows][s.headdim_v != d][p.dtype == DType::bf16](p, plan, stream);
+  if (plan.most_splits > 1) launch_combine(p, plan, stream);
+}
+
 }  // namespace
 
 int64_t decode_workspace(const DecodeParams& p) {
@@ -144,13 +155,11 @@ void decode(const DecodeParams& p, void* workspace, cudaStream_t stream) {
   check_size("seqlen_new", p.cache.seqlen_new, kMaxSeqlen);
   check_size("query rows of a KV head", s.nheads / s.nheads_k * s.seqlen_q, kMaxSeqlen);
   const DecodePlan plan = plan_with_workspace(p, workspace);
-  if (plan.append_first && p.cache.seqlen_new > 0) launch_append(p, plan, stream);
-  if (rows_of(s) == 0) return;
-  const int64_t d = s.headdim;
-  const auto& launches =
-      for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);
-  launches[plan.rows == kManyRows][s.headdim_v != d][p.dtype == DType::bf16](p, plan, stream);
-  if (plan.most_splits > 1) launch_combine(p, plan, stream);
+  const bool appends = p.cache.seqlen_new > 0;
+  if (plan.append_first && appends) launch_append(p, plan, false, stream);
+  if (rows_of(s) > 0) read_cache(p, plan, stream);
+  if (p.cache.ring.slots && plan.append_to_ring_last && appends)
+    launch_append(p, plan, true, stream);
 }
 
 }  // namespace diffattn::cuda::sm80

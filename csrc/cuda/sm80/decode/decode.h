@@ -16,7 +16,7 @@ template <class Element, int kHeadDim, int kHeadDimV, int kRows>
 void launch_decode(const DecodeParams&, const DecodePlan&, cudaStream_t);
 
 // Launched before and after launch_decode, if the plan asks for them.
-void launch_append(const DecodeParams&, const DecodePlan&, cudaStream_t);
+void launch_append(const DecodeParams&, const DecodePlan&, bool to_ring, cudaStream_t);
 void launch_combine(const DecodeParams&, const DecodePlan&, cudaStream_t);
 
 }  // namespace diffattn::cuda::sm80

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(T::kThreads, 1)
                   const __grid_constant__ DecodePlan plan) {
   extern __shared__ __align__(1024) char smem[];
   const Shape& shape = params.shape;
-  const SplitPlace place(plan, params.mask, T::kOneBlock);
+  const SplitPlace place(plan, params.mask, T::kOneBlock, T::kSinks && params.cache.ring.slots);
   const Role role(T::kGroupThreads);
-  const CachedSequence sequence(params, plan, place.batch);
+  const CachedSequence sequence(params, plan, place.batch, place.in_ring);
   const PackedRows rows(plan, place.row_block);
   const SeenKeys<T::kSinks> seen(params, sequence, rows, place.head_k);
   const Splits splits(place.splits, plan.least_blocks, seen.blocks());
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   stream.start();
 
   // While the first copies are in flight.
-  if (!plan.append_first) append_share<T>(params, plan, place, sequence);
+  append_share<T>(params, plan, place, sequence);
   if (plan.most_splits > 1) {
     if (place.split == 0) store_counts(plan, place, rows, splits.count());
     if (blocks.begin >= blocks.end) return;
@@ -95,7 +95,7 @@ void launch_decode_kernel(const DecodeParams& params, const DecodePlan& plan, cu
 template <class Element, int kHeadDim, int kHeadDimV, int kRows>
 void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   constexpr int kRowWarps = kRows / 8, kGroups = kRows == kFewRows ? 4 : 2;
-  if (params.mask.sink > 0)
+  if (params.mask.sink > 0 || params.cache.ring.slots)
     launch_decode_kernel<DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, true>>(
         params, plan, stream);
   else

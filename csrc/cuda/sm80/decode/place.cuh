@@ -8,13 +8,15 @@ namespace diffattn::cuda::sm80 {
 struct SplitPlace {
   int row_block;  // of the query rows of a KV head
   int head_k, split, batch;
+  int head_in_keys;  // among the heads of its cache
+  bool in_ring;      // which is a ring
 
   const Divisor& splits;  // of the head
 
   // Neighbouring CTAs read the same keys for different rows, and then the keys of neighbouring heads.
-  // The last row block comes first because its rows see the most keys.
-  __device__ SplitPlace(const DecodePlan& plan, const Mask& mask, bool one_block)
-      : SplitPlace(plan, mask, one_block, Unit(plan, one_block)) {}
+  // The last row block comes first because its rows see the most keys. apart: heads that stream have a ring.
+  __device__ SplitPlace(const DecodePlan& plan, const Mask& mask, bool one_block, bool apart)
+      : SplitPlace(plan, mask, one_block, apart, Unit(plan, one_block)) {}
 
  private:
   // A row block, and which of all sequences' splits of all KV heads it is.
@@ -29,14 +31,17 @@ struct SplitPlace {
     }
   };
 
-  __device__ SplitPlace(const DecodePlan& plan, const Mask& mask, bool one_block, Unit unit)
+  __device__ SplitPlace(const DecodePlan& plan, const Mask& mask, bool one_block, bool apart,
+                        Unit unit)
       : row_block(one_block ? 0 : plan.row_blocks.divisor - 1 - unit.from_last),
+        in_ring(apart && !unit.is_full),
         splits(unit.is_full ? plan.full.splits : plan.streaming.splits) {
     const Divisor& heads = unit.is_full ? plan.full.heads : plan.streaming.heads;
     int rank, rest;
     heads(rest, rank, unit.n);
     splits(batch, split, rest);
     head_k = HeadKind(mask, unit.is_full).head_k(unsigned(rank));
+    head_in_keys = apart ? rank : head_k;
   }
 };
 

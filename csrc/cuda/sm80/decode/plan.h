@@ -26,11 +26,14 @@ struct DecodePlan {
   // Splits of all KV heads of all sequences. Those of heads that see every key come first, because they take
   // longest.
   int64_t units, full_units;
-  int most_splits;           // of either kind
-  int least_blocks;          // of kBlockKeys keys in a part
-  bool append_first;         // by a kernel of its own, else by the CTAs that read the cache
+  int most_splits;   // of either kind
+  int least_blocks;  // of kBlockKeys keys in a part
+  // New keys are written by the CTAs that read the cache, if not by a kernel of its own: before, so that many CTAs can
+  // read them, or to a ring after, so that they overwrite nothing that is still read.
+  bool append_first, append_to_ring_last;
   Divisor seqlen_q, nheads;  // of the shape
   Divisor page;              // keys; without pages as many as a cache may hold
+  Divisor ring;              // its slots
   // What splits leave to the combine kernel; absent with one split.
   float* out = nullptr;   // [batch, head, row, split, comp, dv]   normalised
   float* lse = nullptr;   // [batch, head, row, split, comp]       log2

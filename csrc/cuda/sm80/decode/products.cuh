@@ -27,7 +27,7 @@ __device__ void copy_queries(char* tiles, const DecodeParams& p, const SplitPlac
       const View& view = p.maps[row / 8].q;
       const auto* from =
           row_of<const Element>(view, s.batch * view.batch + q_row * view.row + head * view.head);
-      x = rotator.load(from, chunk * kChunk, s.cached + (ordered ? q_row : 0));
+      x = rotator.load(from, chunk * kChunk, s.uncounted + s.cached + (ordered ? q_row : 0));
     }
     char* const to = tiles + tile * T::QTile::kBytes + T::QTile::offset(row, chunk * kChunk);
     *reinterpret_cast<uint4*>(to) = {x.x ^ sign, x.y ^ sign, x.z ^ sign, x.w ^ sign};

@@ -95,13 +95,13 @@ class KeyStream {
         s_(sequence),
         fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), role.thread),
         fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, role.thread),
-        head_k_(place.head_k),
+        place_(place),
         role_(role),
         seen_(seen),
         block_(blocks.begin + role.group),
         end_(blocks.end),
         part_(seen.first().blocks),
-        first_fresh_(plan.append_first ? sequence.keys : sequence.cached),
+        first_fresh_(plan.append_first && !place.in_ring ? sequence.keys : sequence.cached),
         slot_bytes_(T::slot_bytes(params.shape)),
         ring_(smem + role.group * slot_bytes_) {
     find_block();
@@ -164,7 +164,7 @@ class KeyStream {
   }
 
   __device__ void issue_keys(char* to) {
-    const View &signal = p_.maps[kSignal].k_cache, &noise = p_.maps[kNoise].k_cache;
+    const View &signal = keys_of(p_.maps[kSignal]), &noise = keys_of(p_.maps[kNoise]);
     const int maps = p_.shape.k_components == 1 ? 1 : 2;
     const Range valid = visible(), fresh = fresh_of(valid);
     fill_k_.template start<2>(to, cached_rows(signal), signal.row, maps,
@@ -173,20 +173,21 @@ class KeyStream {
     found_ = s_.pages.exists(at_.page) ? found_ | bit : found_ & ~bit;
     if (fresh.begin >= fresh.end) return;
     const Rotator<Element> rotator(p_.cache.rotary);
-    const int key = part_.key_of(block_);
+    const int position = s_.uncounted + part_.key_of(block_);
 #pragma unroll 1
     for (int map = 0; map < maps; ++map) {
       const View& from = p_.maps[map].k_new;
       const Element* const rows = new_rows(from);
       fill_k_.copy(to + map * T::kHeadDim * 2, fresh, role_.thread, [&](int row, int col) {
-        return rotator.load(rows + row * from.row, col, key + row);
+        return rotator.load(rows + row * from.row, col, position + row);
       });
     }
   }
 
   __device__ void issue_values(char* to) {
     const Range valid = visible(), fresh = fresh_of(valid);
-    fill_v_.template start<1>(to, cached_rows(p_.v_cache), p_.v_cache.row, 1, 0, valid, fresh);
+    const View& values = place_.in_ring ? p_.v_stream : p_.v_cache;
+    fill_v_.template start<1>(to, cached_rows(values), values.row, 1, 0, valid, fresh);
     if (fresh.begin < fresh.end) {
       const Element* const rows = new_rows(p_.v_new);
       fill_v_.copy(to, fresh, role_.thread, [&](int row, int col) {
@@ -222,20 +223,24 @@ class KeyStream {
     return {max(first_fresh_ - part_.key_of(block_), valid.begin), valid.end};
   }
 
+  __device__ const View& keys_of(const CachedMap& map) const {
+    return place_.in_ring ? map.k_stream : map.k_cache;
+  }
+
   // Row 0 of the block in the cache, and where it would lie among the new tokens.
   __device__ const Element* cached_rows(const View& v) const {
-    return row_of<const Element>(v, Pages::offset(v, at_) + head_k_ * v.head);
+    return row_of<const Element>(v, Pages::offset(v, at_) + place_.head_in_keys * v.head);
   }
   __device__ const Element* new_rows(const View& v) const {
     const int first = first_fresh_ - part_.key_of(block_);
-    return row_of<const Element>(v, s_.batch * v.batch + head_k_ * v.head - first * v.row);
+    return row_of<const Element>(v, s_.batch * v.batch + place_.head_k * v.head - first * v.row);
   }
 
   const DecodeParams& p_;
   const CachedSequence& s_;
   const BlockFill<T::kHeadDim, T::kGroupThreads> fill_k_;
   const BlockFill<T::kHeadDimV, T::kGroupThreads> fill_v_;
-  const int head_k_;
+  const SplitPlace& place_;
   const Role& role_;
   const SeenKeys<T::kSinks>& seen_;
   int block_, end_;  // the next block, and where the split ends

@@ -10,8 +10,8 @@ struct DecodeTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kGroups = kGroups_, kRowWarps = kRowWarps_;
-  // Whether keys may be hidden between those that a row sees. Kernels of their own, because telling costs others up
-  // to a quarter of their instructions.
+  // Whether keys may be hidden between those that a row sees, or lie in a ring. Kernels of their own, because telling
+  // costs others up to a quarter of their instructions.
   static constexpr bool kSinks = kSinks_;
   static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
   static constexpr int kRows = 8 * kRowWarps;        // packed
