@@ -234,7 +234,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--length", type=int, default=512, help="bytes of a prompt")
     parser.add_argument("--lr-diff", type=float, default=3e-3)
-    parser.add_argument("--lr-ordinary", type=float, default=3e-3)
+    parser.add_argument("--lr-ordinary", type=float, default=1.5e-3)
+    parser.add_argument("--head-norm", action="store_true", help="also in the ordinary model")
     parser.add_argument("--tiny", action="store_true", help="sizes that take seconds")
     args = parser.parse_args()
     if args.tiny:
@@ -252,7 +253,7 @@ def main() -> None:
     clock = time.perf_counter(), time.process_time()
     for kind, lr in (("ordinary", args.lr_ordinary), ("DIFF", args.lr_diff)):
         torch.manual_seed(args.seed)
-        model = build(kind, args.depth)
+        model = build(kind, args.depth, args.head_norm)
         parameters = sum(p.numel() for p in model.parameters())
         before = attention_mass(model, rows)
         torch.set_num_threads(1)  # at 1,024 tokens per step a second one does not pay
