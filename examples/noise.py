@@ -33,6 +33,8 @@ from diffattn_cuda.reference import apply_rotary, visible_keys
 DIM, HEADS, SYMBOLS = 128, 4, 8  # the ordinary model has twice the heads, all of d = 16
 LINE = 26  # bytes of a declaration or a question
 BITS = (8, 6, 4)
+# An ordinary model needs more copies than a DIFF model before it retrieves; both get them.
+STAGES = ((0.45, 64), (0.6, 128), (0.8, 256), (1.0, 512))
 
 
 class OrdinaryAttention(nn.Module):
@@ -234,7 +236,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--length", type=int, default=512, help="bytes of a prompt")
     parser.add_argument("--lr-diff", type=float, default=3e-3)
-    parser.add_argument("--lr-ordinary", type=float, default=1.5e-3)
+    parser.add_argument("--lr-ordinary", type=float, default=3e-3)
     parser.add_argument("--head-norm", action="store_true", help="also in the ordinary model")
     parser.add_argument("--tiny", action="store_true", help="sizes that take seconds")
     args = parser.parse_args()
@@ -257,7 +259,7 @@ def main() -> None:
         parameters = sum(p.numel() for p in model.parameters())
         before = attention_mass(model, rows)
         torch.set_num_threads(1)  # at 1,024 tokens per step a second one does not pay
-        losses = train(model, text, args.steps, args.seed, lr, name=kind)
+        losses = train(model, text, args.steps, args.seed, lr, STAGES, kind)
         torch.set_num_threads(threads)
         answers, rest = (sum(column[-50:]) / 50 for column in zip(*losses, strict=True))
         print(f"{kind}: {parameters:,} parameters, lr {lr}, answers {answers:.3f}, text {rest:.3f}")
