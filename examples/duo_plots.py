@@ -39,9 +39,7 @@ def plot_cache(
     left.set(
         ylabel="cache that is needed, MiB", title="the cache: sinks and window of heads that stream"
     )
-    right.set(
-        ylabel="ms of one thread per token", title="decoding; dashed: full's time × share of bytes"
-    )
+    right.set(ylabel="ms of one thread per token", title="decoding; dashed: by the share of bytes")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

@@ -33,6 +33,8 @@ from diffattn_cuda.reference import apply_rotary, visible_keys
 DIM, HEADS, SYMBOLS = 128, 4, 8  # the ordinary model has twice the heads, all of d = 16
 LINE = 26  # bytes of a declaration or a question
 BITS = (8, 6, 4)
+# An ordinary model needs more copies than a DIFF model before it retrieves; both get them.
+STAGES = ((0.45, 64), (0.6, 128), (0.8, 256), (1.0, 512))
 
 
 class OrdinaryAttention(nn.Module):
@@ -235,6 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512, help="bytes of a prompt")
     parser.add_argument("--lr-diff", type=float, default=3e-3)
     parser.add_argument("--lr-ordinary", type=float, default=3e-3)
+    parser.add_argument("--head-norm", action="store_true", help="also in the ordinary model")
     parser.add_argument("--tiny", action="store_true", help="sizes that take seconds")
     args = parser.parse_args()
     if args.tiny:
@@ -252,11 +255,11 @@ def main() -> None:
     clock = time.perf_counter(), time.process_time()
     for kind, lr in (("ordinary", args.lr_ordinary), ("DIFF", args.lr_diff)):
         torch.manual_seed(args.seed)
-        model = build(kind, args.depth)
+        model = build(kind, args.depth, args.head_norm)
         parameters = sum(p.numel() for p in model.parameters())
         before = attention_mass(model, rows)
         torch.set_num_threads(1)  # at 1,024 tokens per step a second one does not pay
-        losses = train(model, text, args.steps, args.seed, lr, name=kind)
+        losses = train(model, text, args.steps, args.seed, lr, STAGES, kind)
         torch.set_num_threads(threads)
         answers, rest = (sum(column[-50:]) / 50 for column in zip(*losses, strict=True))
         print(f"{kind}: {parameters:,} parameters, lr {lr}, answers {answers:.3f}, text {rest:.3f}")

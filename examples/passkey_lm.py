@@ -7,8 +7,6 @@ permutation of symbols that is said twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,8 +16,9 @@ from train_lm import standard_library
 from diffattn_cuda.passkeys import SYMBOLS, Passkeys
 
 # (share of the steps after which it ends, bytes per row). By steps, never by time, so that a slow
-# machine learns the same.
-LENGTHS = ((0.15, 64), (0.35, 128), (0.55, 256), (0.8, 512), (1.0, 768))
+# machine learns the same. Rows of the first length are for most part copies.
+Lengths = tuple[tuple[float, int], ...]
+LENGTHS: Lengths = ((0.15, 64), (0.35, 128), (0.55, 256), (0.8, 512), (1.0, 768))
 TOKENS = 1024  # per step
 MOST_KEYS = 4
 ANSWER, TEXT, SILENT = 2, 1, 0  # what a token is; no loss on a key's declaration, which is random
@@ -32,12 +31,15 @@ def texts(tiny: bool) -> tuple[bytes, bytes]:
 
 
 def training_rows(
-    haystack: bytes, length: int, generator: torch.Generator
+    haystack: bytes, length: int, copies: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """(tokens, kinds), each (rows, length): TOKENS of them, as near as whole rows come."""
+    """(tokens, kinds), each (rows, length): TOKENS of them, as near as whole rows come.
+
+    copies: the share of copy rows.
+    """
     rows = []
     for _ in range(max(1, TOKENS // length)):
-        if length == LENGTHS[0][1] and torch.rand((), generator=generator) < 0.7:
+        if copies and torch.rand((), generator=generator) < copies:
             rows.append(copy_row(haystack, length, generator))
             continue
         most = min(MOST_KEYS, length // 60)
@@ -88,7 +90,7 @@ def train(
     steps: int,
     seed: int,
     lr: float = 3e-3,
-    watch: Callable[[int, float], None] | None = None,
+    lengths: Lengths = LENGTHS,
     name: str = "train",
 ) -> list[tuple[float, float]]:
     """The losses (answers, text) of each step, in nats per token."""
@@ -98,10 +100,11 @@ def train(
     bar = tqdm(range(steps), desc=name, unit="step", mininterval=1.0)
     for step in bar:
         progress = (step + 1) / steps
-        length = next(length for end, length in LENGTHS if progress <= end)
+        length = next(length for end, length in lengths if progress <= end)
+        copies = 0.7 if length == lengths[0][1] else 0.0
         for group in optimizer.param_groups:
             group["lr"] = lr * learning_rate(progress)
-        tokens, kinds = training_rows(haystack, length, generator)
+        tokens, kinds = training_rows(haystack, length, copies, generator)
         answers, text = row_loss(model(tokens), tokens, kinds)
         (answers + 0.3 * text).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -109,8 +112,6 @@ def train(
         optimizer.zero_grad()
         losses.append((answers.item(), text.item()))
         bar.set_postfix(answers=f"{losses[-1][0]:.2f}", text=f"{losses[-1][1]:.2f}")
-        if watch is not None:
-            watch(step, losses[-1][0])
     return losses
 
 

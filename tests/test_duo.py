@@ -205,12 +205,12 @@ def test_only_gates_belong_to_it() -> None:
 
 
 def test_small_differences_of_gates_count_in_bf16() -> None:
-    """1/256 apart is one bf16 number; the mix itself is computed in fp32."""
+    """The mix is computed in fp32: in bf16 gates from ½ to 1 would be multiples of 1/256."""
     layer, x = make(dtype=torch.bfloat16).layers[0], some_input(torch.bfloat16)
     gates = duo.HeadGates(layer, SINK, RECENT)
     gates.alpha.data.fill_(0.9)
     one = layer(x)
-    gates.alpha.data.add_(1e-3)
+    gates.alpha.data.sub_(1e-3)  # both are 0.8984 in bf16
     assert one.dtype == torch.bfloat16 and not torch.equal(one, layer(x))
     layer(x).float().sum().backward()
     assert gates.alpha.grad is not None and gates.alpha.grad.dtype == torch.float32

@@ -156,12 +156,27 @@ def test_probes_of_the_noise_demo(kind: str) -> None:
     assert apart[None] < 1e-4 and 10 * apart[12] < apart[4]
 
 
+@pytest.mark.parametrize("bits", [4, 3])
+def test_rounded_logits_have_as_many_levels(bits: int) -> None:
+    from noise import Probe
+
+    q, k = torch.randn(2, 1, 300, 2, 16)
+    logits = (
+        Probe(bits)._softmax(q, k)[0, :, -1].log()
+    )  # of the row that sees all keys, up to a sum
+    for head in logits:
+        levels = (head - head.max()).mul(1e3).round().unique()
+        assert 2 ** (bits - 2) < len(levels) <= 2**bits - 1
+
+
 @pytest.mark.parametrize("kind", ["ordinary", "DIFF"])
 def test_attention_mass(kind: str) -> None:
     """Against a search for the lines in the text, one symbol at a time."""
     from noise import attention_mass, build, prompts, set_probe
 
     model = build(kind, depth=2)
+    for block in model.blocks:
+        block.attn.q_proj.weight.data.mul_(9)  # maps so sharp that their difference changes sign
     rows = prompts(b"some text " * 50, 2, 3, 200, seed=0)
     masses = attention_mass(model, rows)
     probes = set_probe(model)

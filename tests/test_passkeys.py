@@ -67,6 +67,12 @@ def test_the_generator_decides() -> None:
     assert duo.Passkeys(HAYSTACK, 1, 60).batch(0)[0].shape == (0, 60)
 
 
+def test_a_haystack_that_just_suffices() -> None:
+    """Each row is all of it."""
+    for row in duo.Passkeys(HAYSTACK[:48], 1, 100).batch(20)[0]:
+        assert LINE.sub(b"", bytes(row.tolist())) == HAYSTACK[:48]
+
+
 def test_other_numbers_of_symbols() -> None:
     tokens, labels, _ = rows_of(9, 700, symbols=3).batch(1)
     assert labels.sum() == 27 and len(set(tokens[labels].tolist())) == 27
