@@ -73,6 +73,15 @@ def test_a_folder_has_its_flags(tree: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert [flag for flag in flags if "gencode" in flag] == expected, name
 
 
+def test_by_default_a_file_is_compiled_for_one_architecture(tree: Path) -> None:
+    toolkit = build_cuda.Toolkit()
+    for name, target in zip(FILES, ("80", "80", "80", "90a"), strict=False):
+        flags = toolkit.flags_of(build_cuda.SOURCES / name)
+        assert [flag for flag in flags if "gencode" in flag] == [
+            f"-gencode=arch=compute_{target},code=[sm_{target},compute_{target}]"
+        ], name
+
+
 def test_an_architecture_that_nvcc_does_not_know_is_refused(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

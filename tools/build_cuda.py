@@ -6,13 +6,14 @@ Next to each object lies a log with its command, ptxas' report, its compile time
 Objects stay valid for the next wheel or editable install.
 
 A folder smNN holds the kernels of one architecture. Those of sm80, and files outside such folders,
-are compiled for every compute capability that is asked for. A newer folder is compiled when its own
-capability is asked for, and with the instructions that only this architecture has (sm_90a).
+are compiled for every compute capability that is asked for, or for the oldest if none is: later
+devices compile its PTX. A newer folder is compiled when its own capability is asked for, or none is,
+and with the instructions that only this architecture has (sm_90a).
 
     DIFFATTN_CUDA        0: without CUDA; 1: with it, or fail; unset: with it where nvcc and
                          CUTLASS's headers are found
     DIFFATTN_CUDA_ARCHS  compute capabilities, "80" or "80;90": SASS and PTX for each;
-                         default: that of every folder smNN
+                         default: that of every folder smNN, and only its own files for each
     CUDA_HOME            where nvcc is looked for first; then PATH, PyPI's packages, /usr/local/cuda
 """
 
@@ -166,7 +167,8 @@ class Toolkit:
 
     def flags_of(self, source: Path) -> list[str]:
         own = architecture_of(source)
-        names = architectures() if own == OLDEST else [f"{own}a"]
+        for_all = architectures() if os.environ.get("DIFFATTN_CUDA_ARCHS") else [str(OLDEST)]
+        names = for_all if own == OLDEST else [f"{own}a"]
         targets = [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in names]
         return [*FLAGS, *targets, *self._headers]
 

@@ -1,0 +1,79 @@
+// The forward kernel: O = O1 - lambda·O2, one map after the other.
+//
+// One thread of the producer warpgroup copies tiles of Q, K and V by TMA; two consumer warpgroups, of 64 rows each,
+// multiply them. Both maps go through the same loop: the noise's O2 waits in shared memory until the signal's O1 is
+// there, in the slots of the thread that will subtract it.
+#pragma once
+#include "../../common/error.h"
+#include "../../sm80/shared/barrier.cuh"
+#include "consumer.cuh"
+#include "epilogue.cuh"
+#include "producer.cuh"
+
+#include <cutlass/arch/reg_reconfig.h>
+
+namespace diffattn::cuda::sm90 {
+
+template <class T>
+__device__ void set_up(Barriers& barriers) {
+  if (threadIdx.x == 0) {
+    constexpr int kWarps = T::kConsumerThreads / 32;
+    for (int map = 0; map < 2; ++map) init_barrier(barriers.q_full[map], 1);
+    for (int stage = 0; stage < T::kStages; ++stage) {
+      init_barrier(barriers.k_full[stage], 1);
+      init_barrier(barriers.v_full[stage], 1);
+      init_barrier(barriers.k_empty[stage], kWarps);
+      init_barrier(barriers.v_empty[stage], kWarps);
+    }
+    publish_barriers();
+  }
+  __syncthreads();  // all threads know the barriers
+}
+
+template <class T>
+__device__ void consume(const FwdParams& params, const Place<T>& place, char* smem) {
+  const Stash<T> stash(smem, place.consumer_warp(), place.lane);
+  const Epilogue<T> epilogue(params, place, stash);
+  const SharedOrigins<T> origins{reinterpret_cast<float*>(smem + T::kOrigins) +
+                                 place.consumer_thread()};
+  Consumer<T> consumer(params, place, smem);
+  for (int map = kNoise;; map = kSignal) {
+    OFragment<T> o = {};
+    Softmax<typename T::Element> softmax(params.softmax_scale);
+    consumer.run(map, softmax, origins, o);
+    epilogue.normalise(map, softmax, origins, o);
+    if (map == kSignal) return epilogue.run(o);
+    stash.put(o);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads, 1)
+    fwd_kernel(const __grid_constant__ FwdParams params, const __grid_constant__ TensorMaps maps) {
+  extern __shared__ __align__(1024) char smem[];
+  const Place<T> place(params);
+  if (!place.has_rows()) return;
+  set_up<T>(barriers_in<T>(smem));
+  if (place.produces()) {
+    cutlass::arch::warpgroup_reg_dealloc<T::kProducerRegisters>();
+    if (threadIdx.x == 0) Producer<T>(params, maps, place, smem).run();
+  } else {
+    cutlass::arch::warpgroup_reg_alloc<T::kConsumerRegisters>();
+    consume<T>(params, place, smem);
+  }
+}
+
+template <class Element, int kHeadDim, int kHeadDimV>
+void launch_fwd(const FwdParams& params, const TensorMaps& maps, cudaStream_t stream) {
+  using T = FwdTraits<Element, kHeadDim, kHeadDimV>;
+  const int64_t row_blocks = (params.shape.seqlen_q + T::kRows - 1) / T::kRows;
+  const int64_t ctas = row_blocks * params.shape.nheads * params.shape.batch;
+  check_size("forward: blocks of rows x heads x batch", ctas, kMaxCtas);
+  const auto kernel = fwd_kernel<T>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSmemBytes),
+        "forward: shared memory");
+  kernel<<<unsigned(ctas), T::kThreads, T::kSmemBytes, stream>>>(params, maps);
+  check(cudaGetLastError(), "forward: launch");
+}
+
+}  // namespace diffattn::cuda::sm90
