@@ -18,12 +18,13 @@ class Consumer {
   using P = uint32_t[1][T::kKeys / 16][4];
 
  public:
-  __device__ Consumer(const FwdParams& params, const Place<T>& place, char* smem)
+  __device__ Consumer(const FwdParams& params, char* smem)
       : p_(params),
-        place_(place),
+        place_(place_in<T>(smem)),
+        seat_(place_),
         smem_(smem),
         barriers_(barriers_in<T>(smem)),
-        q_(descriptor<typename T::QTile>(smem + T::kQ + place.consumer() * 64 * kPanelRowBytes)),
+        q_(descriptor<typename T::QTile>(smem + T::kQ + seat_.warp() / 4 * 64 * kPanelRowBytes)),
         k_(descriptor<typename T::KTile>(smem + T::kK)),
         v_(descriptor<typename T::VTile>(smem + T::kV)),
         sign_(params.softmax_scale < 0 ? -1.f : 1.f) {}
@@ -32,16 +33,17 @@ class Consumer {
   template <class Origins>
   __device__ void run(int map, Softmax<Element>& softmax, const Origins& origins, OFragment<T>& o) {
     KeyTiles<T> tiles(p_, place_);
-    wait(barriers_.q_full[map], 0);
-    if (!tiles.has_one()) return;
-    const uint64_t q = q_ + map * (T::QTile::kBytes / 16);
+    const QuerySlot<T> slot(map);
+    wait(barriers_.q_full[slot.tile], slot.parity);  // the copy has landed
+    if (!tiles.has_one()) return release(barriers_.q_empty[slot.tile]);
+    const uint64_t q = q_ + slot.tile * (T::QTile::kBytes / 16);
     S s;
     P p;
     Rows exact, factor;
     clear_behind_the_end(tiles.first_key());
     multiply_qk(q, s);
     finish_products<0>(s);
-    release(barriers_.k_empty);
+    release(barriers_.k_empty[Slot(tile_).stage]);
     exponentiate(tiles, softmax, origins, s, exact, factor);
     round(softmax, s, exact, p);
     for (tiles.advance(); tiles.has_one(); tiles.advance()) {
@@ -50,17 +52,18 @@ class Consumer {
       multiply_qk(q, s);
       multiply_pv(p, o, tile_ - 1);
       finish_products<1>(s);
-      release(barriers_.k_empty);
+      release(barriers_.k_empty[Slot(tile_).stage]);
       const bool grew = exponentiate(tiles, softmax, origins, s, exact, factor);
       finish_products<0>(o);
       hand_over(p);
-      release(barriers_.v_empty, tile_ - 1);
+      release(barriers_.v_empty[Slot(tile_ - 1).stage]);
       if (grew) sm80::scale_rows(o, factor);
       round(softmax, s, exact, p);
     }
+    release(barriers_.q_empty[slot.tile]);
     multiply_pv(p, o, tile_);
     finish_products<0>(o);
-    release(barriers_.v_empty);
+    release(barriers_.v_empty[Slot(tile_).stage]);
     ++tile_;
   }
 
@@ -101,18 +104,17 @@ class Consumer {
   }
 
   // This warp has read the tile. One lane says so for all, because a wait for products is one of the warp.
-  __device__ void release(uint64_t (&empty)[T::kStages], unsigned tile) const {
-    if (place_.lane == 0) arrive(empty[Slot(tile).stage]);
+  __device__ void release(uint64_t& empty) const {
+    if (seat_.lane == 0) arrive(empty);
   }
-  __device__ void release(uint64_t (&empty)[T::kStages]) const { release(empty, tile_); }
 
   // P in the place of S. Returns whether references were raised; then O has to be scaled.
   template <class Origins>
   __device__ bool exponentiate(const KeyTiles<T>& tiles, Softmax<Element>& softmax,
                                const Origins& origins, S& s, Rows& exact, Rows& factor) const {
     // Only hide() gives logits the sign.
-    if (sign_ < 0 || !tiles.is_full(place_.first_row))
-      sm80::hide(s, tiles.interval(), place_.first_row, tiles.first_key(), sign_, place_.lane);
+    if (sign_ < 0 || !tiles.is_full(seat_.first_row))
+      sm80::hide(s, tiles.interval(), seat_.first_row, tiles.first_key(), sign_, seat_.lane);
     Rows grown;
     const bool grew = softmax.outgrown(s, grown);
     if (grew) {
@@ -125,18 +127,19 @@ class Consumer {
 
   __device__ void round(Softmax<Element>& softmax, const S& s, const Rows& exact, P& p) const {
     softmax.round(s, p);
-    softmax.template add<Element>(exact, p, place_.lane, [](int, int) { return false; });
+    softmax.template add<Element>(exact, p, seat_.lane, [](int, int) { return false; });
   }
 
   // In a packed batch the rows of V behind a sequence's last are the next sequence's. P is zero there, but zero
   // times NaN is NaN.
   __device__ void clear_behind_the_end(int first_key) const {
+    if (!p_.varlen.cu_seqlens_k) return;
     const int rows = place_.sequence.seqlen_k - first_key;
-    if (!p_.varlen.cu_seqlens_k || rows >= T::kKeys) return;
+    if (rows >= T::kKeys) return;
     const Slot slot(tile_);
     wait(barriers_.v_full[slot.stage], slot.parity);  // the copy has landed
     constexpr int kChunks = kPanelRowBytes / 16;
-    for (int i = place_.consumer_thread(); i < (T::kKeys - rows) * T::VTile::kPanels * kChunks;
+    for (int i = seat_.thread(); i < (T::kKeys - rows) * T::VTile::kPanels * kChunks;
          i += T::kConsumerThreads) {
       const int row = rows + i / kChunks / T::VTile::kPanels;
       const int panel = i / kChunks % T::VTile::kPanels;
@@ -150,9 +153,10 @@ class Consumer {
 
   const FwdParams& p_;
   const Place<T>& place_;
+  Seat<T> seat_;
   char* smem_;
   Barriers& barriers_;
-  uint64_t q_, k_, v_;  // descriptors of the signal's queries and of the first stage
+  uint64_t q_, k_, v_;  // descriptors of the first of each kind
   float sign_;
   unsigned tile_ = 0;  // of both maps
 };

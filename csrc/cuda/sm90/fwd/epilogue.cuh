@@ -16,8 +16,11 @@ class Epilogue {
   static_assert(Staging::kBytes <= T::kChunkBytes);
 
  public:
-  __device__ Epilogue(const FwdParams& params, const Place<T>& place, const Stash<T>& stash)
-      : p_(params), place_(place), stash_(stash) {}
+  __device__ Epilogue(const FwdParams& params, char* smem)
+      : p_(params),
+        place_(place_in<T>(smem)),
+        seat_(place_),
+        stash_(smem, seat_.warp(), seat_.lane) {}
 
   // Divides by the normaliser, and writes this map's LSE. A row that saw no key gets O = 0.
   template <class Origins>
@@ -32,6 +35,13 @@ class Epilogue {
       store_statistic(p_.maps[map].lse, row, log2_sum * float(M_LN2));
     });
     sm80::scale_rows(o, inverse);
+  }
+
+  __device__ void keep(const OFragment<T>& o2) const { stash_.put(o2); }
+
+  // Where the maps' own results are asked for.
+  __device__ void store_own(int map, const OFragment<T>& o) const {
+    store<float>(o, p_.maps[map].o);
   }
 
   // o is O1, and is used up.
@@ -51,30 +61,32 @@ class Epilogue {
   template <class F>
   __device__ void for_rows(const F& f) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) f(half, place_.first_row + half * 8 + place_.lane / 4);
+    for (int half = 0; half < 2; ++half) f(half, seat_.first_row + half * 8 + seat_.lane / 4);
   }
 
   // Writes a row's number of a [batch, head, row] tensor, by one lane of the quad.
   __device__ void store_statistic(const View& to, int row, float x) const {
-    if (place_.lane % 4 != 0 || row >= place_.sequence.seqlen_q) return;
+    if (seat_.lane % 4 != 0 || row >= place_.sequence.seqlen_q) return;
     static_cast<float*>(
         to.data)[place_.sequence.q_offset(to) + place_.head * to.head + row * to.row] = x;
   }
 
+  template <class Stored>
   __device__ void store_chunk(const OChunk<T>& o, int chunk, const View& to) const {
-    sm80::store_rows<Element, Staging>(o, stash_.room(chunk), to,
-                                       place_.sequence.q_offset(to) + place_.head * to.head,
-                                       place_.first_row, place_.sequence.seqlen_q,
-                                       chunk * T::kChunkCols, int(p_.shape.headdim_v), place_.lane);
+    sm80::store_rows<Stored, Staging>(o, stash_.room(chunk), to,
+                                      place_.sequence.q_offset(to) + place_.head * to.head,
+                                      seat_.first_row, place_.sequence.seqlen_q,
+                                      chunk * T::kChunkCols, int(p_.shape.headdim_v), seat_.lane);
   }
 
-  // The stash has been read.
+  // Nothing is in the stash any more.
+  template <class Stored = Element>
   __device__ void store(const OFragment<T>& o, const View& to) const {
 #pragma unroll
     for (int chunk = 0; chunk < T::kChunks; ++chunk) {
       OChunk<T> part;
       for_chunk(chunk, [&](int n, int of_o, int i) { part[0][n][i] = o[0][of_o][i]; });
-      store_chunk(part, chunk, to);
+      store_chunk<Stored>(part, chunk, to);
     }
   }
 
@@ -106,7 +118,7 @@ class Epilogue {
         o2[0][n][i] = fmaf(lambda[i / 2], o1, o2[0][n][i]);
       });
       __syncwarp();  // all lanes have got this chunk: outputs may be staged in its place
-      if (p_.o_complement.data) store_chunk(o2, chunk, p_.o_complement);
+      if (p_.o_complement.data) store_chunk<Element>(o2, chunk, p_.o_complement);
     }
   }
 
@@ -132,7 +144,7 @@ class Epilogue {
     for (int n = 0; n < kColTiles; ++n)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int col = n * 8 + place_.lane % 4 * 2 + i;
+        const int col = n * 8 + seat_.lane % 4 * 2 + i;
         const bool weighted = weight && col < p_.shape.headdim_v;
         const float factor = float(p_.norm.scale) * (weighted ? weight[col] : 1.f);
         o[0][n][i] *= factor;
@@ -142,7 +154,8 @@ class Epilogue {
 
   const FwdParams& p_;
   const Place<T>& place_;
-  const Stash<T>& stash_;
+  Seat<T> seat_;
+  Stash<T> stash_;
 };
 
 }  // namespace diffattn::cuda::sm90

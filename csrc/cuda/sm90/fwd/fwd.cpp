@@ -23,7 +23,8 @@ constexpr Variant kVariant = {
 
 // Null where no kernel is as wide, or so much wider that sm_80's is faster.
 const Variant* find_variant(const Shape& shape) {
-  static constexpr Variant kAll[] = {kVariant<64, 128>};
+  static constexpr Variant kAll[] = {kVariant<64, 64>, kVariant<64, 128>, kVariant<128, 128>,
+                                     kVariant<128, 256>};
   for (const Variant& v : kAll)
     if (v.takes(shape)) return &v;
   return nullptr;
@@ -31,10 +32,7 @@ const Variant* find_variant(const Shape& shape) {
 
 }  // namespace
 
-bool takes_fwd(const FwdParams& p) {
-  const bool separate = p.maps[kSignal].o.data != nullptr;
-  return !separate && find_variant(p.shape) && has_tensor_maps(p);
-}
+bool takes_fwd(const FwdParams& p) { return find_variant(p.shape) && has_tensor_maps(p); }
 
 void fwd(const FwdParams& params, void* workspace, cudaStream_t stream) {
   const Variant& variant = *find_variant(params.shape);

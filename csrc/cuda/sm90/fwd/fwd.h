@@ -14,8 +14,8 @@ void fwd(const FwdParams&, void* workspace, cudaStream_t);
 template <class Element, int kHeadDim, int kHeadDimV>
 void launch_fwd(const FwdParams&, const TensorMaps&, cudaStream_t);
 
-// How many rows of Q and keys their tiles have.
+// How many rows of Q and keys their tiles have. O of 256 columns leaves registers for 64 keys.
 template <int kHeadDim, int kHeadDimV>
-constexpr TileRows kTileRows = {128, 128};
+constexpr TileRows kTileRows = {128, kHeadDimV <= 128 ? 128 : 64};
 
 }  // namespace diffattn::cuda::sm90

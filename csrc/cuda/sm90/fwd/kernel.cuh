@@ -15,10 +15,16 @@
 namespace diffattn::cuda::sm90 {
 
 template <class T>
-__device__ void set_up(Barriers& barriers) {
+__device__ void set_up(const FwdParams& params, char* smem) {
+  static_assert(sizeof(Place<T>) <= T::kPlaceBytes);
   if (threadIdx.x == 0) {
+    place_in<T>(smem) = Place<T>(params);
+    Barriers& barriers = barriers_in<T>(smem);
     constexpr int kWarps = T::kConsumerThreads / 32;
-    for (int map = 0; map < 2; ++map) init_barrier(barriers.q_full[map], 1);
+    for (int tile = 0; tile < T::kQTiles; ++tile) {
+      init_barrier(barriers.q_full[tile], 1);
+      init_barrier(barriers.q_empty[tile], kWarps);
+    }
     for (int stage = 0; stage < T::kStages; ++stage) {
       init_barrier(barriers.k_full[stage], 1);
       init_barrier(barriers.v_full[stage], 1);
@@ -27,23 +33,26 @@ __device__ void set_up(Barriers& barriers) {
     }
     publish_barriers();
   }
-  __syncthreads();  // all threads know the barriers
+  __syncthreads();  // all threads know the place and the barriers
 }
 
 template <class T>
-__device__ void consume(const FwdParams& params, const Place<T>& place, char* smem) {
-  const Stash<T> stash(smem, place.consumer_warp(), place.lane);
-  const Epilogue<T> epilogue(params, place, stash);
-  const SharedOrigins<T> origins{reinterpret_cast<float*>(smem + T::kOrigins) +
-                                 place.consumer_thread()};
-  Consumer<T> consumer(params, place, smem);
+__device__ void consume(const FwdParams& params, char* smem) {
+  const SharedOrigins<T> origins(smem);
+  Consumer<T> consumer(params, smem);
   for (int map = kNoise;; map = kSignal) {
     OFragment<T> o = {};
     Softmax<typename T::Element> softmax(params.softmax_scale);
     consumer.run(map, softmax, origins, o);
+    const Epilogue<T> epilogue(params, smem);
     epilogue.normalise(map, softmax, origins, o);
-    if (map == kSignal) return epilogue.run(o);
-    stash.put(o);
+    if (params.maps[map].o.data)
+      epilogue.store_own(map, o);
+    else if (map == kNoise)
+      epilogue.keep(o);
+    else
+      epilogue.run(o);
+    if (map == kSignal) return;
   }
 }
 
@@ -51,15 +60,14 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads, 1)
     fwd_kernel(const __grid_constant__ FwdParams params, const __grid_constant__ TensorMaps maps) {
   extern __shared__ __align__(1024) char smem[];
-  const Place<T> place(params);
-  if (!place.has_rows()) return;
-  set_up<T>(barriers_in<T>(smem));
-  if (place.produces()) {
+  set_up<T>(params, smem);
+  if (!place_in<T>(smem).has_rows()) return;
+  if (warpgroup<T>() == 0) {
     cutlass::arch::warpgroup_reg_dealloc<T::kProducerRegisters>();
-    if (threadIdx.x == 0) Producer<T>(params, maps, place, smem).run();
+    if (threadIdx.x == 0) Producer<T>(params, maps, smem).run();
   } else {
     cutlass::arch::warpgroup_reg_alloc<T::kConsumerRegisters>();
-    consume<T>(params, place, smem);
+    consume<T>(params, smem);
   }
 }
 

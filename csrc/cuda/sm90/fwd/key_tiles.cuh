@@ -14,9 +14,9 @@ template <class T>
 class KeyTiles {
  public:
   __device__ KeyTiles(const FwdParams& params, const Place<T>& place)
-      : mask_(params.mask, place.head_k, place.sequence),
-        interval_(mask_.first(place.cta_end_row() - 1)),
-        place_(place) {
+      : p_(params),
+        place_(place),
+        interval_(HeadMask(params.mask, place.head_k, place.sequence).first(place.end_row() - 1)) {
     enter();
     if (!has_one()) leave_interval();
   }
@@ -38,18 +38,19 @@ class KeyTiles {
 
  private:
   __device__ void enter() {
-    first_key_ = interval_.begin(place_.cta_row) / T::kKeys * T::kKeys;
-    end_ = interval_.end(place_.cta_end_row() - 1);
+    first_key_ = interval_.begin(place_.row) / T::kKeys * T::kKeys;
+    end_ = interval_.end(place_.end_row() - 1);
   }
   __device__ void leave_interval() {
     if (interval_.end_key() == place_.sequence.seqlen_k) return;
-    interval_ = mask_.window();
+    // Made again, because it would take registers.
+    interval_ = HeadMask(p_.mask, place_.head_k, place_.sequence).window();
     enter();
   }
 
-  HeadMask mask_;
-  KeyInterval interval_;
+  const FwdParams& p_;
   const Place<T>& place_;
+  KeyInterval interval_;
   int first_key_, end_;
 };
 

@@ -7,9 +7,12 @@ namespace diffattn::cuda::sm90 {
 template <class T>
 class Producer {
  public:
-  __device__ Producer(const FwdParams& params, const TensorMaps& maps, const Place<T>& place,
-                      char* smem)
-      : p_(params), maps_(maps), place_(place), smem_(smem), barriers_(barriers_in<T>(smem)) {}
+  __device__ Producer(const FwdParams& params, const TensorMaps& maps, char* smem)
+      : p_(params),
+        maps_(maps),
+        place_(place_in<T>(smem)),
+        smem_(smem),
+        barriers_(barriers_in<T>(smem)) {}
 
   __device__ void run() {
     for (int map = kNoise; map >= kSignal; --map) {
@@ -24,9 +27,11 @@ class Producer {
 
  private:
   __device__ void load_queries(int map) {
-    load<typename T::QTile>(smem_ + T::kQ + map * T::QTile::kBytes, maps_.q[map], p_.maps[map].q,
-                            place_.head, int(place_.sequence.q_begin) + place_.cta_row,
-                            barriers_.q_full[map]);
+    const QuerySlot<T> slot(map);
+    wait(barriers_.q_empty[slot.tile], slot.parity ^ 1);  // all warps have read the queries before
+    load<typename T::QTile>(smem_ + T::kQ + slot.tile * T::QTile::kBytes, maps_.q[map],
+                            p_.maps[map].q, place_.head, int(place_.sequence.q_begin) + place_.row,
+                            barriers_.q_full[slot.tile]);
   }
 
   __device__ void load_keys(int map, int first_key) {

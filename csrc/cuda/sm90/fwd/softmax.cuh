@@ -5,6 +5,7 @@
 // still runs.
 #pragma once
 #include "../../sm80/shared/softmax.cuh"
+#include "place.cuh"
 
 namespace diffattn::cuda::sm90 {
 
@@ -15,6 +16,8 @@ template <class T>
 struct SharedOrigins {
   float* first;  // [half, thread]
 
+  __device__ explicit SharedOrigins(char* smem)
+      : first(reinterpret_cast<float*>(smem + T::kOrigins) + Seat<T>::thread()) {}
   __device__ float& operator()(int, int half) const { return first[half * T::kConsumerThreads]; }
 };
 
