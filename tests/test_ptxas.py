@@ -1,4 +1,5 @@
-"""What ptxas said of every kernel that ships: no spills, no local memory, registers to spare."""
+"""What ptxas said of every kernel that ships: no spills, no local memory, registers to spare, and
+nothing that it does not let run side by side."""
 
 from __future__ import annotations
 
@@ -40,10 +41,35 @@ def reports(log: str) -> list[Report]:
     return found
 
 
-@pytest.mark.skipif(
+# "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized": to C7518, each
+# for its reason; and that setmaxnreg was ignored.
+SERIALISED = re.compile(r".*\((?:C7508|C751[0-8])\).*|.*(?:are serialized|setmaxnreg ignored).*")
+
+
+def serialised(log: str) -> list[str]:
+    return [found[0] for found in SERIALISED.finditer(log)]
+
+
+built = pytest.mark.skipif(
     not all(build_cuda.log_of(source).exists() for source in build_cuda.sources()),
     reason="the CUDA module was not built",
 )
+
+
+@built
+def test_products_run_beside_other_work() -> None:
+    logs = [build_cuda.log_of(source).read_text() for source in build_cuda.sources()]
+    assert not [line for log in logs for line in serialised(log)]
+
+
+def test_a_serialised_product_is_seen() -> None:
+    said = ("ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are "
+            "serialized due to insufficient register resources for the wgmma pipeline in '_Z3fwd'")  # fmt: skip
+    assert serialised(f"{LOG}{said}\n") == [said] and not serialised(LOG)
+    assert serialised(said.replace("C7512", "C7508")) and not serialised("(C7519) is harmless")
+
+
+@built
 def test_no_kernel_spills() -> None:
     logs = [build_cuda.log_of(source).read_text() for source in build_cuda.sources()]
     found = [report for log in logs for report in reports(log)]

@@ -110,4 +110,10 @@ def _target(shape: tuple[int, int]) -> Target:
     return Target(parts, lambda impl: check_everything(impl, d, dv))
 
 
-TARGETS: dict[str, MakeTarget] = {"fwd": _target}
+def _hopper(shape: tuple[int, int]) -> Target:
+    d, dv = shape
+    parts = identifier("fwd_kernel"), f"bfloat16Li{d}ELi{dv}E"
+    return Target(parts, lambda impl: check_everything(impl, d, dv), architecture=90)
+
+
+TARGETS: dict[str, MakeTarget] = {"fwd": _target, "fwd sm90": _hopper}
