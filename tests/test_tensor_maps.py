@@ -1,4 +1,4 @@
-"""csrc/cuda/sm90/fwd/tensor_maps.cpp: what the driver is told of a call's tensors, and no driver."""
+"""csrc/cuda/sm90/fwd/tensor_maps.cpp: what a driver is told of a call's tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ static CUresult encode(CUtensorMap*, CUtensorMapDataType type, cuuint32_t rank, 
                        CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   std::printf("%d %d", type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, swizzle);
   for (unsigned i = 0; i < rank; ++i)
-    std::printf(" %ld/%ld/%d/%d", long(sizes[i]), i ? long(strides[i - 1]) : 2, int(box[i]), int(every[i]));
+    std::printf(" %ld/%ld/%d/%d", long(sizes[i]), i ? long(strides[i - 1]) : 2, int(box[i]),
+                int(every[i]));
   std::puts("");
   return age == 1 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }

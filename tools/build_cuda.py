@@ -6,9 +6,9 @@ Next to each object lies a log with its command, ptxas' report, its compile time
 Objects stay valid for the next wheel or editable install.
 
 A folder smNN holds the kernels of one architecture. Those of sm80, and files outside such folders,
-are compiled for every compute capability that is asked for, or for the oldest if none is: later
-devices compile its PTX. A newer folder is compiled when its own capability is asked for, or none is,
-and with the instructions that only this architecture has (sm_90a).
+are compiled for every compute capability that is asked for; if none is, for the oldest, because
+later devices compile its PTX. A newer folder is compiled when its own capability is asked for, or
+none, with the instructions that only this architecture has (sm_90a).
 
     DIFFATTN_CUDA        0: without CUDA; 1: with it, or fail; unset: with it where nvcc and
                          CUTLASS's headers are found

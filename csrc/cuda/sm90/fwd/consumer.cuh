@@ -24,9 +24,10 @@ class Consumer {
         seat_(place_),
         smem_(smem),
         barriers_(barriers_in<T>(smem)),
-        q_(descriptor<typename T::QTile>(smem + T::kQ + seat_.warp() / 4 * 64 * kPanelRowBytes)),
-        k_(descriptor<typename T::KTile>(smem + T::kK)),
-        v_(descriptor<typename T::VTile>(smem + T::kV)),
+        q_(descriptor_of<typename T::QTile>(smem + T::kQ +
+                                            (warpgroup<T>() - 1) * 64 * kPanelRowBytes)),
+        k_(descriptor_of<typename T::KTile>(smem + T::kK)),
+        v_(descriptor_of<typename T::VTile>(smem + T::kV)),
         sign_(params.softmax_scale < 0 ? -1.f : 1.f) {}
 
   // o is the sum of P·V, not normalised.
@@ -36,7 +37,7 @@ class Consumer {
     const QuerySlot<T> slot(map);
     wait(barriers_.q_full[slot.tile], slot.parity);  // the copy has landed
     if (!tiles.has_one()) return release(barriers_.q_empty[slot.tile]);
-    const uint64_t q = q_ + slot.tile * (T::QTile::kBytes / 16);
+    const uint32_t q = q_ + slot.tile * (T::QTile::kBytes / 16);
     S s;
     P p;
     Rows exact, factor;
@@ -69,10 +70,10 @@ class Consumer {
 
  private:
   // S = Q·Kᵀ, begun.
-  __device__ void multiply_qk(uint64_t q, S& s) {
+  __device__ void multiply_qk(uint32_t q, S& s) {
     const Slot slot(tile_);
     wait(barriers_.k_full[slot.stage], slot.parity);  // the copy has landed
-    const uint64_t k = k_ + slot.stage * (T::KTile::kBytes / 16);
+    const uint32_t k = k_ + slot.stage * (T::KTile::kBytes / 16);
     hand_over(s);
     cute::warpgroup_arrive();
 #pragma unroll
@@ -86,7 +87,7 @@ class Consumer {
   __device__ void multiply_pv(P& p, OFragment<T>& o, unsigned tile) {
     const Slot slot(tile);
     wait(barriers_.v_full[slot.stage], slot.parity);  // the copy has landed
-    const uint64_t v = v_ + slot.stage * (T::VTile::kBytes / 16);
+    const uint32_t v = v_ + slot.stage * (T::VTile::kBytes / 16);
     hand_over(o);
     hand_over(p);
     cute::warpgroup_arrive();
@@ -156,7 +157,7 @@ class Consumer {
   Seat<T> seat_;
   char* smem_;
   Barriers& barriers_;
-  uint64_t q_, k_, v_;  // descriptors of the first of each kind
+  uint32_t q_, k_, v_;  // lower halves of descriptors, of the first of each kind
   float sign_;
   unsigned tile_ = 0;  // of both maps
 };

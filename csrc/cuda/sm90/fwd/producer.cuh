@@ -16,11 +16,15 @@ class Producer {
 
   __device__ void run() {
     for (int map = kNoise; map >= kSignal; --map) {
-      load_queries(map);
-      for (KeyTiles<T> tiles(p_, place_); tiles.has_one(); tiles.advance()) {
-        load_keys(map, tiles.first_key());
-        load_values(tiles.first_key());
-        ++tile_;
+      KeyTiles<T> tiles(p_, place_);
+      if (tiles.has_one()) load_keys(map, tiles.first_key());
+      load_queries(map);  // behind keys, because their place may not be free yet
+      while (tiles.has_one()) {
+        const int first_key = tiles.first_key();
+        tiles.advance();
+        if (tiles.has_one())
+          load_keys(map, tiles.first_key());  // consumers want them before values
+        load_values(first_key);
       }
     }
   }
@@ -35,7 +39,7 @@ class Producer {
   }
 
   __device__ void load_keys(int map, int first_key) {
-    const Slot slot(tile_);
+    const Slot slot(key_tile_++);
     wait(barriers_.k_empty[slot.stage], slot.parity ^ 1);  // all warps have read the tile before
     load<typename T::KTile>(smem_ + T::kK + slot.stage * T::KTile::kBytes, maps_.k[map],
                             p_.maps[map].k, place_.head_k, int(place_.sequence.k_begin) + first_key,
@@ -43,7 +47,7 @@ class Producer {
   }
 
   __device__ void load_values(int first_key) {
-    const Slot slot(tile_);
+    const Slot slot(value_tile_++);
     wait(barriers_.v_empty[slot.stage], slot.parity ^ 1);  // all warps have read the tile before
     load<typename T::VTile>(smem_ + T::kV + slot.stage * T::VTile::kBytes, maps_.v, p_.v,
                             place_.head_k, int(place_.sequence.k_begin) + first_key,
@@ -66,7 +70,7 @@ class Producer {
   const Place<T>& place_;
   char* smem_;
   Barriers& barriers_;
-  unsigned tile_ = 0;  // of both maps
+  unsigned key_tile_ = 0, value_tile_ = 0;  // of both maps
 };
 
 }  // namespace diffattn::cuda::sm90

@@ -34,25 +34,32 @@ struct InCute<__nv_bfloat16> {
   using Type = cute::bfloat16_t;
 };
 
-// Where a matrix lies. An offset in its tile is added as a number of 16-byte units.
+// The lower half of a matrix's descriptor: where it lies, in units of 16 bytes. Offsets are added to it. The upper
+// half is the same for all tiles.
 template <class Tile>
-__device__ uint64_t descriptor(const char* tile) {
-  constexpr int kUnit = 16;
-  cute::GmmaDescriptor made(0);
-  made.bitfield.start_address_ = shared_address(tile) / kUnit;
-  made.bitfield.leading_byte_offset_ =
-      Tile::kPanelBytes / kUnit;  // from panel to panel, if columns are N
-  made.bitfield.stride_byte_offset_ = 8 * kPanelRowBytes / kUnit;  // to the next 8 rows
-  made.bitfield.layout_type_ = uint8_t(cute::SM90::GMMA::LayoutType::B128);
-  return made;
+__device__ uint32_t descriptor_of(const char* tile) {
+  constexpr uint32_t kUnit = 16;
+  cute::GmmaDescriptor lower(0);
+  lower.bitfield.start_address_ = shared_address(tile) / kUnit;
+  lower.bitfield.leading_byte_offset_ =
+      Tile::kPanelBytes / kUnit;  // to the next panel, if columns are N
+  return lower.reg32_[0];
+}
+
+__device__ inline uint64_t descriptor(uint32_t lower) {
+  cute::GmmaDescriptor whole(0);
+  whole.bitfield.stride_byte_offset_ = 8 * kPanelRowBytes / 16;  // to the next 8 rows
+  whole.bitfield.layout_type_ = uint8_t(cute::SM90::GMMA::LayoutType::B128);
+  whole.reg32_[0] = lower;
+  return whole;
 }
 
 // To the operand's next 16 columns, or 16 rows, where products go along them.
 template <class Tile>
-__device__ constexpr uint64_t columns_on(int blocks) {
+__device__ constexpr uint32_t columns_on(int blocks) {
   return blocks / 4 * (Tile::kPanelBytes / 16) + blocks % 4 * 2;
 }
-__device__ constexpr uint64_t rows_on(int blocks) { return blocks * (16 * kPanelRowBytes / 16); }
+__device__ constexpr uint32_t rows_on(int blocks) { return blocks * kPanelRowBytes; }
 
 // Calls CuTe's atom with an accumulator's registers one by one, as it wants them.
 template <class Atom, int kColTiles, int... i, class... Operands>
@@ -63,26 +70,27 @@ __device__ void multiply_into(float (&c)[1][kColTiles][4], std::integer_sequence
 
 // c += a·bᵀ, both along their columns; c = a·bᵀ if it is not to be added.
 template <class Element, int kColTiles>
-__device__ void multiply_shared(float (&c)[1][kColTiles][4], uint64_t a, uint64_t b, bool add) {
+__device__ void multiply_shared(float (&c)[1][kColTiles][4], uint32_t a, uint32_t b, bool add) {
   using namespace cute;
   using E = typename InCute<Element>::Type;
   using Atom = decltype(SM90::GMMA::ss_op_selector<E, E, float,
                                                    cute::Shape<_64, Int<kColTiles * 8>, _16>>());
   multiply_into<Atom>(c, std::make_integer_sequence<int, kColTiles * 4>(),
-                      add ? SM90::GMMA::ScaleOut::One : SM90::GMMA::ScaleOut::Zero, a, b);
+                      add ? SM90::GMMA::ScaleOut::One : SM90::GMMA::ScaleOut::Zero, descriptor(a),
+                      descriptor(b));
 }
 
 // c += a·b, a in registers and b along its rows.
 template <class Element, int kColTiles>
 __device__ void multiply_registers(float (&c)[1][kColTiles][4], const uint32_t (&a)[4],
-                                   uint64_t b) {
+                                   uint32_t b) {
   using namespace cute;
   using E = typename InCute<Element>::Type;
   using Atom =
       decltype(SM90::GMMA::rs_op_selector<E, E, float, cute::Shape<_64, Int<kColTiles * 8>, _16>,
                                           SM90::GMMA::Major::K, SM90::GMMA::Major::MN>());
   multiply_into<Atom>(c, std::make_integer_sequence<int, kColTiles * 4>(),
-                      SM90::GMMA::ScaleOut::One, a[0], a[1], a[2], a[3], b);
+                      SM90::GMMA::ScaleOut::One, a[0], a[1], a[2], a[3], descriptor(b));
 }
 
 // What the compiler knows of these registers ends here: a product changes them, or has changed them.
