@@ -36,11 +36,12 @@ class Consumer {
     KeyTiles<T> tiles(p_, place_);
     const QuerySlot<T> slot(map);
     wait(barriers_.q_full[slot.tile], slot.parity);  // the copy has landed
-    if (!tiles.has_one()) return release(barriers_.q_empty[slot.tile]);
+    if (!tiles.has_one()) return release_queries();
     const uint32_t q = q_ + slot.tile * (T::QTile::kBytes / 16);
     S s;
     P p;
     Rows exact, factor;
+    // The first tile has no product with V to run during its softmax, and the last product with V no softmax.
     clear_behind_the_end(tiles.first_key());
     multiply_qk(q, s);
     finish_products<0>(s);
@@ -61,7 +62,7 @@ class Consumer {
       if (grew) sm80::scale_rows(o, factor);
       round(softmax, s, exact, p);
     }
-    release(barriers_.q_empty[slot.tile]);
+    release_queries();
     multiply_pv(p, o, tile_);
     finish_products<0>(o);
     release(barriers_.v_empty[Slot(tile_).stage]);
@@ -107,6 +108,10 @@ class Consumer {
   // This warp has read the tile. One lane says so for all, because a wait for products is one of the warp.
   __device__ void release(uint64_t& empty) const {
     if (seat_.lane == 0) arrive(empty);
+  }
+
+  __device__ void release_queries() const {
+    if (T::kQTiles == 1) release(barriers_.q_empty);
   }
 
   // P in the place of S. Returns whether references were raised; then O has to be scaled.

@@ -21,10 +21,8 @@ __device__ void set_up(const FwdParams& params, char* smem) {
     place_in<T>(smem) = Place<T>(params);
     Barriers& barriers = barriers_in<T>(smem);
     constexpr int kWarps = T::kConsumerThreads / 32;
-    for (int tile = 0; tile < T::kQTiles; ++tile) {
-      init_barrier(barriers.q_full[tile], 1);
-      init_barrier(barriers.q_empty[tile], kWarps);
-    }
+    for (int tile = 0; tile < T::kQTiles; ++tile) init_barrier(barriers.q_full[tile], 1);
+    if (T::kQTiles == 1) init_barrier(barriers.q_empty, kWarps);
     for (int stage = 0; stage < T::kStages; ++stage) {
       init_barrier(barriers.k_full[stage], 1);
       init_barrier(barriers.v_full[stage], 1);

@@ -32,7 +32,8 @@ class Producer {
  private:
   __device__ void load_queries(int map) {
     const QuerySlot<T> slot(map);
-    wait(barriers_.q_empty[slot.tile], slot.parity ^ 1);  // all warps have read the queries before
+    if (T::kQTiles == 1)
+      wait(barriers_.q_empty, slot.parity ^ 1);  // all warps have read the queries before
     load<typename T::QTile>(smem_ + T::kQ + slot.tile * T::QTile::kBytes, maps_.q[map],
                             p_.maps[map].q, place_.head, int(place_.sequence.q_begin) + place_.row,
                             barriers_.q_full[slot.tile]);

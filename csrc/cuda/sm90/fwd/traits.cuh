@@ -9,7 +9,8 @@ namespace diffattn::cuda::sm90 {
 // read the tile.
 struct Barriers {
   static constexpr int kStages = 2;
-  uint64_t q_full[2], q_empty[2];  // where both maps have one tile, the first
+  uint64_t q_full[2];  // by place
+  uint64_t q_empty;    // where both maps' queries have one place
   uint64_t k_full[kStages], k_empty[kStages];
   uint64_t v_full[kStages], v_empty[kStages];
 };
@@ -57,7 +58,7 @@ struct FwdTraits {
   static_assert(kSmemBytes <= 227 * 1024, "what an sm_90 has");
 };
 
-// Where the queries of a map lie, and which phase of their barriers is theirs. The noise's come first.
+// Where the queries of a map lie, and which phase of its barriers is theirs. The noise's come first.
 template <class T>
 struct QuerySlot {
   int tile;
