@@ -56,10 +56,11 @@ def names() -> list[str]:
 def test_the_folders_decide_what_is_built(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ["common/plan.cpp", "fwd.cu", "sm80/fwd/d64.cu", "sm90/fwd/d64.cu"]
     assert names() == both and build_cuda.architectures() == ["80", "90"]
+    assert build_cuda.compiled() == ["80", "90a"]
     monkeypatch.setenv("DIFFATTN_CUDA_ARCHS", "80;86")
-    assert names() == both[:3]
+    assert names() == both[:3] and build_cuda.compiled() == ["80", "86"]
     monkeypatch.setenv("DIFFATTN_CUDA_ARCHS", "90")
-    assert names() == both
+    assert names() == both and build_cuda.compiled() == ["90", "90a"]
 
 
 def test_a_folder_has_its_flags(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,17 @@ def architectures() -> list[str]:
     return [part.strip() for part in text.split(";")]
 
 
+def for_all() -> list[str]:
+    """Those for which the oldest folder is compiled, which has all kernels."""
+    return architectures() if os.environ.get("DIFFATTN_CUDA_ARCHS") else [str(OLDEST)]
+
+
+def compiled() -> list[str]:
+    """As 80 where all kernels are compiled, as 90a where an architecture has some of its own."""
+    newer = sorted({architecture_of(source) for source in sources()} - {OLDEST})
+    return [*for_all(), *(f"{number}a" for number in newer)]
+
+
 def architecture_of(source: Path) -> int:
     """The compute capability of the folder smNN that a file lies in; elsewhere the oldest."""
     parts = source.relative_to(SOURCES).parts[:-1]
@@ -167,8 +178,7 @@ class Toolkit:
 
     def flags_of(self, source: Path) -> list[str]:
         own = architecture_of(source)
-        for_all = architectures() if os.environ.get("DIFFATTN_CUDA_ARCHS") else [str(OLDEST)]
-        names = for_all if own == OLDEST else [f"{own}a"]
+        names = for_all() if own == OLDEST else [f"{own}a"]
         targets = [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in names]
         return [*FLAGS, *targets, *self._headers]
 
