@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parent.parent / "tools" / "mutants.py"
     [
         "fwd --kinds barrier wait --least 0.85",
         "fwd --limit 16 --least 0.8",
-        "fwd sm90 --kinds fence commit wait count parity --limit 16 --least 0.9",
+        "fwd sm90 --kinds fence commit wait parity box --limit 16 --least 0.9",
         "fwd sm90 --limit 8 --least 0.75",
         "decode few --kinds barrier wait --limit 8 --least 0.85",
         "combine --kinds barrier wait --least 0.85",
