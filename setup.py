@@ -130,7 +130,7 @@ modules = [module("_cpu", [*cpu_sources, *cpu_bindings], OPS, LINK)]
 if build_cuda.wanted():
     # libtorch.so brings in torch's CUDA library where there is one, and nothing else refers to it.
     link = ["-Wl,--no-as-needed", "-ltorch", *LINK, "-ldl", "-lrt"]
-    architectures = ";".join(build_cuda.architectures())
+    architectures = ";".join(build_cuda.compiled())
     macros = OPS | {"USE_CUDA": None, "DIFFATTN_ARCHITECTURES": f'"{architectures}"'}
     modules.append(module("_cuda", cuda_bindings, macros, link))
 

@@ -26,14 +26,15 @@ namespace diffattn::cuda {
 const Kernels %s = {
     "%s",
     [](int capability) { return capability >= %d; },
-    [](const Shape& shape) { return shape.headdim <= %d; },
-    {nullptr, [](const FwdParams&, void*, CUstream_st*) { std::puts("forward of %s"); }},
+    {[](const FwdParams& p) { return p.shape.headdim <= %d; },
+     {nullptr, [](const FwdParams&, void*, CUstream_st*) { std::puts("forward of %s"); }}},
     %s
 };
 }
 """
 STAND_IN = (
-    '{nullptr, [](const BwdParams&, void*, CUstream_st*) { std::puts("backward of sm80"); }}, {}'
+    "{[](const BwdParams&) { return true; }, "
+    '{nullptr, [](const BwdParams&, void*, CUstream_st*) { std::puts("backward of sm80"); }}}, {}'
 )
 PROGRAM = """
 #include <cstdio>
@@ -95,7 +96,7 @@ def follow_the_recipe(cuda: Path) -> None:
     (cuda / "toy" / "kernels.cpp").write_text(TABLE % ("kToy", "toy", 90, 8, "toy", "{}, {}"))
     for file, before, after in (
         ("kernels.h", "extern const Kernels kSm80;", "extern const Kernels kToy, kSm80;"),
-        ("dispatch.cpp", "{&kSm80}", "{&kToy, &kSm80}"),
+        ("dispatch.cpp", "&kSm80}", "&kToy, &kSm80}"),
     ):
         text = (cuda / file).read_text()
         assert text.count(before) == 1

@@ -71,6 +71,31 @@ def opcodes(first: list[str], second: list[str]) -> dict[str, int]:
     return dict(loop.opcodes)
 
 
+WARPGROUPS = """
+.L_x_1:
+    HGMMA R24
+.L_x_2:
+    @!P0 BRA `(.L_x_3)
+    FENCE
+.L_x_3:
+    HGMMA R24
+    HGMMA R88
+    FFMA R1
+    @P1 BRA `(.L_x_2)
+    HGMMA R88
+    @P2 BRA `(.L_x_1)
+"""
+
+
+def test_a_loop_of_warpgroups_lies_between_its_first_and_last_products() -> None:
+    lines = [
+        line if line.startswith(".") else f"        /*0000*/{line} ;"
+        for line in WARPGROUPS.split("\n")
+    ]
+    loop = sass.main_loop(lines)
+    assert loop is not None and dict(loop.opcodes) == {"BRA": 2, "HGMMA": 2, "FFMA": 1}
+
+
 def test_a_loop_is_counted_as_most_of_its_steps_run_it() -> None:
     """Copies stay, waiting for others goes, and so does the alternative with masks."""
     usual = {"BRA": 5, "LDGSTS": 1, "HMMA": 2, "FFMA": 1}

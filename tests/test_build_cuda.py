@@ -56,10 +56,11 @@ def names() -> list[str]:
 def test_the_folders_decide_what_is_built(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ["common/plan.cpp", "fwd.cu", "sm80/fwd/d64.cu", "sm90/fwd/d64.cu"]
     assert names() == both and build_cuda.architectures() == ["80", "90"]
+    assert build_cuda.compiled() == ["80", "90a"]
     monkeypatch.setenv("DIFFATTN_CUDA_ARCHS", "80;86")
-    assert names() == both[:3]
+    assert names() == both[:3] and build_cuda.compiled() == ["80", "86"]
     monkeypatch.setenv("DIFFATTN_CUDA_ARCHS", "90")
-    assert names() == both
+    assert names() == both and build_cuda.compiled() == ["90", "90a"]
 
 
 def test_a_folder_has_its_flags(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +72,15 @@ def test_a_folder_has_its_flags(tree: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name, expected in zip(FILES, (listed, listed, listed, own), strict=False):
         flags = toolkit.flags_of(build_cuda.SOURCES / name)
         assert [flag for flag in flags if "gencode" in flag] == expected, name
+
+
+def test_by_default_a_file_is_compiled_for_one_architecture(tree: Path) -> None:
+    toolkit = build_cuda.Toolkit()
+    for name, target in zip(FILES, ("80", "80", "80", "90a"), strict=False):
+        flags = toolkit.flags_of(build_cuda.SOURCES / name)
+        assert [flag for flag in flags if "gencode" in flag] == [
+            f"-gencode=arch=compute_{target},code=[sm_{target},compute_{target}]"
+        ], name
 
 
 def test_an_architecture_that_nvcc_does_not_know_is_refused(

@@ -214,3 +214,19 @@ def test_which_kernels_serve_a_gpu(
 ) -> None:
     found = machine.serving(capability, architectures)
     assert (found.kernels if isinstance(found, machine.Device) else found) == said
+
+
+@pytest.mark.parametrize("capability, said", [
+    ((9, 0), "a forward for 9.0a; else PTX for 8.0, which the driver compiles at the first use"),
+    ((10, 0), "PTX for 8.0, which the driver compiles at the first use"),
+])  # fmt: skip
+def test_a_forward_of_its_own_serves_that_gpu_alone(capability: tuple[int, int], said: str) -> None:
+    found = machine.serving(capability, [80], own=[90])
+    assert isinstance(found, machine.Device) and found.kernels == said
+
+
+def test_what_was_compiled_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_compiled", lambda: ["80", "86", "90a"])
+    assert machine.cuda_architectures() == [80, 86] and machine.own_architectures() == [90]
+    monkeypatch.setattr(machine._ops, "missing_cuda", "")
+    assert machine.built()["CUDA kernels"] == "compute capability 8.0, 8.6, 9.0a"

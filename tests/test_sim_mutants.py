@@ -18,6 +18,8 @@ SCRIPT = Path(__file__).parent.parent / "tools" / "mutants.py"
     [
         "fwd --kinds barrier wait --least 0.85",
         "fwd --limit 16 --least 0.8",
+        "fwd sm90 --kinds fence commit wait parity box --limit 16 --least 0.9",
+        "fwd sm90 --limit 8 --least 0.75",
         "decode few --kinds barrier wait --limit 8 --least 0.85",
         "combine --kinds barrier wait --least 0.85",
         "bwd main --limit 8 --least 0.8",
@@ -33,7 +35,7 @@ def test_mutants_are_killed(impl: Impl, sim: Simulator, draw: str) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [("bwd mian", "no kernel 'bwd mian'; there are fwd, bwd prepare, bwd main"),
+    [("bwd mian", "no kernel 'bwd mian'; there are fwd, fwd sm90, bwd prepare, bwd main"),
      ("combine --shape 128 256", "combine has checks for (64, 128) alone")],
 )  # fmt: skip
 def test_what_there_is_not_is_refused(impl: Impl, sim: Simulator, asked: str, said: str) -> None:

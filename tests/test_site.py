@@ -39,6 +39,13 @@ def test_a_table_reads_a_new_architecture(tmp_path: Path, monkeypatch: pytest.Mo
         [*where, "8–64", "fp16; V 2d wide", "no", "no"],
         [*where, "72–128", "fp16; V d wide", "no", "no"],
     ]
+    (folder / "kernels.cpp").write_text("[](int capability) { return capability == 90; },")
+    (folder / "instances" / "a.cu").write_text(
+        "// Head dims over 32, up to 64.\n"
+        "template void launch_fwd<__half, 64, 128>(const FwdParams&);\n"
+    )
+    only = [["sm90", "9.0", "40–64", "fp16; V 2d wide", "no", "no"]]
+    assert support_table.cuda_rows() == only
 
 
 def test_every_environment_variable_has_a_line() -> None:

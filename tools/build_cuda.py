@@ -6,13 +6,14 @@ Next to each object lies a log with its command, ptxas' report, its compile time
 Objects stay valid for the next wheel or editable install.
 
 A folder smNN holds the kernels of one architecture. Those of sm80, and files outside such folders,
-are compiled for every compute capability that is asked for. A newer folder is compiled when its own
-capability is asked for, and with the instructions that only this architecture has (sm_90a).
+are compiled for every compute capability that is asked for; if none is, for the oldest, because
+later devices compile its PTX. A newer folder is compiled when its own capability is asked for, or
+none, with the instructions that only this architecture has (sm_90a).
 
     DIFFATTN_CUDA        0: without CUDA; 1: with it, or fail; unset: with it where nvcc and
                          CUTLASS's headers are found
     DIFFATTN_CUDA_ARCHS  compute capabilities, "80" or "80;90": SASS and PTX for each;
-                         default: that of every folder smNN
+                         default: that of every folder smNN, and only its own files for each
     CUDA_HOME            where nvcc is looked for first; then PATH, PyPI's packages, /usr/local/cuda
 """
 
@@ -98,6 +99,17 @@ def architectures() -> list[str]:
     return [part.strip() for part in text.split(";")]
 
 
+def for_all() -> list[str]:
+    """Those for which the oldest folder is compiled, which has all kernels."""
+    return architectures() if os.environ.get("DIFFATTN_CUDA_ARCHS") else [str(OLDEST)]
+
+
+def compiled() -> list[str]:
+    """As 80 where all kernels are compiled, as 90a where an architecture has some of its own."""
+    newer = sorted({architecture_of(source) for source in sources()} - {OLDEST})
+    return [*for_all(), *(f"{number}a" for number in newer)]
+
+
 def architecture_of(source: Path) -> int:
     """The compute capability of the folder smNN that a file lies in; elsewhere the oldest."""
     parts = source.relative_to(SOURCES).parts[:-1]
@@ -166,7 +178,7 @@ class Toolkit:
 
     def flags_of(self, source: Path) -> list[str]:
         own = architecture_of(source)
-        names = architectures() if own == OLDEST else [f"{own}a"]
+        names = for_all() if own == OLDEST else [f"{own}a"]
         targets = [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in names]
         return [*FLAGS, *targets, *self._headers]
 

@@ -1,6 +1,7 @@
 """Would the suite notice? Each mutant of a kernel's PTX has to be killed.
 
     python tools/mutants.py fwd --shape 64 128            all mutants of the bf16 forward
+    python tools/mutants.py fwd sm90 --kinds wait parity  of Hopper's, on a simulated H100
     python tools/mutants.py bwd main --limit 40           a sample of the backward's main kernel
     python tools/mutants.py combine --csv docs/mutants.csv    and record the score
 
@@ -56,9 +57,9 @@ def ptx_of(object_file: Path) -> str:
 def run(name: str, args: argparse.Namespace) -> Any:
     """The report on a kernel."""
     target = KERNELS[name](tuple(args.shape))
-    source, kernel = build_cuda.find_kernel(*target.parts)
+    source, kernel = build_cuda.find_kernel(*target.parts, architecture=target.architecture)
     ptx = ptx_of(build_cuda.object_of(source))
-    impl = load("sim", "package", "sm_80", 0)
+    impl = load("sim", "package", f"sm_{target.architecture}", 0)
     report = mutate.run_mutants(
         ptx, checker(impl, ptx, target.check),
         kernel=kernel, limit=args.limit, seed=args.seed, kinds=tuple(args.kinds),
@@ -75,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("kernel", nargs="+", help=f"one of: {', '.join(KERNELS)}")
     parser.add_argument("--shape", type=int, nargs=2, default=(64, 128), metavar=("D", "DV"),
-                        help="of the forward; the others have checks for (64, 128)")  # fmt: skip
+                        help="of a forward; the others have checks for (64, 128)")  # fmt: skip
     parser.add_argument("--limit", type=int, help="draw that many mutants (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--kinds", nargs="+", default=mutate.KINDS, choices=mutate.KINDS)
@@ -85,7 +86,7 @@ def main() -> None:
     name = " ".join(args.kernel)
     if name not in KERNELS:
         parser.error(f"no kernel {name!r}; there are {', '.join(KERNELS)}")
-    if name != "fwd" and tuple(args.shape) != (64, 128):
+    if not name.startswith("fwd") and tuple(args.shape) != (64, 128):
         parser.error(f"--shape is {tuple(args.shape)}, but {name} has checks for (64, 128) alone")
     report = run(name, args)
     print(report)

@@ -2,7 +2,8 @@
 
 `make docs` does so too. What a GPU can run stands in csrc/cuda: each folder smNN has a table of
 entry points (kernels.cpp) and its instances: launch_fwd<__half, 64, 128> is fp16, head dims up to
-64, V 128 wide. What a CPU can run stands in csrc/cpu, where every instruction set has all shapes.
+64, V 128 wide. "Head dims over 32" above them says that narrower ones are another architecture's.
+What a CPU can run stands in csrc/cpu, where every instruction set has all shapes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Instance:
     dtype: str
     d: int
     dv: int
+    over: int | None  # the widest head dim that is not its own, if the file says so
 
 
 def architectures() -> list[Path]:
@@ -36,9 +38,14 @@ def architectures() -> list[Path]:
 
 
 def instances(folder: Path) -> list[Instance]:
-    texts = [path.read_text() for path in sorted(folder.rglob("instances/*.cu"))]
-    found = [match for text in texts for match in INSTANCE.findall(text)]
-    return [Instance(op, DTYPES[dtype], int(d), int(dv)) for op, dtype, d, dv in found]
+    found = []
+    for path in sorted(folder.rglob("instances/*.cu")):
+        text = path.read_text()
+        said = re.search(r"Head dims over (\d+)", text)
+        over = int(said[1]) if said else None
+        for op, dtype, d, dv in INSTANCE.findall(text):
+            found.append(Instance(op, DTYPES[dtype], int(d), int(dv), over))
+    return found
 
 
 def capability(folder: Path) -> str:
@@ -48,6 +55,8 @@ def capability(folder: Path) -> str:
     assert found, f"{folder}/kernels.cpp does not say on which devices it runs"
     if oldest := re.fullmatch(r"capability >= (\d)(\d)", found[1]):
         return f"{oldest[1]}.{oldest[2]} and later"
+    if only := re.fullmatch(r"capability == (\d)(\d)", found[1]):
+        return f"{only[1]}.{only[2]}"
     return f"`{found[1]}`"
 
 
@@ -58,7 +67,8 @@ def cuda_rows() -> list[list[str]]:
         for d in sorted({i.d for i in mine}):
             smaller = max((i.d for i in mine if i.d < d), default=0)
             cells = [_widths([i for i in mine if i.d == d and i.op == op]) for op in OPS]
-            dims = f"{smaller + 8}–{d}"
+            over = next((i.over for i in mine if i.d == d and i.over is not None), smaller)
+            dims = f"{over + 8}–{d}"
             rows.append([folder.name, capability(folder), dims, *cells])
     return rows
 

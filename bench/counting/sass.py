@@ -42,6 +42,9 @@ ALU_PIPE = ("FMNMX", "FSEL", "FSETP", "F2FP", "IADD3", "IMNMX", "ISETP", "LEA", 
 class Loop:
     """The innermost loop that holds the most tensor core instructions, as most of its steps run it.
 
+    With products of warpgroups it is the shortest loop that has any: the first and the last product
+    of a pass stand around it.
+
     Blocks that a branch of the loop skips are left out if they hold no tensor core instruction
     (rescales, waiting for a turn), unless they start copies, which run in every step. Of two
     alternatives the longer one is left out, because that one masks.
@@ -51,7 +54,7 @@ class Loop:
 
     @property
     def hmma(self) -> int:
-        return self.opcodes["HMMA"]
+        return self.opcodes["HMMA"] + self.opcodes["HGMMA"]
 
     @property
     def others_per_hmma(self) -> float:
@@ -90,12 +93,20 @@ def loop_of(kernel: str) -> Loop:
 
 
 def find_nvdisasm() -> str:
-    roots = {Path(sysconfig.get_paths()[key]) / "nvidia" for key in ("purelib", "platlib")}
-    packaged = [path for root in roots for path in root.glob("*/bin/nvdisasm")]
-    found = shutil.which("nvdisasm") or next(map(str, packaged), None)
+    found = _nvdisasm()
     if found is None:
         raise SystemExit("no nvdisasm: pip install nvidia-cuda-nvdisasm, or put CUDA's on PATH")
     return found
+
+
+def has_nvdisasm() -> bool:
+    return _nvdisasm() is not None
+
+
+def _nvdisasm() -> str | None:
+    roots = {Path(sysconfig.get_paths()[key]) / "nvidia" for key in ("purelib", "platlib")}
+    packaged = [path for root in roots for path in root.glob("*/bin/nvdisasm")]
+    return shutil.which("nvdisasm") or next(map(str, packaged), None)
 
 
 @cache
@@ -144,11 +155,12 @@ def main_loop(lines: list[str]) -> Loop | None:
             labels[label[1]] = len(instructions)
         elif instruction := INSTRUCTION.match(line):
             instructions.append(instruction[1])
-    loops = [
-        _loop(instructions[labels[target] : i + 1], labels[target], labels)
-        for i, target in _branches(instructions)
-        if labels[target] <= i
-    ]
+    ranges = [(labels[x], i + 1) for i, x in _branches(instructions) if labels[x] <= i]
+    loops = [_loop(instructions[begin:end], begin, labels) for begin, end in ranges]
+    sizes = [end - begin for begin, end in ranges]
+    of_warpgroups = [(n, x) for n, x in zip(sizes, loops, strict=True) if x.opcodes["HGMMA"]]
+    if of_warpgroups:
+        return min(of_warpgroups, key=lambda found: found[0])[1]
     return max((x for x in loops if x.hmma), key=lambda x: x.hmma, default=None)
 
 
@@ -183,7 +195,7 @@ def _unconditional(instruction: str) -> str | None:
 
 
 def _is_essential(body: list[str], block: range) -> bool:
-    return bool({_opcode(body[j]) for j in block} & {"HMMA", "LDGSTS"})
+    return bool({_opcode(body[j]) for j in block} & {"HMMA", "HGMMA", "LDGSTS"})
 
 
 def _opcode(instruction: str) -> str:

@@ -1,5 +1,5 @@
-// Chooses an architecture's kernels for each call, by the device and the shape. DIFFATTN_CUDA_KERNELS asks
-// for one by name.
+// Chooses an architecture's kernels for each call, by the device and what the call asks for.
+// DIFFATTN_CUDA_KERNELS asks for one by name.
 #include "../environment.h"
 #include "common/limits.h"
 #include "kernels.h"
@@ -7,7 +7,7 @@
 namespace diffattn::cuda {
 namespace {
 
-const Kernels* const kBestFirst[] = {&kSm80};
+const Kernels* const kBestFirst[] = {&kSm90, &kSm80};
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
@@ -35,16 +35,18 @@ std::string in_words(int capability) {
                            ", accepted for this call on this GPU: " + accepted);
 }
 
-// Of the first architecture that runs on the device, has the entry point and takes the shape.
+// Of the first architecture that runs on the device and takes the call.
 template <class Params>
-EntryPoint<Params> find(EntryPoint<Params> Kernels::* entry, const Params& p) {
+EntryPoint<Params> find(Offer<Params> Kernels::* which, const Params& p) {
   check_shape(p.dtype, p.shape);
   const std::string asked = environment("DIFFATTN_CUDA_KERNELS");
   const int found = capability();
   std::string accepted;
   for (const Kernels* k : kBestFirst) {
-    if (!k->runs_on(found) || !(k->*entry).launch || !k->takes(p.shape)) continue;
-    if (asked.empty() || asked == k->name) return k->*entry;
+    if (!k || !k->runs_on(found)) continue;
+    const Offer<Params>& offer = k->*which;
+    if (!offer.takes || !offer.takes(p)) continue;
+    if (asked.empty() || asked == k->name) return offer.entry;
     accepted += accepted.empty() ? k->name : std::string(", ") + k->name;
   }
   refuse(asked, found, accepted);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def versions() -> dict[str, str]:
 def built() -> dict[str, str]:
     """By backend, in words; of CUDA, why there is none."""
     missing = _ops.missing_cuda
-    architectures = ", ".join(_dotted(a) for a in cuda_architectures())
+    architectures = ", ".join(
+        [*map(_dotted, cuda_architectures()), *map(_own, own_architectures())]
+    )
     return {
         "CPU kernels": ", ".join(_cpu.instruction_sets()),
         "CUDA kernels": f"none: {missing}" if missing else f"compute capability {architectures}",
@@ -46,10 +49,19 @@ def built() -> dict[str, str]:
 
 def cuda_architectures() -> list[int]:
     """Compute capabilities, as 80 for 8.0; none where the module is not loaded."""
+    return [int(part) for part in _compiled() if part.isdigit()]
+
+
+def own_architectures() -> list[int]:
+    """Those that have a forward of their own, which runs on no other."""
+    return [int(part[:-1]) for part in _compiled() if not part.isdigit()]
+
+
+def _compiled() -> list[str]:
     if _ops.missing_cuda:
         return []
-    module = importlib.import_module("diffattn_cuda._cuda")
-    return [int(part) for part in module.architectures.split(";")]
+    architectures: str = importlib.import_module("diffattn_cuda._cuda").architectures
+    return architectures.split(";")
 
 
 def devices() -> list[Device]:
@@ -70,9 +82,12 @@ def hardware() -> dict[str, str]:
     return found
 
 
-def serving(capability: tuple[int, int], architectures: list[int]) -> Device | str:
+def serving(
+    capability: tuple[int, int], architectures: list[int], own: Sequence[int] = ()
+) -> Device | str:
     """Which of the built kernels a GPU of this compute capability runs; or why it runs none."""
     number = 10 * capability[0] + capability[1]
+    ahead = f"a forward for {_own(number)}; else " if number in own else ""
     older = [a for a in architectures if a <= number]
     if capability < OLDEST:
         return f"none: the kernels need compute capability {OLDEST[0]}.{OLDEST[1]} or later"
@@ -80,8 +95,9 @@ def serving(capability: tuple[int, int], architectures: list[int]) -> Device | s
         return f"none: they were built for {', '.join(map(_dotted, architectures))} or later"
     same_major = [a for a in older if a // 10 == capability[0]]
     if same_major:  # machine code runs on later minor versions, not on later major ones
-        return Device("", f"machine code for {_dotted(max(same_major))}")
-    return Device("", f"PTX for {_dotted(max(older))}, which the driver compiles at the first use")
+        return Device("", f"{ahead}machine code for {_dotted(max(same_major))}")
+    words = f"PTX for {_dotted(max(older))}, which the driver compiles at the first use"
+    return Device("", ahead + words)
 
 
 def _gpus() -> list[Device]:
@@ -89,7 +105,8 @@ def _gpus() -> list[Device]:
     for i in range(torch.cuda.device_count()):
         kernels: Device | str = f"none: {_ops.missing_cuda}"
         if not _ops.missing_cuda:
-            kernels = serving(torch.cuda.get_device_capability(i), cuda_architectures())
+            capability = torch.cuda.get_device_capability(i)
+            kernels = serving(capability, cuda_architectures(), own_architectures())
         served = isinstance(kernels, Device)
         words = kernels.kernels if isinstance(kernels, Device) else kernels
         found.append(Device(f"cuda:{i}", words, served))
@@ -107,6 +124,10 @@ def _instruction_sets() -> list[Device]:
 
 def _dotted(architecture: int) -> str:
     return f"{architecture // 10}.{architecture % 10}"
+
+
+def _own(architecture: int) -> str:
+    return f"{_dotted(architecture)}a"
 
 
 def _cpu_name() -> str:

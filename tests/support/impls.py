@@ -18,11 +18,12 @@ HALF = (torch.float16, torch.bfloat16)
 CUDA = {
     "saves_o2": True,
     "contains_nan_backward": False,
-    "tile": (64, 32),
     "any_page": False,
     "zero_without_keys": False,
     "divides_first": False,
 }
+# Rows and keys, by compute capability; elsewhere SMALL_TILE.
+TILES, SMALL_TILE = {"90": (128, 128)}, (64, 32)
 ALL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -78,14 +79,17 @@ def _package(
 def _cuda() -> Impl:
     if not torch.cuda.is_available():
         pytest.exit("--device cuda: this machine has no GPU", returncode=5)
-    return _package("cuda", HALF, checks_values=False, **CUDA)
+    capability = "{}{}".format(*torch.cuda.get_device_capability())
+    tile = TILES.get(capability, SMALL_TILE)
+    return _package("cuda", HALF, checks_values=False, tile=tile, **CUDA)
 
 
 def _sim(profile: str, seed: int) -> Impl:
     from . import simulator
 
     simulator.start(profile, seed)
-    return _package("cpu", HALF, checks_values=False, traces=False, **CUDA)
+    tile = TILES.get(profile.removeprefix("sm_"), SMALL_TILE)
+    return _package("cpu", HALF, checks_values=False, traces=False, tile=tile, **CUDA)
 
 
 def _reference() -> Impl:

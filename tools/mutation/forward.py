@@ -67,13 +67,13 @@ def check_training(case: Case) -> None:
     check_saved({name: x for name, x in zip(names, result, strict=True) if x.numel()}, p)
 
 
-def check_packed(impl: Impl, case: Case) -> None:
+def check_packed(impl: Impl, case: Case, times: int = 1) -> None:
     """Three sequences in one, the second without rows, against one call each."""
-    p = make_problem(case.but(batch=1, sq=70, sk=90, lam="float"))
-    ends_q, ends_k = [0, 33, 33, 70], [0, 50, 55, 90]
+    p = make_problem(case.but(batch=1, sq=70 * times, sk=90 * times, lam="float"))
+    ends_q, ends_k = ([end * times for end in ends] for ends in ([0, 33, 33, 70], [0, 50, 55, 90]))
     cu = [torch.tensor(ends, dtype=torch.int32) for ends in (ends_q, ends_k)]
     packed = [x[0] for x in (flat(p.q), flat(p.k), p.v)]
-    out = impl.varlen(*packed, 0.8, *cu, 37, 50)
+    out = impl.varlen(*packed, 0.8, *cu, 37 * times, 50 * times)
     for i in (0, 2):
         rows, keys = slice(*ends_q[i : i + 2]), slice(*ends_k[i : i + 2])
         alone = impl.func(flat(p.q[:, rows]), flat(p.k[:, keys]), p.v[:, keys], 0.8)
@@ -110,4 +110,16 @@ def _target(shape: tuple[int, int]) -> Target:
     return Target(parts, lambda impl: check_everything(impl, d, dv))
 
 
-TARGETS: dict[str, MakeTarget] = {"fwd": _target}
+def check_hopper(impl: Impl, d: int, dv: int) -> None:
+    """Also a sequence that ends in a tile that is not its first."""
+    check_everything(impl, d, dv)
+    check_packed(impl, cases(d, dv)[0], 4)
+
+
+def _hopper(shape: tuple[int, int]) -> Target:
+    d, dv = shape
+    parts = identifier("fwd_kernel"), f"bfloat16Li{d}ELi{dv}E"
+    return Target(parts, lambda impl: check_hopper(impl, d, dv), architecture=90)
+
+
+TARGETS: dict[str, MakeTarget] = {"fwd": _target, "fwd sm90": _hopper}

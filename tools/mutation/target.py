@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 class Target:
     parts: tuple[str, ...]  # of the kernel's mangled name: together they name one
     check: Callable[[Impl], None]  # raises if something is wrong
+    architecture: int = 80
 
 
 MakeTarget = Callable[[tuple[int, int]], Target]  # of a shape (d, dv)

@@ -7,14 +7,21 @@
 #include "fwd/fwd.h"
 
 namespace diffattn::cuda {
+namespace {
+
+template <class Params>
+bool takes_all(const Params&) {
+  return true;
+}
+
+}  // namespace
 
 const Kernels kSm80 = {
     "sm80",
     [](int capability) { return capability >= 80; },
-    [](const Shape&) { return true; },
-    {[](const FwdParams&) { return int64_t(0); }, sm80::fwd},
-    {sm80::bwd_workspace, sm80::bwd},
-    {sm80::decode_workspace, sm80::decode},
+    {takes_all, {[](const FwdParams&) { return int64_t(0); }, sm80::fwd}},
+    {takes_all, {sm80::bwd_workspace, sm80::bwd}},
+    {takes_all, {sm80::decode_workspace, sm80::decode}},
 };
 
 }  // namespace diffattn::cuda
