@@ -181,6 +181,8 @@ def diff_flash_attn_backward(
         True
     """
     packed = cu_seqlens_q is not None
+    for name, given in (("dout", dout), ("o", o), ("lse", lse)):
+        arguments.require_tensor(name, given)
     arguments.check_tensors(
         q, dout=dout, k=k, v=v, lam=lam, o=o, lse=lse, dlse=dlse, norm_weight=norm_weight,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
@@ -194,9 +196,10 @@ def diff_flash_attn_backward(
             _check_shape(name, t, (*batch, nheads, maps, seqlen_q), o.dtype)
     _check_shape("dout", dout, (*batch, seqlen_q, nheads, v.shape[-1]), q.dtype)
 
+    of_rows = arguments.expand_lambda(lam, heads)
+    arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
     do, dlam, dweight = gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
-    do = do.to(q.dtype)
-    lam = arguments.expand_lambda(lam, heads)
+    do, lam = do.to(q.dtype), of_rows
     dlse = None if dlse is None else dlse.movedim(-2, 0)
     gradients = ops.kernels.bwd_partial(
         do, gradient_of_lse(do, o, lam, dlse), heads, keys, v, lam,
@@ -227,7 +230,7 @@ def gradients_of_combination(
         copies = (t.clone() if t.is_inference() else t.detach() for t in given)
         leaves = [t.requires_grad_() for t in copies]
         inputs = iter(leaves[1:])
-        lam = next(inputs) if isinstance(lam, Tensor) else lam
+        lam = next(inputs).to(o.dtype) if isinstance(lam, Tensor) else lam
         norm_weight = None if norm_weight is None else next(inputs)
         out = combine_components(leaves[0], lam, norm_weight, norm_eps, out_scale)
         gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))

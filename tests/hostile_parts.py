@@ -7,6 +7,7 @@ reference, and what is asked here is that no call ends the process or passes unn
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 import diffattn_cuda
 from diffattn_cuda import combine_components, diff_flash_attn_backward, merge_components, reference
 
-_OF_THE_WHOLE = ("norm_weight", "norm_eps", "out_scale")  # λ too, but it may be given
+_OF_THE_WHOLE = ("norm_weight", "norm_eps", "out_scale", "lam")
 
 
 def apart(call: Call) -> Arguments:
@@ -32,30 +33,38 @@ def _apart(args: Arguments) -> Arguments:
     return kept | {"return_lse": False, "return_components": True}
 
 
-def function(ours: bool, **args: Any) -> Any:
-    """Dense, or packed where there are cu_seqlens."""
-    where: Any = diffattn_cuda if ours else reference
-    packing = {"cu_seqlens_q", "cu_seqlens_k"} & {*args}
-    name = "diff_flash_attn_varlen_func" if packing else "diff_flash_attn_func"
-    return getattr(where, name)(**args)
+def _function(where: Any, **args: Any) -> Any:
+    """Dense, packed where there are cu_seqlens, of a cache where there is one."""
+    name = "diff_flash_attn_func"
+    if {"cu_seqlens_q", "cu_seqlens_k"} & {*args}:
+        name = "diff_flash_attn_varlen_func"
+    if {"k_cache", "v_cache"} & {*args}:
+        name = "diff_flash_attn_with_kvcache"
+    return getattr(where, name)(**args, lam=None)
 
 
 def raw_components(call: Call) -> Arguments:
     args = raw_fwd(call)
-    return {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "lam", "training")}
+    return {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
 
 
 def raw_decode_components(call: Call) -> Arguments:
     args = raw_decode(call)
-    return {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "lam")}
+    return {n: x for n, x in args.items() if n not in _OF_THE_WHOLE}
 
 
 def raw_bwd_partial(call: Call) -> Arguments:
     args = raw_fwd(call)
+    lam = args["lam"]
     args = {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
-    o, lse = torch.ops.diffattn.components(**{n: x for n, x in args.items() if n != "lam"})
+    o, lse = torch.ops.diffattn.components(**args)
     dout = call.randn(*o.shape[:-2], o.shape[-1]).to(args["q"].dtype)
-    return {"dout": dout, "dlse": call.randn(*lse.shape).to(lse.dtype), "lse": lse} | args
+    return {
+        "dout": dout,
+        "dlse": call.randn(*lse.shape).to(lse.dtype),
+        "lse": lse,
+        "lam": lam,
+    } | args
 
 
 def merged(call: Call) -> Arguments:
@@ -88,11 +97,11 @@ def combined(call: Call) -> Arguments:
 
 
 def part(call: Call) -> Arguments:
-    """The backward of a whole problem as one part, without keys of its own masked away."""
+    """The backward of a whole problem as its only part."""
     args = dense(call)
     for name in ("return_lse", "deterministic"):
         del args[name]
-    kept = {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "lam")}
+    kept = {n: x for n, x in args.items() if n not in _OF_THE_WHOLE}
     o, lse = diffattn_cuda.diff_flash_attn_func(**kept, lam=None, return_components=True)
     dout: Tensor = call.randn(*o.shape[:-2], o.shape[-1]).to(args["q"].dtype)
     return {"dout": dout, "o": o, "lse": lse} | args
@@ -108,13 +117,11 @@ LEGAL = {
     "combine": combined,
     "part": part,
 }
+_BOTH = partial(_function, diffattn_cuda), partial(_function, reference)
 # Ours, and what the answer in fp64 is compared with.
 PUBLIC = {
-    "components": (lambda **a: function(True, **a), lambda **a: function(False, **a)),
-    "kvcache components": (
-        diffattn_cuda.diff_flash_attn_with_kvcache,
-        reference.diff_flash_attn_with_kvcache,
-    ),
+    "components": _BOTH,
+    "kvcache components": _BOTH,
     "merge": (merge, merge),
     "combine": (combine_components, combine_components),
     "part": (diff_flash_attn_backward, diff_flash_attn_backward),

@@ -52,10 +52,10 @@ def make(seed: int, index: int) -> Call:
             call.must_refuse.pop(what, None)  # the module never gets it
     call.legal &= call.context in hostile_run.HARMLESS
     call.comparable &= call.context != "autocast"
-    derived = call.context in ("jvp", "dual", "grad", "vmap")
-    call.comparable &= not (
-        call.target in ("raw bwd", "raw bwd_partial", "part") and derived
-    )  # nor has the reference a backward
+    transformed = call.context in ("jvp", "dual", "grad", "vmap")  # of a backward there is none
+    call.comparable &= not (call.target == "raw bwd" and transformed)
+    of_a_part = call.target in ("raw bwd_partial", "part")
+    call.comparable &= not (of_a_part and (transformed or call.context == "backward"))
     return call
 
 
@@ -97,7 +97,7 @@ def _judge_error(call: Call, error: Exception, touched: list[str]) -> Verdict:
         return Verdict("refused", detail)
     if not first or len(first) > LONGEST_LINE:
         return Verdict("error of no use", detail)
-    names = [*call.args, *RINGS, "page_size", "rotary_dim"]
+    names = [*call.args, *RINGS, "page_size", "rotary_dim", "lam"]
     if call.target in MODULES:
         names += ["x", "rel_pos", "cache", "cache_seqlens", "rotary_cos", "rotary_sin", *CACHES]
     named = any(re.search(rf"\b{re.escape(name)}\b", message) for name in names)

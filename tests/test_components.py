@@ -33,6 +33,7 @@ CASES = [
     Case(sq=17, sk=33, d=40, dv=40, heads=3, heads_k=3, scale=-0.2, lam="negative"),
     Case(sq=33, sk=40, d=8, dv=16, lam="scalar", causal=True),
     Case(sq=33, sk=40, d=72, dv=144, heads_k=2, lam="zero", norm="plain"),
+    Case(sq=33, sk=40, d=16, dv=16, lam="narrow", norm="affine"),
 ]
 EVERY_CASE = pytest.mark.parametrize("base", CASES, ids=str)  # its dtype is another parameter
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=short)
@@ -349,5 +350,14 @@ def test_wrong_arguments_are_refused(impl: Impl) -> None:
         combine_components(o, torch.rand(3))
     with refuses("norm_weight has shape"):
         combine_components(o, 0.8, torch.ones(7), 1e-5)
+    result = p.dout, p.q, p.k, p.v
+    o_of_p, lse_of_p = components(impl, p)
+    with refuses("lse is NoneType"):
+        diff_flash_attn_backward(*result, 0.8, o_of_p, None)  # type: ignore[arg-type]
+    with refuses("lam has dtype torch.int64"):
+        diff_flash_attn_backward(*result, torch.tensor(1, device=impl.device), o_of_p, lse_of_p)
+    with refuses("norm_weight has dtype torch.int64"):
+        weight = torch.ones(p.v.shape[-1], dtype=torch.int64, device=impl.device)
+        diff_flash_attn_backward(*result, 0.8, o_of_p, lse_of_p, norm_weight=weight, norm_eps=1e-5)
     with refuses("out_dtype is"):
         combine_components(o, 0.8, out_dtype=torch.int32)
