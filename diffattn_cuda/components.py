@@ -223,20 +223,24 @@ def gradients_of_combination(
     norm_eps: float | None,
     out_scale: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of O1 (O2's is −λ times that), λ and the norm weight."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # Autograd records no inference tensor, but a copy of it made here.
-        given = [t for t in (o, lam, norm_weight) if isinstance(t, Tensor)]
-        copies = (t.clone() if t.is_inference() else t.detach() for t in given)
-        leaves = [t.requires_grad_() for t in copies]
-        inputs = iter(leaves[1:])
-        lam = next(inputs).to(o.dtype) if isinstance(lam, Tensor) else lam
-        norm_weight = None if norm_weight is None else next(inputs)
-        out = combine_components(leaves[0], lam, norm_weight, norm_eps, out_scale)
-        gradients = iter(torch.autograd.grad(out, leaves, dout.to(out.dtype)))
-    do = next(gradients)[..., 0, :]
-    dlam = next(gradients) if isinstance(lam, Tensor) else None
-    return do, dlam, None if norm_weight is None else next(gradients)
+    """Of O1 (O2's is −λ times that), λ and the norm weight: what autograd would do.
+
+    Written out, because autograd does not run under inference mode, nor inside a compiled backward.
+    """
+    signal, noise = o.unbind(-2)
+    of_rows = arguments.expand_lambda(lam.to(o.dtype) if isinstance(lam, Tensor) else lam, o)
+    do, dweight = dout.to(o.dtype) * out_scale, None
+    if norm_eps is not None:
+        difference = signal - of_rows[..., None] * noise
+        rstd = torch.rsqrt(difference.square().mean(-1, keepdim=True) + norm_eps)
+        normed = difference * rstd
+        if norm_weight is not None:
+            dweight = (do * normed).flatten(0, -2).sum(0).to(norm_weight.dtype)
+            do = do * norm_weight.to(o.dtype)
+        do = rstd * (do - normed * (do * normed).mean(-1, keepdim=True))
+    if not isinstance(lam, Tensor):
+        return do, None, dweight
+    return do, -(do * noise).sum(-1).sum_to_size(lam.shape).to(lam.dtype), dweight
 
 
 def gradient_of_lse(do: Tensor, o: Tensor, lam: Tensor, dlse: Tensor | None) -> Tensor:

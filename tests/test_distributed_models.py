@@ -95,6 +95,28 @@ def test_the_example_under_torchrun(tmp_path: Path) -> None:
     assert last < first - 0.5
 
 
+def compiled(mode: str) -> list[tuple[Tensor, Tensor]]:
+    """In a rank: output and gradients, each plain and of one graph."""
+    mesh = mesh_of(4)
+    leaves = [distributed.shard(x, mesh, 1, mode).requires_grad_() for x in inputs()[:3]]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return distributed.attention(q, k, v, 0.8, mesh, mode, causal=True, norm_eps=1e-5)
+
+    results = []
+    for function in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+        out = function(*leaves)
+        results.append((out.detach(), *torch.autograd.grad(out.square().sum(), leaves)))
+    return list(zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("mode", distributed.MODES)
+def test_one_graph_for_the_compiler(ranks: Ranks, mode: str) -> None:
+    for answers in ranks.run(compiled, mode):
+        for plain, graphed in answers:
+            torch.testing.assert_close(graphed, plain)
+
+
 def layer(kind: type[nn.Module]) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     attn: Any = (
