@@ -104,7 +104,7 @@ def gradients_of_components(
     """dq, dk and dv in fp32 (fp64 for fp64), from those of the components' op's results.
 
     Each map has a gradient of its own, so the kernel runs once per map, on a problem whose two maps
-    are both this one, with λ = 0: its second map adds nothing.
+    are both this one, with λ = 0: its second map adds nothing, and the CPU leaves it out.
     """
     do = do.to(q.dtype)
     less_d = -ops.sums_over_columns(do.to(o.dtype) * o)

@@ -18,9 +18,11 @@ from support.threads import threads
 from torch import Tensor
 
 from diffattn_cuda import (
+    arguments,
     combine_components,
     diff_flash_attn_backward,
     merge_components,
+    ops,
     reference,
 )
 
@@ -199,6 +201,29 @@ def test_each_maps_own_gradient(impl: Impl, base: Case, dtype: torch.dtype) -> N
                                        dtype not in HALF)  # fmt: skip
             size = exact[name].norm(dim=-1)
             enforce(judge(f"d{name}", got[name], exact[name], squares, size, GRADIENT))
+
+
+@EVERY_DTYPE
+def test_a_map_that_adds_nothing_is_left_out(dtype: torch.dtype) -> None:
+    """On the CPU, which saves its flop: a NaN in it reaches nothing. The rows are two blocks."""
+    p = make_problem(Case(sq=100, sk=70, heads=4, heads_k=2, dtype=dtype, lam="zero"))
+    q = torch.stack((p.q[..., 0, :], torch.full_like(p.q[..., 0, :], torch.nan)), -2)
+    o, lse = reference.diff_flash_attn_func(p.q, p.k, p.v, None, return_components=True)
+    lam = torch.zeros(p.q.shape[:3], dtype=wide(dtype))
+
+    def gradients(q: Tensor, lam: Tensor) -> tuple[Tensor, ...]:
+        dlse = torch.zeros_like(lse).movedim(-2, 0).contiguous()
+        options = 0, 0, p.softmax_scale(), -1, -1, 0, arguments.ALL_STREAM, False
+        return ops.kernels.bwd_partial(p.dout, dlse, q, p.k, p.v, lam, lse.movedim(-2, 0), None,
+                                       None, *options)  # fmt: skip
+
+    dq, dk, dv = gradients(q, lam)
+    assert bool((dq[..., 1, :] == 0).all()) and bool((dk[..., 1, :] == 0).all())
+    of_both = gradients(p.q, lam + 1e-30)
+    assert torch.equal(dq[..., 0, :], of_both[0][..., 0, :])
+    assert torch.equal(dk[..., 0, :], of_both[1][..., 0, :])
+    assert torch.equal(dv, of_both[2])
+    assert bool(gradients(q, lam + 1)[0].isnan().any())
 
 
 @pytest.mark.parametrize("norm", ["none", "plain", "affine"])

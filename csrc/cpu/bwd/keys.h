@@ -28,6 +28,7 @@ struct GradBlock {
   Buffer<C> panel;    // [3][keys][lanes]
   Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
   Range rows;
+  int maps = 2;      // 1 where the noise's gives nothing
   KeyBlocks blocks;  // none where there is nothing to add
 
   // keys: the most that its blocks have, in whole blocks
@@ -67,7 +68,7 @@ void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlo
     const bool mine = mask.interval_of(key) == to.interval;
     seen[m] = mine ? meet(mask.rows_of({key, key + 1}), block.rows) : Range{0, 0};
   }
-  for (int c = 0; c < 2; ++c)
+  for (int c = 0; c < block.maps; ++c)
     product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c].data, block.lanes, 1},
                            {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
                            {grads.k_rows[c] + place * ldk, ldk});

@@ -54,20 +54,22 @@ class BackwardRows {
         visible_(mask_, rows.rows, block.lanes) {
     block.rows = rows.rows;
     block.blocks = visible_.blocks;
+    load_statistics();
+    block.maps = noise_counts() ? 2 : 1;
     load_queries();
     load_gradients(dweight);
-    load_statistics();
   }
 
   // With grads, the second half follows at once, block of keys by block of keys, and what it reads never
   // leaves the cache; without, it is left in the panels.
   void run(const Gradients<C>* grads) {
-    visible_.blocks.for_each([&](const KeyBlock& keys) { recompute(keys); });
+    visible_.blocks.for_each(
+        [&](const KeyBlock& keys) { maps() == 2 ? recompute<2>(keys) : recompute<1>(keys); });
     finish_sums();
     __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
     visible_.blocks.for_each([&](const KeyBlock& keys) {
       const KeyPanels<T> to = in_place<P>(grads ? of_one_block() : panels(keys));
-      score_gradients(keys, to);
+      maps() == 2 ? score_gradients<2>(keys, to) : score_gradients<1>(keys, to);
       accumulate_dq(keys, to);
       if (grads) accumulate_keys(p_, mask_, block_, to, keys, *grads);
     });
@@ -80,6 +82,7 @@ class BackwardRows {
   int64_t ldq() const { return leading<C>(d()); }
   int64_t ldv() const { return leading<C>(dv()); }
   int64_t lanes() const { return block_.lanes; }
+  int maps() const { return block_.maps; }
   int64_t count() const { return block_.rows.size(); }
   int64_t row(int64_t r) const { return block_.rows.begin + r; }
   KeyPanels<C> panels(const KeyBlock& keys) const {
@@ -88,7 +91,7 @@ class BackwardRows {
   KeyPanels<C> of_one_block() const { return {x_.block, kKeys * lanes(), lanes()}; }
 
   void load_queries() {
-    for (int c = 0; c < 2; ++c) {
+    for (int c = 0; c < maps(); ++c) {
       cpu::load_queries(p_.dtype, p_.maps[c].q, rows_, d(), x_.natural.get());
       transpose<P>(x_.natural, count(), lanes(), d(), x_.query + c * lanes() * d() / P::kPer);
       steps_of_rows<P>(x_.natural, count(), d(), block_.q + c * lanes() / P::kPer * ldq());
@@ -127,6 +130,16 @@ class BackwardRows {
     }
   }
 
+  // Whether the noise map gives anything. Where D2 is known (partial), a λ of 0 without a gradient of its LSE says
+  // that dS2 is 0, and A is P1: so each map of components gets a backward of its own, for 14d flop per pair.
+  bool noise_counts() const {
+    if (!p_.partial) return true;
+    const View& dlse = p_.map_grads[1].dlse;
+    for (int64_t r = 0; r < count(); ++r)
+      if (x_.lam[r] != 0 || number<C>(dlse, rows_.offset(dlse, row(r))) != 0) return true;
+    return false;
+  }
+
   // A score exceeds the LSE by rounding only. Beyond 2^24, where an fp32 LSE has lost log(sum), that is
   // whole units, and P would exceed 1, or overflow. A NaN passes.
   static V at_most_zero(V x) {
@@ -135,13 +148,14 @@ class BackwardRows {
   }
 
   // P1, P2, dP of a block of keys, and its part of D1 and D2.
+  template <int kMaps>
   void recompute(const KeyBlock& block) {
     const int64_t n = block.keys.size(), place = kv_.place(block);
     const KeyPanels<C> scores = of_one_block(), of_keys = panels(block);
     const Panel<C> dout_v = of_keys[2];
     const Tile seen = x_.mask.set(visible_, lanes(), block);
     const int64_t k_steps = d() / P::kPer, ldk = leading<C>(k_steps);
-    for (int c = 0; c < 2; ++c)
+    for (int c = 0; c < kMaps; ++c)
       product_to_panel<P>(n, k_steps, {kv_.k_rows[c] + place * ldk, ldk, 1},
                           x_.query + c * lanes() * k_steps, x_.mask.seen,
                           score_factor<C>(p_.softmax_scale), scores[c]);
@@ -149,32 +163,37 @@ class BackwardRows {
     product_to_panel<P>(n, v_steps, {kv_.v_rows + place * ld, ld, 1}, x_.dout.get(), x_.mask.seen,
                         1, dout_v);
     if (seen != Tile::full) {
-      for (int c = 0; c < 2; ++c) x_.mask.hide(scores[c], -kInf<C>);
+      for (int c = 0; c < kMaps; ++c) x_.mask.hide(scores[c], -kInf<C>);
       x_.mask.hide(dout_v, C(0));
     }
-    const C *s1 = scores[0].data, *s2 = scores[1].data, *dp = dout_v.data;
-    C *p1 = of_keys[0].data, *p2 = of_keys[1].data;
+    const C *from[kMaps], *dp = dout_v.data;
+    C* to[kMaps];
+    for (int c = 0; c < kMaps; ++c) {
+      from[c] = scores[c].data;
+      to[c] = of_keys[c].data;
+    }
     for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>) {
       const Range keys = x_.mask.seen[r0 / NR<C>];
-      V d1[NV] = {}, d2[NV] = {};
+      V sums[kMaps][NV] = {};
       for (int64_t i = keys.begin * lanes() + r0; i < keys.end * lanes(); i += lanes()) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) {
           const int64_t at = i + v * S::W, r = r0 + v * S::W;
-          const V e1 = exp2<C>(at_most_zero(S::load(s1 + at) - S::load(x_.lse[0] + r)));
-          const V e2 = exp2<C>(at_most_zero(S::load(s2 + at) - S::load(x_.lse[1] + r)));
+          V e[kMaps];
+          for (int c = 0; c < kMaps; ++c)
+            e[c] = exp2<C>(at_most_zero(S::load(from[c] + at) - S::load(x_.lse[c] + r)));
           const V g = S::load(dp + at);
-          S::store(p1 + at, e1);
-          S::store(p2 + at, e2);
-          d1[v] += e1 * g;
-          d2[v] += e2 * g;
+          for (int c = 0; c < kMaps; ++c) {
+            S::store(to[c] + at, e[c]);
+            sums[c][v] += e[c] * g;
+          }
         }
       }
-      for (int v = 0; v < NV; ++v) {
-        const int64_t r = r0 + v * S::W;
-        S::store(x_.dsum[0] + r, S::load(x_.dsum[0] + r) + d1[v]);
-        S::store(x_.dsum[1] + r, S::load(x_.dsum[1] + r) + d2[v]);
-      }
+      for (int c = 0; c < kMaps; ++c)
+        for (int v = 0; v < NV; ++v) {
+          C* const sum = x_.dsum[c] + r0 + v * S::W;
+          S::store(sum, S::load(sum) + sums[c][v]);
+        }
     }
   }
 
@@ -197,19 +216,22 @@ class BackwardRows {
     }
   }
 
-  // dS1, dS2 and A of a vector of lanes of one key.
+  // dS1, dS2 and A of a vector of lanes of one key. Of one map there is no dS2, and A is P1.
   struct ScoreGradient {
     V each[3];
   };
+  template <int kMaps>
   ScoreGradient score_gradient(const KeyPanels<C>& panels, int64_t key, int64_t r) const {
     const C scale = C(p_.softmax_scale);
-    const V lam = S::load(x_.lam + r);
-    const V sum1 = S::load(x_.dsum[0] + r), sum2 = S::load(x_.dsum[1] + r);
-    const V e1 = S::load(panels[0][key] + r), e2 = S::load(panels[1][key] + r);
+    const V sum1 = S::load(x_.dsum[0] + r), e1 = S::load(panels[0][key] + r);
     const V g = S::load(panels[2][key] + r);
+    if constexpr (kMaps == 1) return {{scale * e1 * (g + sum1), V{}, e1}};
+    const V lam = S::load(x_.lam + r), sum2 = S::load(x_.dsum[1] + r);
+    const V e2 = S::load(panels[1][key] + r);
     return {{scale * e1 * (g + sum1), scale * e2 * (sum2 - lam * g), e1 - lam * e2}};
   }
 
+  template <int kMaps>
   void score_gradients(const KeyBlock& block, const KeyPanels<T>& to) {
     const int64_t n = block.keys.size();
     const KeyPanels<C> from = panels(block);
@@ -217,13 +239,14 @@ class BackwardRows {
       for (int64_t key = 0; key < n; key += P::kPer)
 #pragma GCC unroll 2
         for (int64_t r = r0; r < r0 + NR<C>; r += S::W) {
-          const ScoreGradient first = score_gradient(from, key, r);
+          const ScoreGradient first = score_gradient<kMaps>(from, key, r);
           if constexpr (P::kPer == 1) {
-            for (int i = 0; i < 3; ++i) S::store(to[i][key] + r, first.each[i]);
+            for (int i = 0; i < 3; i += 3 - kMaps) S::store(to[i][key] + r, first.each[i]);
           } else {
             const bool whole = key + 1 < n;
-            const auto second = whole ? score_gradient(from, key + 1, r) : ScoreGradient{};
-            for (int i = 0; i < 3; ++i) store_pairs(to[i], i, key, r, whole, first, second);
+            const auto second = whole ? score_gradient<kMaps>(from, key + 1, r) : ScoreGradient{};
+            for (int i = 0; i < 3; i += 3 - kMaps)
+              store_pairs(to[i], i, key, r, whole, first, second);
           }
         }
   }
@@ -245,7 +268,7 @@ class BackwardRows {
     const int64_t j = block.keys.begin;
     Range seen[kMostRows];
     for (int64_t r = 0; r < count(); ++r) seen[r] = visible_.in_block(r, block);
-    for (int c = 0; c < 2; ++c)
+    for (int c = 0; c < maps(); ++c)
       product_over_ranges<P>(count(), d(), seen, j,
                              {P::kPer == 1 ? panels[c].data : pairs_of_keys(c), 1, lanes()},
                              {kv_.k_steps[c] + kv_.place(block) / P::kPer * ldq(), 0, ldq()},
