@@ -274,9 +274,10 @@ def test_a_backward_of_parts(impl: Impl, base: Case, dtype: torch.dtype, cuts: l
     assert all(torch.equal(x, dlam[0]) for x in dlam)
 
 
-def test_a_backward_of_packed_sequences(impl: Impl) -> None:
+def test_a_backward_of_packed_sequences(impl: Impl, d: int = 32) -> None:
     """As the dense one of each sequence, to the bit; flat heads; without dlse, weight, tensor λ."""
-    p = make_problem(Case(batch=1, sq=40, sk=40, dtype=impl.dtypes[0], causal=True), impl.device)
+    case = Case(batch=1, sq=40, sk=40, d=d, dv=2 * d, dtype=impl.dtypes[0], causal=True)
+    p = make_problem(case, impl.device)
     cu = torch.tensor([0, 7, 40], dtype=torch.int32, device=impl.device)
     q, k, v, dout = flat(p.q)[0], flat(p.k)[0], p.v[0], p.dout[0]
     packing = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": 33, "max_seqlen_k": 33}

@@ -62,7 +62,7 @@ def check_parts(impl: Impl) -> None:
     _, windowed, _, *others = cases()
     for case in (windowed, *others):
         test_a_backward_of_parts(impl, case.but(window=(-1, -1)), BF16, [20, 3])
-    test_a_backward_of_packed_sequences(replace(impl, dtypes=(BF16,)))
+    test_a_backward_of_packed_sequences(replace(impl, dtypes=(BF16,)), 64)
 
 
 def check_everything(impl: Impl) -> None:
