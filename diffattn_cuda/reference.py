@@ -27,7 +27,7 @@ def diff_flash_attn_func(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     softmax_scale: float | None = None,
     causal: bool = False,
     window_size: Window = (-1, -1),
@@ -67,6 +67,8 @@ def diff_flash_attn_func(
     if return_components:
         o = (p.to(v.dtype) @ v).to(p.dtype)  # (2, b, h, sq, dv)
         return o.permute(1, 3, 2, 0, 4), lse.permute(1, 2, 0, 3)
+    if lam is None:
+        raise TypeError("lam is None, accepted: a number or a tensor; None with return_components")
     p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
     out = (p_diff.to(v.dtype) @ v).to(p.dtype)  # (b, h, sq, dv)
     out = out.masked_fill(empty[..., None], 0.0).transpose(1, 2)  # also where λ is NaN
@@ -82,7 +84,7 @@ def diff_flash_attn_varlen_func(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     max_seqlen_q: int,
@@ -135,7 +137,7 @@ def diff_flash_attn_with_kvcache(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    lam: Lambda,
+    lam: Lambda | None,
     k: Tensor | None = None,
     v: Tensor | None = None,
     rotary_cos: Tensor | None = None,

@@ -66,7 +66,7 @@ def attend_by_kind(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    lam: float | Tensor,
+    lam: float | Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
     k_stream: Tensor,
@@ -120,7 +120,7 @@ def attend_by_kind(
 def _from_cache(
     attend: Callable[..., Any],
     q: Tensor,
-    lam: float | Tensor,
+    lam: float | Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
     k_cache: Tensor,
@@ -136,7 +136,7 @@ def _from_cache(
 def _from_ring(
     attend: Callable[..., Any],
     q: Tensor,
-    lam: float | Tensor,
+    lam: float | Tensor | None,
     k: Tensor | None,
     v: Tensor | None,
     k_stream: Tensor,

@@ -280,7 +280,8 @@ def test_a_backward_of_packed_sequences(impl: Impl, d: int = 32) -> None:
     p = make_problem(case, impl.device)
     cu = torch.tensor([0, 7, 40], dtype=torch.int32, device=impl.device)
     q, k, v, dout = flat(p.q)[0], flat(p.k)[0], p.v[0], p.dout[0]
-    packing = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": 33, "max_seqlen_k": 33}
+    packing: dict[str, Any] = {"cu_seqlens_q": cu, "cu_seqlens_k": cu}
+    packing |= {"max_seqlen_q": 33, "max_seqlen_k": 33}
     o, lse = impl.varlen(q, k, v, None, **packing, causal=True, return_components=True)
     got = diff_flash_attn_backward(
         dout, q, k, v, 0.8, o, lse, **packing, causal=True, deterministic=True
@@ -288,10 +289,9 @@ def test_a_backward_of_packed_sequences(impl: Impl, d: int = 32) -> None:
     assert [x.shape for x in got[:3]] == [q.shape, k.shape, v.shape] and got[3:] == (None, None)
     assert all(x.dtype == q.dtype for x in got[:3])
     for rows in (slice(0, 7), slice(7, 40)):
-        one = diff_flash_attn_backward(
-            *(x[None, rows] for x in (dout, q, k, v)), 0.8, o[None, rows], lse[None, ..., rows],
-            causal=True, deterministic=True,
-        )  # fmt: skip
+        dense = (dout[None, rows], q[None, rows], k[None, rows], v[None, rows])
+        statistics = (o[None, rows], lse[None, ..., rows])
+        one = diff_flash_attn_backward(*dense, 0.8, *statistics, causal=True, deterministic=True)
         for x, y in zip(got[:3], one[:3], strict=True):
             assert torch.equal(x[rows], y[0])
 
@@ -302,9 +302,12 @@ def test_a_backward_under_inference_mode(impl: Impl) -> None:
     p = make_problem(case, impl.device)
 
     def gradients() -> tuple[Tensor | None, ...]:
-        tensors = [x.clone() for x in (p.dout, p.q, p.k, p.v, p.lam)]  # type: ignore[union-attr]
-        o, lse = impl.func(*tensors[1:4], None, return_components=True)
-        return diff_flash_attn_backward(*tensors, o, lse, **epilogue(p), deterministic=True)
+        assert isinstance(p.lam, Tensor)
+        dout, q, k, v, lam = (x.clone() for x in (p.dout, p.q, p.k, p.v, p.lam))
+        o, lse = impl.func(q, k, v, None, return_components=True)
+        return diff_flash_attn_backward(
+            dout, q, k, v, lam, o, lse, **epilogue(p), deterministic=True
+        )
 
     with torch.inference_mode():
         inside = gradients()
@@ -341,8 +344,8 @@ def test_lambdas_and_weights_gradients_are_in_fp32() -> None:
     lam, weight = torch.tensor(0.8, requires_grad=True), torch.ones(16, requires_grad=True)
     out = combine_components(o, lam, weight, 1e-5, out_dtype=torch.bfloat16)
     out.backward(torch.ones_like(out))
-    exact = [x.detach().double().requires_grad_() for x in (lam, weight)]
-    combine_components(o.double(), *exact, 1e-5).sum().backward()
+    exact = tuple(x.detach().double().requires_grad_() for x in (lam, weight))
+    combine_components(o.double(), exact[0], exact[1], 1e-5).sum().backward()
     for got, wanted in zip((lam, weight), exact, strict=True):
         assert got.grad is not None and wanted.grad is not None and got.grad.dtype == torch.float32
         torch.testing.assert_close(got.grad.double(), wanted.grad, rtol=1e-4, atol=1e-2)

@@ -128,9 +128,9 @@ def test_sequences_of_many_lengths(
         lam = p.lam[row] if isinstance(p.lam, Tensor) and p.lam.dim() == 3 else p.lam
         part = p.but(q=p.q[row], k=p.k[row, keys], v=p.v[row, keys], dout=p.dout[row], lam=lam)
         check_answer(out[row], lse[:, row], part)
-    for row in (2, 4):  # of no sequence
-        assert torch.equal(rings.k_stream[row].isnan(), before[0][row].isnan())
-        assert bool(rings.v_stream[row].isnan().all())
+    for free in (2, 4):  # rows of no sequence
+        assert torch.equal(rings.k_stream[free].isnan(), before[0][free].isnan())
+        assert bool(rings.v_stream[free].isnan().all())
 
 
 def back(rings: Rings, sequence: int, keys: int, rows: int, pad: int) -> None:
