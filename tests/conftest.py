@@ -60,7 +60,7 @@ def sim(impl: Impl) -> Any:
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
     """Four processes that talk by gloo."""
-    pool = Ranks(4, seconds=60)
+    pool = Ranks(4, seconds=240)  # of a machine that does other things meanwhile
     yield pool
     pool.close()
 

@@ -373,7 +373,7 @@ def with_a_dead_neighbour() -> tuple[str, float]:
 
 
 def test_a_rank_that_dies_is_an_error_of_the_others() -> None:
-    pool = Ranks(4, seconds=20)
+    pool = Ranks(4, seconds=60)
     try:
         answers = pool.answers(with_a_dead_neighbour)
     finally:
@@ -381,4 +381,4 @@ def test_a_rank_that_dies_is_an_error_of_the_others() -> None:
     assert answers[1] == answers[3] == GONE
     for message, seconds in (answers[0], answers[2]):
         assert "gloo" in message.lower() or "connection" in message.lower()
-        assert seconds < 25
+        assert seconds < pool.seconds + 5
