@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffattn_cuda.nn import KVCache, MultiheadDiffAttn, rotary_tables
+from diffattn_cuda.nn import KVCache, MultiheadDiffAttn, StreamingKVCache, rotary_tables
+
+Caches = list[KVCache] | list[StreamingKVCache]  # one per block
 
 
 class SwiGLU(nn.Module):
@@ -30,7 +34,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(dim, eps=1e-5)
         self.mlp = SwiGLU(dim, 8 * dim // 3 // 16 * 16)
 
-    def forward(self, x: Tensor, rel_pos: tuple[Tensor, Tensor], cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rel_pos: tuple[Tensor, Tensor], cache: Any) -> Tensor:
         x = x + self.attn(self.attn_norm(x), rel_pos, cache)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -71,7 +75,7 @@ class DiffLM(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, caches: Caches | None = None) -> Tensor:
         """tokens (batch, seqlen) → logits (batch, seqlen, vocab); caches: one per block."""
         x = self.embed(tokens)
         for i, block in enumerate(self.blocks):
@@ -96,13 +100,15 @@ class DiffLM(nn.Module):
         new_tokens: int,
         temperature: float = 0.0,
         cache_dtype: torch.dtype | None = None,
+        caches: Caches | None = None,
     ) -> Tensor:
         """Continue prompt (batch, seqlen) by new_tokens; temperature 0 takes the likeliest one.
 
         The prompt fills the caches in one forward; each further token is one forward of length 1.
         cache_dtype: what the projections give under autocast; default the weights' dtype.
+        caches: empty ones, one per block; default those of make_caches.
         """
-        caches = self.make_caches(prompt.shape[0], cache_dtype)
+        caches = self.make_caches(prompt.shape[0], cache_dtype) if caches is None else caches
         tokens, new = prompt, prompt
         for _ in range(new_tokens):
             logits = self(new, caches)[:, -1].float()  # (batch, vocab)

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from diffattn_cuda import duo
+from diffattn_cuda.nn import StreamingKVCache
 
 SINK, RECENT = 16, 64
 KEYS, SYMBOLS = 3, 8  # in a prompt; of a key
@@ -89,12 +90,18 @@ def patterns(alpha: Tensor, scores: Tensor, seed: int) -> Iterator[tuple[str, Te
     yield "all streaming", torch.zeros_like(alpha, dtype=torch.bool)
 
 
+def make_caches(model: DiffLM, batch: int, capacity: int) -> list[StreamingKVCache]:
+    """A ring for each head that streams, of its sinks and window; the rest keeps the context."""
+    return [layer.make_cache(batch, capacity, max_new=1) for layer in model.attention_layers()]
+
+
 def exact_matches(model: DiffLM, tokens: Tensor) -> float:
     """Share of prompts whose last question is answered: a prefill, then a step per symbol."""
     right = []
     for rows in tokens.split(50):
         prompt, answer = rows[:, : -SYMBOLS - 1], rows[:, -SYMBOLS - 1 : -1]
-        written = model.generate(prompt, SYMBOLS)[:, -SYMBOLS:]
+        caches = make_caches(model, len(rows), tokens.shape[1])
+        written = model.generate(prompt, SYMBOLS, caches=caches)[:, -SYMBOLS:]
         right.append((written == answer).all(1))
     return torch.cat(right).float().mean().item()
 
@@ -143,29 +150,25 @@ def print_report(results: dict[str, tuple[float, float]]) -> None:
         print(f"| {name} | {match:.3f} | {share:.2f} | {loss:.3f} ({loss - full_loss:+.3f}) |")
 
 
-def cache_bytes(pattern: Tensor, length: int) -> int:
-    """K and V in fp32 where a streaming head keeps its sinks and window, not the context."""
-    per_token = 4 * 4 * (WIDTH // HEADS // 2)  # K1, K2, and V of twice the width
-    full, streaming = int(pattern.sum()), int((~pattern).sum())
-    return per_token * (full * length + streaming * min(length, SINK + RECENT))
-
-
 @torch.inference_mode()
-def decode_times(
+def decoding(
     model: DiffLM, choices: dict[str, Tensor], lengths: list[int]
-) -> dict[str, list[float]]:
-    """Milliseconds of one thread's CPU time per token of decoding, by context length: the least of
-    five. Other processes on the machine do not count."""
+) -> tuple[dict[str, list[int]], dict[str, list[float]]]:
+    """By context length, the caches' bytes, and milliseconds of one thread's CPU time per token:
+    the least of five. Other processes on the machine do not count."""
     long = DiffLM(WIDTH, len(model.blocks), HEADS, HEADS, lengths[-1] + 1)
     long.load_state_dict(model.state_dict())
-    caches = long.make_caches(1)
-    for cache in caches:
-        cache.k.normal_(), cache.v.normal_()
-    token, times = torch.zeros(1, 1, dtype=torch.int64), dict[str, list[float]]()
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    sizes: dict[str, list[int]] = {name: [] for name in choices}
+    times: dict[str, list[float]] = {name: [] for name in choices}
     for name, pattern in tqdm(choices.items(), desc="decode"):
         duo.set_streaming_heads(long, pattern, SINK, RECENT)
-        times[name] = []
         for length in lengths:
+            caches = make_caches(long, 1, length + 1)
+            sizes[name].append(sum(cache.nbytes for cache in caches))
+            for cache in caches:
+                for kept in (cache.full_k, cache.full_v, cache.ring_k, cache.ring_v):
+                    kept.normal_()
             measured = []
             for _ in range(6):
                 for cache in caches:
@@ -174,7 +177,7 @@ def decode_times(
                 long(token, caches)
                 measured.append(time.thread_time() - start)
             times[name].append(min(measured[1:]) * 1e3)
-    return times
+    return sizes, times
 
 
 def main() -> None:
@@ -205,8 +208,7 @@ def main() -> None:
                "all streaming": torch.zeros_like(alpha, dtype=torch.bool)}  # fmt: skip
     lengths = LENGTHS[:2] if args.tiny else LENGTHS
     torch.set_num_threads(1)
-    times = decode_times(model, choices, lengths)
-    sizes = {name: [cache_bytes(p, n) for n in lengths] for name, p in choices.items()}
+    sizes, times = decoding(model, choices, lengths)
     plot_gates(alpha, args.out / "duo_gates.svg")
     plot_cache(lengths, sizes, times, args.out / "duo_cache.svg")
     wall, cpu = time.perf_counter() - clock[0], time.process_time() - clock[1]

@@ -28,7 +28,7 @@ def plot_gates(alpha: Tensor, path: Path) -> None:
 def plot_cache(
     lengths: list[int], sizes: dict[str, list[int]], times: dict[str, list[float]], path: Path
 ) -> None:
-    """Left the bytes that need to be kept, right the time per token. Dashed is the time by the
+    """Left the bytes of the caches, right the time per token. Dashed is the time by the
     share of bytes, between that of all streaming and that of full."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for name, color in zip(sizes, ("C0", "C1", "C2", "C3"), strict=True):
@@ -36,9 +36,7 @@ def plot_cache(
         right.plot(lengths, times[name], "o-", color=color, label=name)
         if name not in ("full", "all streaming"):
             right.plot(lengths, list(bounds(sizes, times, name)), "--", color=color, linewidth=1)
-    left.set(
-        ylabel="cache that is needed, MiB", title="the cache: sinks and window of heads that stream"
-    )
+    left.set(ylabel="caches, MiB", title="rings of sinks and window for heads that stream")
     right.set(ylabel="ms of one thread per token", title="decoding; dashed: by the share of bytes")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
