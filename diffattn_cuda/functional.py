@@ -368,12 +368,14 @@ def _attend(
     out_scale: float,
 ) -> tuple[Tensor, Tensor]:
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
-    lam, r = arguments.expand_lambda(lam, q), groups.signals_of(q)
+    lam, maps = arguments.expand_lambda(lam, q), q
+    if q.device.type not in groups.NATIVE_DEVICES:
+        maps = groups.as_pairs(q)
     out, lse, *_ = ops.kernels.fwd(
-        groups.as_pairs(q), k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+        maps, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
         max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
     )  # fmt: skip
-    return out, groups.statistics_from_pairs(lse, r)
+    return out, lse if maps is q else groups.statistics_from_pairs(lse, groups.signals_of(q))
 
 
 def _attend_apart(

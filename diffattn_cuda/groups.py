@@ -1,8 +1,8 @@
 """Groups of maps: r signal maps share one noise map (arXiv 2510.06949).
 
 q is (.., groups, r + 1, d), the last map of each group is the noise. Signal i of group g is output
-head g·r + i. r = 1 is a pair, which every kernel takes. A kernel of pairs also serves a group, as r
-pairs with the same noise; the functions here go from one form to the other.
+head g·r + i. r = 1 is a pair, which every kernel takes. A kernel of pairs also serves a group, as
+r pairs with the same noise; the functions here go from one form to the other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 MOST_SIGNALS = 8  # to one noise map
+# Where `fwd` and `bwd` take groups. Elsewhere, and in the other ops, groups become pairs.
+NATIVE_DEVICES = {"cpu"}
 
 
 def signals_of(q: Tensor) -> int:
