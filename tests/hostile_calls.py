@@ -73,12 +73,17 @@ class Sizes:
     batch: int
     seqlen_q: int
     seqlen_k: int
-    nheads: int
+    groups: int  # of maps
+    signals: int  # to one noise map
     nheads_k: int
     components: int
     d: int
     dv: int
     dtype: torch.dtype
+
+    @property
+    def nheads(self) -> int:
+        return self.groups * self.signals
 
     @property
     def compute(self) -> torch.dtype:
@@ -92,7 +97,8 @@ def _sizes(rng: random.Random) -> Sizes:
         batch=rng.choice([1, 2, 3]),
         seqlen_q=rng.randint(1, longest),
         seqlen_k=rng.randint(1, longest),
-        nheads=nheads_k * rng.choice([1, 2, 3]),
+        groups=nheads_k * rng.choice([1, 2, 3]),
+        signals=rng.choice([1, 1, 1, 2, 4]),
         nheads_k=nheads_k,
         components=rng.choice([1, 2, 2]),
         d=d,
@@ -126,18 +132,18 @@ def _options(call: Call, s: Sizes) -> Arguments:
 
 
 def _lam(call: Call, s: Sizes, rows: tuple[int, ...]) -> Any:
-    shape = call.rng.choice([None, (), (s.nheads,), (*rows, s.nheads)])
+    shape = call.rng.choice([None, (), (s.nheads,), (*rows, s.nheads), (*rows, s.groups)])
     return 0.6 if shape is None else call.randn(*shape).to(s.compute)
 
 
 def _heads(call: Call, x: Tensor) -> Tensor:
-    """(.., heads, components, d) as it is or with its heads flattened: both are accepted."""
-    return x if call.rng.random() < 0.3 else x.flatten(-3, -2)
+    """(.., heads, maps, d) as it is or, of pairs, with its heads flattened: both are accepted."""
+    return x if x.shape[-2] > 2 or call.rng.random() < 0.3 else x.flatten(-3, -2)
 
 
 def _qkv(call: Call, s: Sizes, rows: tuple[int, ...], keys: tuple[int, ...]) -> Arguments:
     return {
-        "q": _heads(call, call.randn(*rows, s.nheads, 2, s.d).to(s.dtype)),
+        "q": _heads(call, call.randn(*rows, s.groups, s.signals + 1, s.d).to(s.dtype)),
         "k": _heads(call, call.randn(*keys, s.nheads_k, s.components, s.d).to(s.dtype)),
         "v": call.randn(*keys, s.nheads_k, s.dv).to(s.dtype),
         "lam": _lam(call, s, rows),
