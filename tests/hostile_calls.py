@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffattn_cuda import arguments, nn
+from diffattn_cuda import arguments, groups, nn
 from diffattn_cuda.ring import Ring, round_up
 
 Arguments = dict[str, Any]
@@ -305,7 +305,8 @@ def raw_decode(call: Call) -> Arguments:
     for name in (*optional, "block_table"):
         args.setdefault(name, None)
     args.setdefault("rotary_interleaved", True)
-    return _raw(args)
+    raw = _raw(args)
+    return raw | {"q": groups.as_pairs(raw["q"])}  # the op takes no groups
 
 
 def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:
@@ -315,7 +316,10 @@ def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:
 def _raw(args: Arguments) -> Arguments:
     q, lam = args["q"], args["lam"]
     compute = torch.promote_types(q.dtype, torch.float32)
-    args["lam"] = torch.as_tensor(lam, dtype=compute).expand(q.shape[:-2])
+    lam = torch.as_tensor(lam, dtype=compute)
+    if lam.shape == q.shape[:-2]:  # one for each group
+        lam = lam.repeat_interleave(groups.signals_of(q), -1)
+    args["lam"] = lam.expand(groups.heads_of(q))
     if args["norm_weight"] is not None:
         args["norm_weight"] = args["norm_weight"].to(compute)
     args["softmax_scale"] = args["softmax_scale"] or 0.2

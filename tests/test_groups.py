@@ -26,6 +26,7 @@ from diffattn_cuda import (
     merge_components,
     reference,
 )
+from diffattn_cuda.ring import Ring
 
 # heads is groups; the pairs' problem has r times as many.
 CASES = [
@@ -283,6 +284,37 @@ def test_decoding_with_rotation(impl: Impl, dtype: torch.dtype) -> None:
                               (reference.diff_flash_attn_with_kvcache, torch.float64))
     )  # fmt: skip
     assert (got.double() - want).norm() < 4 * torch.finfo(dtype).eps * want.norm()
+
+
+@pytest.mark.needs("any_page")
+@EVERY_DTYPE
+@pytest.mark.parametrize("components", [False, True])
+def test_decoding_with_a_ring(impl: Impl, dtype: torch.dtype, components: bool) -> None:
+    """The first KV head's group sees everything, the second's sinks and a window."""
+    r, cached = 3, 50
+    q, p = make_pairs(r, Case(sq=1, sk=51, heads=2, heads_k=2, dtype=dtype), impl.device)
+    slots = Ring.of_step(sink=4, recent=16, new=1).slots
+    stored = [torch.randn(2, slots, *t.shape[3:], dtype=dtype) for t in (p.k, p.v)]
+    lam = None if components else torch.rand(2, 1, 2, device=impl.device)
+    results = []
+    for attend, wider in (
+        (impl.kvcache, dtype),
+        (reference.diff_flash_attn_with_kvcache, torch.float64),
+    ):
+        full = [t[:, :, :1].to(wider).clone() for t in (p.k, p.v)]
+        rings = [t.unsqueeze(2).to(impl.device, wider) for t in stored]
+        new = [t[:, cached:].to(wider) for t in (p.k, p.v)]
+        results.append(
+            attend(
+                q.to(wider), *full, lam if lam is None else lam.to(wide(wider)), *new,
+                cache_seqlens=cached, causal=True, window_size=(15, 0), sink_size=4,
+                streaming_heads=[False, True], k_stream=rings[0], v_stream=rings[1],
+                return_lse=not components, return_components=components,
+            )
+        )  # fmt: skip
+    for got, want in zip(*results, strict=True):
+        assert got.shape == want.shape
+        assert (got.double() - want).norm() < 4 * torch.finfo(dtype).eps * want.norm()
 
 
 @EVERY_DTYPE
