@@ -10,6 +10,9 @@ namespace diffattn {
 // The widest rows of Q and K, and of V.
 constexpr int64_t kMostHeaddim = 128, kMostHeaddimV = 2 * kMostHeaddim;
 
+// The most signal maps that share a noise map.
+constexpr int64_t kMostSignals = 8;
+
 // The longest sequence of a cache whose size does not say it: a ring's.
 constexpr int64_t kMostLength = int64_t(1) << 29;
 
@@ -80,6 +83,16 @@ struct Varlen {
   int64_t total_q = 0, total_k = 0;  // rows that the packed tensors have
 };
 
+// Groups of maps: several signal maps share a noise map. Then nheads counts signals, and head h is signal
+// h % signals of group h / signals. In the views of a map's own tensors (q, lse) `head` steps along groups, and
+// from signal to signal of a group these strides do.
+struct Groups {
+  int64_t signals = 1;
+  int64_t q = 0, lse = 0, dq = 0, dlse = 0;
+
+  int64_t count(const Shape& s) const { return s.nheads / signals; }
+};
+
 // The compute type is fp32, and fp64 for fp64 tensors. lam, lse, rstd and norm.weight are in it.
 struct FwdParams {
   DType dtype;
@@ -97,6 +110,7 @@ struct FwdParams {
   Mask mask;
   Norm norm;
   Varlen varlen;
+  Groups groups;
 };
 
 struct BwdParams {
@@ -118,6 +132,7 @@ struct BwdParams {
   // Of a part of the keys, with the LSE of all: dlse is less D of each map (see docs/kernels_backward.md), so o,
   // o_complement and dlam are absent, and dq, dk and dv are in the compute type, to be added to other parts'.
   bool partial;
+  Groups groups;
 };
 
 struct Rotary {

@@ -18,6 +18,7 @@ enum class Dim {
   slots,  // rows
   sequences,
   ring_slots,  // of the ring that streaming heads may have
+  groups,      // of maps: nheads, where each has one signal map
   nheads,
   nheads_k,
   cached_heads,     // KV heads of the caches:
@@ -52,6 +53,7 @@ constexpr const char* name_of(Dim dim, bool packed = false) {
       return "batch_cache";
     case Dim::ring_slots:
       return "sinks + ring";
+    case Dim::groups:
     case Dim::nheads:
       return "nheads";
     case Dim::nheads_k:
@@ -93,6 +95,7 @@ constexpr int64_t View::* stride_along(Dim dim) {
     case Dim::slots:
     case Dim::ring_slots:
       return &View::row;
+    case Dim::groups:
     case Dim::nheads:
     case Dim::nheads_k:
     case Dim::cached_heads:
@@ -121,7 +124,7 @@ inline constexpr Operand kQ{"q",
                             Holds::elements,
                             Role::read,
                             5,
-                            {Dim::batch, Dim::seqlen_q, Dim::nheads, Dim::maps, Dim::headdim}},
+                            {Dim::batch, Dim::seqlen_q, Dim::groups, Dim::maps, Dim::headdim}},
     kK{"k",
        Holds::elements,
        Role::read,
@@ -145,7 +148,7 @@ constexpr Operand statistics(const char* name, Role role) {
   return {name, Holds::sums, role, 3, {Dim::batch, Dim::nheads, Dim::seqlen_q}};
 }
 constexpr Operand map_statistics(const char* name, Role role) {
-  return {name, Holds::sums, role, 4, {Dim::maps, Dim::batch, Dim::nheads, Dim::seqlen_q}};
+  return {name, Holds::sums, role, 4, {Dim::maps, Dim::batch, Dim::groups, Dim::seqlen_q}};
 }
 constexpr Operand written_as(const char* name, Operand like) {
   like.name = name;
@@ -173,7 +176,7 @@ inline constexpr Operand kComponents{
     Holds::sums,
     Role::written,
     5,
-    {Dim::batch, Dim::seqlen_q, Dim::nheads, Dim::maps, Dim::headdim_v}};
+    {Dim::batch, Dim::seqlen_q, Dim::groups, Dim::maps, Dim::headdim_v}};
 constexpr Operand in_sums(Operand o) {
   o.holds = Holds::sums;
   return o;
@@ -291,23 +294,24 @@ struct Extents {
   int64_t& operator[](Dim dim) { return of[int(dim)]; }
 };
 
-inline Extents extents_of(const Shape& s) {
+inline Extents extents_of(const Shape& s, const Groups& groups = {}) {
   Extents e;
   e[Dim::batch] = s.batch;
   e[Dim::offsets] = s.batch + 1;
   e[Dim::seqlen_q] = s.seqlen_q;
   e[Dim::seqlen_k] = s.seqlen_k;
+  e[Dim::groups] = groups.count(s);
   e[Dim::nheads] = s.nheads;
   e[Dim::nheads_k] = e[Dim::cached_heads] = s.nheads_k;
-  e[Dim::maps] = 2;
+  e[Dim::maps] = groups.signals + 1;
   e[Dim::k_maps] = s.k_components;
   e[Dim::headdim] = s.headdim;
   e[Dim::headdim_v] = s.headdim_v;
   return e;
 }
 
-inline Extents extents_of(const Shape& s, const Varlen& varlen) {
-  Extents e = extents_of(s);
+inline Extents extents_of(const Shape& s, const Varlen& varlen, const Groups& groups) {
+  Extents e = extents_of(s, groups);
   e.packed = varlen.cu_seqlens_q != nullptr;
   if (!e.packed) return e;
   e[Dim::seqlen_q] = varlen.total_q;
@@ -344,7 +348,7 @@ Extents extents(const Params& p) {
   if constexpr (std::is_same_v<Params, DecodeParams>)
     return extents_of(p.shape, p.cache, p.mask);
   else
-    return extents_of(p.shape, p.varlen);
+    return extents_of(p.shape, p.varlen, p.groups);
 }
 
 }  // namespace diffattn

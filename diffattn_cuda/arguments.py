@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import ops
+from . import groups, ops
 
 Lambda = float | Tensor
 Window = tuple[int, int]
@@ -96,11 +96,13 @@ def shown(value: Any) -> str:
 def query_heads(q: Tensor, name: str, dims: int) -> Tensor:
     """(.., 2·nheads, d) as (.., nheads, 2, d), a view; `dims` counts those of the latter."""
     if q.dim() == dims:
+        groups.check_maps(name, q)
         return q
     if q.dim() != dims - 1 or q.shape[-2] % 2:
         raise ValueError(
             f"{name} has shape {tuple(q.shape)}, expected {dims - 1} dimensions (.., 2·nheads, "
-            f"headdim) with an even number of heads, or {dims} dimensions (.., nheads, 2, headdim)"
+            f"headdim) with an even number of heads, or {dims} dimensions (.., groups, r + 1, "
+            "headdim)"
         )
     return q.unflatten(-2, (q.shape[-2] // 2, 2))
 
@@ -157,15 +159,24 @@ def components_asked(
 
 
 def expand_lambda(lam: Lambda | None, q: Tensor) -> Tensor:
-    """λ for each token and head, (batch, seqlen_q, nheads), without a copy of its numbers."""
-    dtype, per_token = ops.compute_dtype(q), q.shape[:-2]
+    """λ for each token and signal map, (batch, seqlen_q, groups·r).
+
+    Its numbers are copied only where it has one for each group.
+    """
+    dtype, per_token, r = ops.compute_dtype(q), groups.heads_of(q), groups.signals_of(q)
     if isinstance(lam, Tensor):
         if lam.dtype not in (dtype, q.dtype, torch.float32):
             raise TypeError(f"lam has dtype {lam.dtype}, accepted: {torch.float32} or {q.dtype}")
+        if r > 1 and lam.shape == q.shape[:-2]:
+            lam = lam.repeat_interleave(r, -1)
         if lam.shape not in ((), per_token[-1:], per_token):
+            heads, per_group = "nheads", ""
+            if r > 1:
+                heads = "groups·r"
+                per_group = f", or one for each token and group = {tuple(q.shape[:-2])}"
             raise ValueError(
-                f"lam has shape {tuple(lam.shape)}, accepted: (), (nheads,) = "
-                f"({per_token[-1]},), or one for each token and head = {tuple(per_token)}"
+                f"lam has shape {tuple(lam.shape)}, accepted: (), ({heads},) = "
+                f"({per_token[-1]},), or one for each token and head = {per_token}{per_group}"
             )
         return (lam if lam.dtype == dtype else lam.to(dtype)).expand(per_token)
     number = _number("lam", lam, "a number or a tensor")

@@ -17,7 +17,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from . import arguments, ops
+from . import arguments, groups, ops
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 # Those of decode that could have a gradient, with their places, and the same of decode_components.
@@ -49,7 +49,7 @@ class _Forward(_SingleLevelFunction):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: Any) -> tuple[Any, ...]:
         q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
         if dout is None:
-            dout = q.new_zeros((*q.shape[:-2], v.shape[-1]))
+            dout = q.new_zeros((*groups.heads_of(q), v.shape[-1]))
         dq, dk, dv, dlam, weight_gradient = ops.kernels.bwd(
             dout, dlse, q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k,
             *ctx.options,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, ops
+from . import arguments, groups, ops
 
 __all__ = ["combine_components", "diff_flash_attn_backward", "merge_components"]
 
@@ -25,9 +25,9 @@ def merge_components(o: Sequence[Tensor], lse: Sequence[Tensor]) -> tuple[Tensor
     """The components over all keys, from those over parts of them; differentiable.
 
     Args:
-        o: of each part, (.., seqlen_q, nheads, 2, dv), as return_components=True gives it. All
+        o: of each part, (.., seqlen_q, groups, r + 1, dv), as return_components=True gives it. All
             parts have the same queries, and each key is in one part.
-        lse: of each part, (.., nheads, 2, seqlen_q). −inf: the row saw no key in this part.
+        lse: of each part, (.., groups, r + 1, seqlen_q). −inf: the row saw no key in this part.
 
     Returns:
         o and lse of the whole, in the same shapes and dtypes. A row that saw no key in any part has
@@ -52,7 +52,7 @@ def merge_components(o: Sequence[Tensor], lse: Sequence[Tensor]) -> tuple[Tensor
     """
     o, lse = list(o), list(lse)
     _check_parts(o, lse)
-    logs = torch.stack(lse)  # (parts, .., nheads, 2, seqlen_q)
+    logs = torch.stack(lse)  # (parts, .., groups, r + 1, seqlen_q)
     total = logs.logsumexp(0)
     # exp(−inf − −inf) would be NaN: where no part saw a key, each weight is exp(−inf).
     weights = (logs - total.masked_fill(total == -torch.inf, 0.0)).exp()
@@ -72,16 +72,16 @@ def combine_components(
     """The output from its components: O1 − λ·O2, normed and scaled; differentiable.
 
     Args:
-        o: (.., nheads, 2, dv), fp32 or fp64.
-        lam: λ, a number, or a tensor of shape (), (nheads,) or o's without the last two, in o's
-            dtype, fp32 or out_dtype. Its gradient is computed in o's dtype.
+        o: (.., groups, r + 1, dv), fp32 or fp64, the noise last.
+        lam: λ, a number, or a tensor of shape (), (groups·r,), (.., groups·r) or (.., groups), in
+            o's dtype, fp32 or out_dtype. Its gradient is computed in o's dtype.
         norm_weight: as in `diffattn_cuda.diff_flash_attn_func`.
         norm_eps: as there.
         out_scale: as there.
         out_dtype: of the output; None: o's.
 
     Returns:
-        out (.., nheads, dv), rounded once.
+        out (.., groups·r, dv), rounded once.
 
     Raises:
         ValueError: a shape or device that does not fit o's.
@@ -102,8 +102,10 @@ def combine_components(
     if isinstance(lam, Tensor) and lam.dtype == out_dtype:
         lam = lam.to(o.dtype)
     norm_weight, norm_eps, scale = arguments.epilogue(norm_weight, norm_eps, out_scale, o, o)
-    signal, noise = o.unbind(-2)
-    out = signal - arguments.expand_lambda(lam, o)[..., None] * noise
+    r = groups.signals_of(o)
+    signals, noise = o.split((r, 1), -2)
+    lam = arguments.expand_lambda(lam, o).unflatten(-1, (-1, r))[..., None]
+    out = (signals - lam * noise).flatten(-3, -2)
     if norm_eps is not None:
         out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + norm_eps)
     if norm_weight is not None:
@@ -147,11 +149,11 @@ def diff_flash_attn_backward(
     behind it are given together, for packed sequences.
 
     Args:
-        dout: (.., seqlen_q, nheads, dv), the output's gradient.
+        dout: (.., seqlen_q, groups·r, dv), the output's gradient.
         k: of this part.
         v: of this part.
-        o: (.., seqlen_q, nheads, 2, dv), over all keys.
-        lse: (.., nheads, 2, seqlen_q), over all keys.
+        o: (.., seqlen_q, groups, r + 1, dv), over all keys.
+        lse: (.., groups, r + 1, seqlen_q), over all keys.
         dlse: the gradient of lse; None: zero.
         grad_dtype: of dq, dk and dv; None: q's. They are summed in fp32 (fp64 for fp64 inputs), so
             parts that are added up lose nothing in it.
@@ -189,12 +191,14 @@ def diff_flash_attn_backward(
     )  # fmt: skip
     heads = arguments.query_heads(q, "q", 4 if packed else 5)
     keys = arguments.key_heads(k, v, "k", "v", 3 if packed else 4)
+    groups.check_key_heads(heads, keys, "k", v.shape[-2])
+    r = groups.signals_of(heads)
     _check_shape("o", o, (*heads.shape[:-1], v.shape[-1]), ops.compute_dtype(q))
-    *batch, seqlen_q, nheads, maps, _ = o.shape
+    *batch, seqlen_q, ngroups, maps, _ = o.shape
     for name, t in (("lse", lse), ("dlse", dlse)):
         if t is not None:
-            _check_shape(name, t, (*batch, nheads, maps, seqlen_q), o.dtype)
-    _check_shape("dout", dout, (*batch, seqlen_q, nheads, v.shape[-1]), q.dtype)
+            _check_shape(name, t, (*batch, ngroups, maps, seqlen_q), o.dtype)
+    _check_shape("dout", dout, (*batch, seqlen_q, ngroups * r, v.shape[-1]), q.dtype)
 
     of_rows = arguments.expand_lambda(lam, heads)
     arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
@@ -202,8 +206,8 @@ def diff_flash_attn_backward(
     do, lam = do.to(q.dtype), of_rows
     dlse = None if dlse is None else dlse.movedim(-2, 0)
     gradients = ops.kernels.bwd_partial(
-        do, gradient_of_lse(do, o, lam, dlse), heads, keys, v, lam,
-        lse.movedim(-2, 0), cu_seqlens_q, cu_seqlens_k,
+        do, gradient_of_lse(do, o, lam, dlse), groups.as_pairs(heads), keys, v, lam,
+        groups.statistics_to_pairs(lse.movedim(-2, 0)), cu_seqlens_q, cu_seqlens_k,
         arguments.integer("max_seqlen_q", max_seqlen_q),
         arguments.integer("max_seqlen_k", max_seqlen_k),
         arguments.softmax_scale_of(softmax_scale, q),
@@ -211,6 +215,7 @@ def diff_flash_attn_backward(
         arguments.flag("deterministic", deterministic),
     )  # fmt: skip
     dtype = q.dtype if grad_dtype is None else _floating("grad_dtype", grad_dtype)
+    gradients = (groups.sum_pairs(gradients[0], r), *gradients[1:])
     dq, dk, dv = (x.to(dtype).reshape(t.shape) for x, t in zip(gradients, (q, k, v), strict=True))
     return dq, dk, dv, dlam, dweight
 
@@ -223,11 +228,11 @@ def gradients_of_combination(
     norm_eps: float | None,
     out_scale: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of O1 (O2's is −λ times that), λ and the norm weight: what autograd would do.
+    """Of O1 (O2's is −λ times that) by output head, λ and the norm weight: what autograd would do.
 
     Written out, because autograd does not run under inference mode, nor inside a compiled backward.
     """
-    signal, noise = o.unbind(-2)
+    signal, noise = groups.as_pairs(o).unbind(-2)
     of_rows = arguments.expand_lambda(lam.to(o.dtype) if isinstance(lam, Tensor) else lam, o)
     do, dweight = dout.to(o.dtype) * out_scale, None
     if norm_eps is not None:
@@ -240,31 +245,34 @@ def gradients_of_combination(
         do = rstd * (do - normed * (do * normed).mean(-1, keepdim=True))
     if not isinstance(lam, Tensor):
         return do, None, dweight
-    return do, -(do * noise).sum(-1).sum_to_size(lam.shape).to(lam.dtype), dweight
+    dlam = -(do * noise).sum(-1)
+    if lam.shape == o.shape[:-2]:  # one for each group
+        dlam = dlam.unflatten(-1, (-1, groups.signals_of(o))).sum(-1)
+    return do, dlam.sum_to_size(lam.shape).to(lam.dtype), dweight
 
 
 def gradient_of_lse(do: Tensor, o: Tensor, lam: Tensor, dlse: Tensor | None) -> Tensor:
-    """As bwd_partial takes it, (2, .., nheads, seqlen_q): with −D of each map, whose dS has both.
+    """As bwd_partial takes it, (2, .., groups·r, seqlen_q): with −D of each map, whose dS has both.
 
     do: of O1. lam: of each row and head. dlse: of the LSEs as the ops have them.
     """
-    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * o)
+    d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * groups.as_pairs(o))
     less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
-    return less_d if dlse is None else dlse + less_d
+    return less_d if dlse is None else groups.statistics_to_pairs(dlse, once=True) + less_d
 
 
 def _per_row(statistics: Tensor) -> Tensor:
-    """(.., nheads, 2, seqlen_q) so that it broadcasts with (.., seqlen_q, nheads, 2, dv)."""
+    """Of (.., groups, r + 1, seqlen_q), what broadcasts with (.., seqlen_q, groups, r + 1, dv)."""
     return statistics.movedim(-1, -3)[..., None]
 
 
 def _check_components(name: str, o: Any, least_dims: int = 3) -> None:
     arguments.require_dense(name, o)
-    if o.dim() < least_dims or o.shape[-2] != 2:
-        rows = "seqlen_q, " if least_dims == 4 else ""
-        raise ValueError(
-            f"{name} has shape {tuple(o.shape)}, expected (.., {rows}nheads, 2, headdim_v)"
-        )
+    rows = "seqlen_q, " if least_dims == 4 else ""
+    words = f"{rows}groups, r + 1, headdim_v"
+    if o.dim() < least_dims:
+        raise ValueError(f"{name} has shape {tuple(o.shape)}, expected (.., {words})")
+    groups.check_maps(name, o, words)
     if o.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} has dtype {o.dtype}, accepted: {torch.float32}, {torch.float64}")
 
@@ -292,13 +300,14 @@ def _check_parts(o: list[Tensor], lse: list[Tensor]) -> None:
     for i, (part, logs) in enumerate(zip(o, lse, strict=True)):
         _check_components(f"o[{i}]", part, least_dims=4)
         arguments.require_dense(f"lse[{i}]", logs)
-        *batch, seqlen_q, nheads, maps, _ = part.shape
-        expected = (*batch, nheads, maps, seqlen_q)
+        *batch, seqlen_q, ngroups, maps, _ = part.shape
+        expected = (*batch, ngroups, maps, seqlen_q)
         for name, t, shape in ((f"o[{i}]", part, o[0].shape), (f"lse[{i}]", logs, expected)):
             if t.shape != shape:
                 raise ValueError(
                     f"{name} has shape {tuple(t.shape)}, expected {tuple(shape)}, which fits o[0]: "
-                    "(.., seqlen_q, nheads, 2, headdim_v), and lse (.., nheads, 2, seqlen_q)"
+                    "(.., seqlen_q, groups, r + 1, headdim_v), and lse (.., groups, r + 1, "
+                    "seqlen_q)"
                 )
             if (t.dtype, t.device) != (o[0].dtype, o[0].device):
                 raise ValueError(

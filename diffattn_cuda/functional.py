@@ -15,7 +15,7 @@ from typing import Any
 import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 
-from . import arguments, autograd, ops, ring_arguments
+from . import arguments, autograd, groups, ops, ring_arguments
 from .arguments import Heads
 
 Lambda = float | Tensor
@@ -47,14 +47,17 @@ def diff_flash_attn_func(
 
     Args:
         q: (batch, seqlen_q, 2·nheads, d): head 2h+c is component c of head h. Or 5-D, (batch,
-            seqlen_q, nheads, 2, d), with any strides whose last is 1, so that another order of
-            heads is a view. fp16 or bf16; on the CPU also fp32 or fp64.
-        k: (batch, seqlen_k, 2·nheads_k, d), or 5-D like q. With nheads_k heads (5-D: one
-            component) both components share K, as in DIFF V2. nheads is a multiple of nheads_k:
-            query head h reads KV head h // (nheads // nheads_k).
+            seqlen_q, groups, r + 1, d), with any strides whose last is 1, so that another order of
+            heads is a view: r = 1 to 8 signal maps, then the noise map that is subtracted from each
+            of them. nheads is groups·r; signal i of group g is head g·r + i. fp16 or bf16; on the
+            CPU also fp32 or fp64.
+        k: (batch, seqlen_k, 2·nheads_k, d), or 5-D, (batch, seqlen_k, nheads_k, 2, d): K of signal
+            maps, K of noise maps. With nheads_k heads (5-D: one component) both share K, as in DIFF
+            V2. groups is a multiple of nheads_k: group g reads KV head g // (groups // nheads_k).
         v: (batch, seqlen_k, nheads_k, dv).
-        lam: λ, any real: a number, or a tensor of shape (), (nheads,) or (batch, seqlen_q,
-            nheads), in fp32 or q's dtype. It is computed in fp32; its gradient has its shape.
+        lam: λ, any real: a number, or a tensor of shape (), (nheads,), (batch, seqlen_q, nheads) or
+            (batch, seqlen_q, groups), in fp32 or q's dtype. It is computed in fp32; its gradient
+            has its shape.
         softmax_scale: s; 1/√d if None. Not 0, which would ignore q and k.
         causal: row i sees keys j ≤ i + seqlen_k − seqlen_q (aligned bottom-right).
         window_size: (left, right): row i sees i + seqlen_k − seqlen_q − left ≤ j ≤ i + seqlen_k −
@@ -78,12 +81,12 @@ def diff_flash_attn_func(
             out_scale are not accepted.
 
     Returns:
-        out (batch, seqlen_q, nheads, dv) in q's dtype. With return_lse also lse (2, batch,
-        nheads, seqlen_q), natural log, fp32 (fp64 for fp64 inputs), differentiable. A row that
+        out (batch, seqlen_q, nheads, dv) in q's dtype. With return_lse also lse (r + 1, batch,
+        groups, seqlen_q), natural log, fp32 (fp64 for fp64 inputs), differentiable. A row that
         sees no key has O = 0 and lse = −inf.
 
-        With return_components: o (batch, seqlen_q, nheads, 2, dv) and lse (batch, nheads, 2,
-        seqlen_q), both fp32 (fp64 for fp64 inputs), both differentiable.
+        With return_components: o (batch, seqlen_q, groups, r + 1, dv) and lse (batch, groups, r +
+        1, seqlen_q), both fp32 (fp64 for fp64 inputs), both differentiable.
 
     Raises:
         ValueError: a shape, device or option that does not fit the others.
@@ -106,6 +109,7 @@ def diff_flash_attn_func(
     """
     arguments.check_tensors(q, k=k, v=v, lam=lam, norm_weight=norm_weight)
     q, k = arguments.query_heads(q, "q", 5), arguments.key_heads(k, v, "k", "v", 4)
+    groups.check_key_heads(q, k, "k", v.shape[-2])
     return_lse = arguments.flag("return_lse", return_lse)
     options = (
         arguments.softmax_scale_of(softmax_scale, q),
@@ -145,10 +149,10 @@ def diff_flash_attn_varlen_func(
     Arguments that are not listed are those of `diff_flash_attn_func`.
 
     Args:
-        q: (total_q, 2·nheads, d) or (total_q, nheads, 2, d).
+        q: (total_q, 2·nheads, d) or (total_q, groups, r + 1, d).
         k: (total_k, 2·nheads_k, d), (total_k, nheads_k, 1 or 2, d), or V2's (total_k, nheads_k, d).
         v: (total_k, nheads_k, dv).
-        lam: per token it is (total_q, nheads).
+        lam: per token it is (total_q, nheads) or (total_q, groups).
         cu_seqlens_q: (batch + 1,) int32 on q's device, non-decreasing from 0 to total_q: where
             each sequence starts. A length may be 0.
         cu_seqlens_k: the same of k and v, to total_k.
@@ -156,8 +160,8 @@ def diff_flash_attn_varlen_func(
         max_seqlen_k: at least the longest length in k.
 
     Returns:
-        out (total_q, nheads, dv); with return_lse also lse (2, nheads, total_q). With
-        return_components: o (total_q, nheads, 2, dv) and lse (nheads, 2, total_q).
+        out (total_q, nheads, dv); with return_lse also lse (r + 1, groups, total_q). With
+        return_components: o (total_q, groups, r + 1, dv) and lse (groups, r + 1, total_q).
 
     Raises:
         ValueError: as `diff_flash_attn_func`.
@@ -180,6 +184,7 @@ def diff_flash_attn_varlen_func(
         cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
     q, k = arguments.query_heads(q, "q", 4), arguments.key_heads(k, v, "k", "v", 3)
+    groups.check_key_heads(q, k, "k", v.shape[-2])
     max_seqlen_q = arguments.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = arguments.integer("max_seqlen_k", max_seqlen_k)
     return_lse = arguments.flag("return_lse", return_lse)
@@ -262,8 +267,9 @@ def diff_flash_attn_with_kvcache(
         v_stream: like k_stream, (.., .., n_stream, dv).
 
     Returns:
-        out (batch, seqlen_q, nheads, dv); with return_lse also lse (2, batch, nheads, seqlen_q).
-        With return_components: o and lse as `diff_flash_attn_func` gives them, without gradients.
+        out (batch, seqlen_q, nheads, dv); with return_lse also lse (r + 1, batch, groups,
+        seqlen_q). With return_components: o and lse as `diff_flash_attn_func` gives them, without
+        gradients.
 
     Raises:
         ValueError: as `diff_flash_attn_func`.
@@ -309,6 +315,8 @@ def diff_flash_attn_with_kvcache(
     )  # fmt: skip
     q = arguments.query_heads(q, "q", 5)
     k_cache, k_stream = ring_arguments.cached_heads(k_cache, v_cache, k_stream, v_stream)
+    nheads_k = v_cache.shape[2] + (0 if v_stream is None else v_stream.shape[2])
+    groups.check_key_heads(q, k_cache, "k_cache", nheads_k)
     if k is not None and v is not None:
         k = arguments.key_heads(k, v, "k", "v", 4)
     mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache, v_stream)
@@ -332,14 +340,15 @@ def diff_flash_attn_with_kvcache(
         arguments.flag("rotary_interleaved", rotary_interleaved),
     )  # fmt: skip
     last = arguments.integer("num_splits", num_splits), k_stream, v_stream
+    pairs, r = groups.as_pairs(q), groups.signals_of(q)
     if apart:
-        o, lse = autograd.decode_components(q, k_cache, v_cache, *cache, *options, *last)
-        return o, ops.head_major(lse)
+        o, lse = autograd.decode_components(pairs, k_cache, v_cache, *cache, *options, *last)
+        return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))
     out, lse = autograd.decode(
-        q, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
+        pairs, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
         norm_eps, out_scale, *last,
     )  # fmt: skip
-    return (out, lse) if return_lse else out
+    return (out, groups.statistics_from_pairs(lse, r)) if return_lse else out
 
 
 def _attend(
@@ -359,11 +368,14 @@ def _attend(
     out_scale: float,
 ) -> tuple[Tensor, Tensor]:
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
+    lam, maps = arguments.expand_lambda(lam, q), q
+    if q.device.type not in groups.NATIVE_DEVICES:
+        maps = groups.as_pairs(q)
     out, lse, *_ = ops.kernels.fwd(
-        q, k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q, cu_seqlens_k,
-        max_seqlen_q, max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
+        maps, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
+        max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
     )  # fmt: skip
-    return out, lse
+    return out, lse if maps is q else groups.statistics_from_pairs(lse, groups.signals_of(q))
 
 
 def _attend_apart(
@@ -379,8 +391,9 @@ def _attend_apart(
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
     """Each map's own result."""
+    r = groups.signals_of(q)
     o, lse = ops.kernels.components(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, *mask,
-        deterministic,
+        groups.as_pairs(q), k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        softmax_scale, *mask, deterministic,
     )  # fmt: skip
-    return o, ops.head_major(lse)
+    return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))

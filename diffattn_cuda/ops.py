@@ -2,7 +2,8 @@
 
 The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
 2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
-into this form. With cu_seqlens the first two dimensions are one.
+into this form. With cu_seqlens the first two dimensions are one. `fwd` and `bwd` take groups of
+maps too, q (batch, seqlen_q, groups, r + 1, d).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from . import groups
 from ._ops import add_op_namespace_prefix
 from ._ops import ops as kernels
 
@@ -28,6 +30,7 @@ def compute_dtype(q: Tensor) -> torch.dtype:
 
 
 def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
+    """Of what has rows and heads as q: those of its statistics."""
     return (q.shape[1], q.shape[0]) if packed else (q.shape[0], q.shape[2], q.shape[1])
 
 
@@ -90,14 +93,14 @@ def _fwd_fake(
     training: bool,
 ) -> Outputs:
     _on_one_device(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k)
-    statistics = _statistics_shape(q, cu_seqlens_q is not None)
-    out = q.new_empty((*q.shape[:-2], v.shape[-1]))
-    lse = q.new_empty((2, *statistics), dtype=compute_dtype(q))
+    packed = cu_seqlens_q is not None
+    out = q.new_empty((*groups.heads_of(q), v.shape[-1]))
+    lse = q.new_empty((q.shape[-2], *_statistics_shape(q, packed)), dtype=compute_dtype(q))
     # What else backward needs, by device: see csrc/diffattn.h and docs/cpu.md.
     norm, cuda = training and norm_eps is not None, training and q.device.type == "cuda"
     o = torch.empty_like(out) if norm else q.new_empty(0)
     o2 = torch.empty_like(out) if cuda else q.new_empty(0)
-    rstd = lse.new_empty(statistics) if norm else q.new_empty(0)
+    rstd = lse.new_empty(_statistics_shape(out, packed)) if norm else q.new_empty(0)
     return out, lse, o, o2, rstd
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ring
+from . import groups, ring
 from .arguments import UNBOUNDED, Heads
 
 Lambda = float | Tensor
@@ -56,7 +56,7 @@ def diff_flash_attn_func(
         raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
     q = split_components(q, q.shape[2] // 2 if q.dim() == 4 else q.shape[2])
     k = split_components(k, v.shape[2])
-    group = q.shape[2] // k.shape[2]  # query head h reads KV head h // group
+    group, r = q.shape[2] // k.shape[2], groups.signals_of(q)  # head h reads KV head h // group
     if streaming_heads is not None:
         streaming_heads = [bool(streaming_heads[h // group]) for h in range(q.shape[2])]
     p, lse, empty = _maps_and_empty_rows(
@@ -65,13 +65,16 @@ def diff_flash_attn_func(
     )  # fmt: skip
     v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
     if return_components:
-        o = (p.to(v.dtype) @ v).to(p.dtype)  # (2, b, h, sq, dv)
+        o = (p.to(v.dtype) @ v).to(p.dtype)  # (r + 1, b, h, sq, dv)
         return o.permute(1, 3, 2, 0, 4), lse.permute(1, 2, 0, 3)
     if lam is None:
         raise TypeError("lam is None, accepted: a number or a tensor; None with return_components")
-    p_diff = p[0] - _lambda_per_row(lam, p.dtype) * p[1]  # (b, h, sq, sk)
-    out = (p_diff.to(v.dtype) @ v).to(p.dtype)  # (b, h, sq, dv)
-    out = out.masked_fill(empty[..., None], 0.0).transpose(1, 2)  # also where λ is NaN
+    lam = groups.lambda_per_row(lam, p.dtype, q.shape[2], r)
+    p_diff = p[:-1].permute(1, 2, 0, 3, 4) - lam * p[-1][:, :, None]  # (b, h, r, sq, sk)
+    out = (p_diff.to(v.dtype) @ v[:, :, None]).to(p.dtype)  # (b, h, r, sq, dv)
+    empty = empty if empty.dim() == 1 else empty[:, None]
+    out = out.masked_fill(empty[..., None], 0.0)  # also where λ is NaN
+    out = out.flatten(1, 2).transpose(1, 2)
     if norm_eps is not None:
         out = out * torch.rsqrt(out.square().mean(-1, keepdim=True) + norm_eps)
     if norm_weight is not None:
@@ -110,11 +113,13 @@ def diff_flash_attn_varlen_func(
         >>> diff_flash_attn_varlen_func(q, k, v, 0.8, cu_seqlens, cu_seqlens, 5, 5).shape
         torch.Size([7, 4, 128])
     """
-    nheads, dv, dtype = q.shape[1] // (2 if q.dim() == 3 else 1), v.shape[-1], _accumulate_dtype(q)
-    outs, lses = [q.new_zeros(0, nheads, dv)], [q.new_zeros(2, nheads, 0, dtype=dtype)]
+    dv, dtype = v.shape[-1], _accumulate_dtype(q)
+    nheads, maps = (q.shape[1] // 2, 2) if q.dim() == 3 else q.shape[1:3]
+    outs = [q.new_zeros(0, nheads * (maps - 1), dv)]
+    lses = [q.new_zeros(maps, nheads, 0, dtype=dtype)]
     if return_components:
-        outs = [q.new_zeros(0, nheads, 2, dv, dtype=dtype)]
-        lses = [q.new_zeros(nheads, 2, 0, dtype=dtype)]
+        outs = [q.new_zeros(0, nheads, maps, dv, dtype=dtype)]
+        lses = [q.new_zeros(nheads, maps, 0, dtype=dtype)]
     starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     for i in range(len(starts_q) - 1):
         rows = slice(starts_q[i], starts_q[i + 1])
@@ -178,9 +183,9 @@ def diff_flash_attn_with_kvcache(
     if rotary_cos is not None and k is None:
         raise ValueError("rotary_cos was given without k: rotary is applied as keys are appended")
     if k_stream is not None and v_stream is not None:
-        nheads_k = v_cache.shape[2] + v_stream.shape[2]
+        nheads_k, q = v_cache.shape[2] + v_stream.shape[2], split_components(q, q.shape[2] // 2)
         out, lse = ring.attend_by_kind(
-            diff_flash_attn_with_kvcache, split_components(q, nheads=q.shape[2] // 2),
+            diff_flash_attn_with_kvcache, q,
             k_cache, v_cache, lam, None if k is None else split_components(k, nheads_k), v,
             split_components(k_stream, v_stream.shape[2]), v_stream, streaming_heads,
             mask={"window_size": window_size, "sink_size": sink_size},
@@ -285,9 +290,10 @@ def _maps_and_empty_rows(
     """`attention_maps`, and which rows see no key: bool (seqlen_q,) or (nheads, seqlen_q)."""
     seqlen_q, seqlen_k, d = q.shape[1], k.shape[1], q.shape[-1]
     scale = d**-0.5 if softmax_scale is None else softmax_scale
-    q = q.permute(3, 0, 2, 1, 4)  # (2, b, h, sq, d)
+    q = q.permute(3, 0, 2, 1, 4)  # (r + 1, b, h, sq, d)
     k = k.permute(3, 0, 2, 4, 1)  # (2 or 1, b, h, d, sk)
-    s = (q @ k).to(_accumulate_dtype(q)) * scale  # (2, b, h, sq, sk)
+    k = k if len(k) == 1 or len(q) == 2 else k[[0] * (len(q) - 1) + [1]]
+    s = (q @ k).to(_accumulate_dtype(q)) * scale  # (r + 1, b, h, sq, sk)
     visible = visible_keys(seqlen_q, seqlen_k, causal, window_size, q.device, sink_size)
     if streaming_heads is not None:
         streams = torch.as_tensor(streaming_heads, device=q.device)[:, None, None]  # (h, 1, 1)
@@ -374,16 +380,6 @@ def split_components(x: Tensor, nheads: int) -> Tensor:
 
 def _accumulate_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _lambda_per_row(lam: Lambda, dtype: torch.dtype) -> Lambda:
-    """λ so that it broadcasts against P (batch, nheads, seqlen_q, seqlen_k)."""
-    if not isinstance(lam, Tensor):
-        return lam
-    lam = lam.to(dtype)
-    if lam.dim() == 1:
-        return lam[:, None, None]  # (h, 1, 1)
-    return lam.transpose(1, 2)[..., None] if lam.dim() == 3 else lam  # (b, h, sq, 1) or ()
 
 
 def _per_sequence(value: int | Tensor | None, batch: int, default: int) -> list[int]:

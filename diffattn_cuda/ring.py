@@ -95,25 +95,35 @@ def attend_by_kind(
     """
     nheads_k = v_cache.shape[2] + v_stream.shape[2]
     streams = [True] * nheads_k if streaming_heads is None else [bool(s) for s in streaming_heads]
-    group = q.shape[2] // nheads_k
+    group, r = q.shape[2] // nheads_k, q.shape[3] - 1
     outs, order = [], []
+
+    def outputs(heads: list[int]) -> list[int]:
+        """Those of heads that are groups of r signal maps."""
+        return [h * r + i for h in heads for i in range(r)]
+
     for streaming in (False, True):
         kv_heads = [h for h in range(nheads_k) if streams[h] == streaming]
         if not kv_heads:
             continue
         heads = [h * group + member for h in kv_heads for member in range(group)]
         k_new, v_new = (None if t is None else t[:, :, kv_heads] for t in (k, v))
-        own = lam[..., heads] if isinstance(lam, Tensor) and lam.dim() else lam
+        own = lam
+        if isinstance(lam, Tensor) and lam.dim():
+            own = lam[..., heads if lam.shape[-1] == q.shape[2] else outputs(heads)]
         step = partial(_from_ring if streaming else _from_cache, attend, q[:, :, heads], own)
         caches = (k_stream, v_stream) if streaming else (k_cache, v_cache)
         outs.append(step(k_new, v_new, *caches, mask, places, **options))
         order += heads
-    back = torch.tensor(order, device=q.device).argsort()
-    # Heads of out or o, and of the LSE: (2, b, h, sq), or (b, h, 2, sq) of components.
-    dims = (2, 1 if options["return_components"] else 2)
+    # Heads of out or o, and of the LSE: (r + 1, b, h, sq), or (b, h, r + 1, sq) of components.
+    components, back = options["return_components"], torch.tensor(order).argsort()
+    places_of = (
+        (2, back if components else torch.tensor(outputs(back.tolist()))),
+        (1 if components else 2, back),
+    )
     return tuple(
-        torch.cat(parts, dim).index_select(dim, back)
-        for parts, dim in zip(zip(*outs, strict=True), dims, strict=True)
+        torch.cat(parts, dim).index_select(dim, heads.to(q.device))
+        for parts, (dim, heads) in zip(zip(*outs, strict=True), places_of, strict=True)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffattn_cuda import arguments, nn
+from diffattn_cuda import arguments, groups, nn
 from diffattn_cuda.ring import Ring, round_up
 
 Arguments = dict[str, Any]
@@ -73,12 +73,17 @@ class Sizes:
     batch: int
     seqlen_q: int
     seqlen_k: int
-    nheads: int
+    groups: int  # of maps
+    signals: int  # to one noise map
     nheads_k: int
     components: int
     d: int
     dv: int
     dtype: torch.dtype
+
+    @property
+    def nheads(self) -> int:
+        return self.groups * self.signals
 
     @property
     def compute(self) -> torch.dtype:
@@ -92,7 +97,8 @@ def _sizes(rng: random.Random) -> Sizes:
         batch=rng.choice([1, 2, 3]),
         seqlen_q=rng.randint(1, longest),
         seqlen_k=rng.randint(1, longest),
-        nheads=nheads_k * rng.choice([1, 2, 3]),
+        groups=nheads_k * rng.choice([1, 2, 3]),
+        signals=rng.choice([1, 1, 1, 2, 4]),
         nheads_k=nheads_k,
         components=rng.choice([1, 2, 2]),
         d=d,
@@ -126,18 +132,18 @@ def _options(call: Call, s: Sizes) -> Arguments:
 
 
 def _lam(call: Call, s: Sizes, rows: tuple[int, ...]) -> Any:
-    shape = call.rng.choice([None, (), (s.nheads,), (*rows, s.nheads)])
+    shape = call.rng.choice([None, (), (s.nheads,), (*rows, s.nheads), (*rows, s.groups)])
     return 0.6 if shape is None else call.randn(*shape).to(s.compute)
 
 
 def _heads(call: Call, x: Tensor) -> Tensor:
-    """(.., heads, components, d) as it is or with its heads flattened: both are accepted."""
-    return x if call.rng.random() < 0.3 else x.flatten(-3, -2)
+    """(.., heads, maps, d) as it is or, of pairs, with its heads flattened: both are accepted."""
+    return x if x.shape[-2] > 2 or call.rng.random() < 0.3 else x.flatten(-3, -2)
 
 
 def _qkv(call: Call, s: Sizes, rows: tuple[int, ...], keys: tuple[int, ...]) -> Arguments:
     return {
-        "q": _heads(call, call.randn(*rows, s.nheads, 2, s.d).to(s.dtype)),
+        "q": _heads(call, call.randn(*rows, s.groups, s.signals + 1, s.d).to(s.dtype)),
         "k": _heads(call, call.randn(*keys, s.nheads_k, s.components, s.d).to(s.dtype)),
         "v": call.randn(*keys, s.nheads_k, s.dv).to(s.dtype),
         "lam": _lam(call, s, rows),
@@ -299,7 +305,8 @@ def raw_decode(call: Call) -> Arguments:
     for name in (*optional, "block_table"):
         args.setdefault(name, None)
     args.setdefault("rotary_interleaved", True)
-    return _raw(args)
+    raw = _raw(args)
+    return raw | {"q": groups.as_pairs(raw["q"])}  # the op takes no groups
 
 
 def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:
@@ -309,7 +316,10 @@ def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:
 def _raw(args: Arguments) -> Arguments:
     q, lam = args["q"], args["lam"]
     compute = torch.promote_types(q.dtype, torch.float32)
-    args["lam"] = torch.as_tensor(lam, dtype=compute).expand(q.shape[:-2])
+    lam = torch.as_tensor(lam, dtype=compute)
+    if lam.shape == q.shape[:-2]:  # one for each group
+        lam = lam.repeat_interleave(groups.signals_of(q), -1)
+    args["lam"] = lam.expand(groups.heads_of(q))
     if args["norm_weight"] is not None:
         args["norm_weight"] = args["norm_weight"].to(compute)
     args["softmax_scale"] = args["softmax_scale"] or 0.2

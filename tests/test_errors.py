@@ -61,7 +61,7 @@ DENSE: dict[str, tuple[Change, list[str]]] = {
     ),
     "odd query heads": (lambda _: {"q": randn(2, 9, 7, 16)}, ["q", "(2, 9, 7, 16)", "even"]),
     "key heads": (lambda _: {"k": randn(2, 7, 5, 16)}, ["k", "(2, 7, 5, 16)", "4", "2"]),
-    "three components of q": (lambda _: {"q": randn(2, 9, 4, 3, 16)}, ["q", "(2, 9, 4, 3, 16)"]),
+    "ten components of q": (lambda _: {"q": randn(2, 9, 4, 10, 16)}, ["q", "(2, 9, 4, 10, 16)"]),
     "three components of k": (lambda _: {"k": randn(2, 7, 2, 3, 16)}, ["k", "(2, 7, 2, 3, 16)"]),
     "k wider than q": (lambda _: {"k": randn(2, 7, 4, 24)}, ["k", "24", "16"]),
     "v of another width": (lambda _: {"v": randn(2, 7, 2, 24)}, ["v", "24", "16", "32"]),

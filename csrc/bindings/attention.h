@@ -36,7 +36,8 @@ struct Attention : FwdArguments {
     if (!packed) return {};
     return {int32_data(cu_seqlens_q), int32_data(cu_seqlens_k), total_q(), total_k()};
   }
-  Extents extents() const { return extents_of(shape, varlen()); }
+  int64_t signals() const { return signals_of(q); }
+  Extents extents() const { return extents_of(shape, varlen(), {signals()}); }
   bool empty() const { return q.numel() == 0; }
   int64_t total_q() const { return q.size(0); }
   int64_t total_k() const { return k.size(0); }
@@ -98,6 +99,8 @@ Params params_of(const Attention& a) {
   p.mask = mask_of(a.window_left, a.window_right, a.sink_size, a.streaming_heads, a.shape);
   p.norm = norm_of(a.norm_weight, a.norm_eps, a.out_scale);
   p.varlen = a.varlen();
+  p.groups.signals = a.signals();
+  p.groups.q = map_stride(kQ, a.q, a.packed);
   return p;
 }
 

@@ -100,16 +100,27 @@ inline Tensor with_rows(const Tensor& t) {
   return last_is_contiguous(t) ? t : torch::stable::contiguous(t);
 }
 
-// Head counts and dims of q (.., nheads, 2, d), k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv);
-// the caller sets seqlens and batch. k_name and v_name: the user's names of k and v. There may be KV heads that are
+// How many maps q has, without the noise.
+inline int64_t signals_of(const Tensor& q) { return q.size(q.dim() - 2) - 1; }
+
+// Refuses groups where the kernels take pairs alone.
+inline void check_pairs(const Tensor& q, const char* where) {
+  check(signals_of(q) == 1, "q has shape ", shape_of(q), ", accepted ", where,
+        ": (.., nheads, 2, headdim); groups of r signal maps are r pairs with the same noise");
+}
+
+// Head counts and dims of q (.., nheads, 2, d), or (.., groups, r + 1, d) of groups of r signal maps,
+// k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv); the caller sets seqlens and batch. k_name and v_name: the user's names of k and v. There may be KV heads that are
 // elsewhere.
 inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const char* k_name = "k",
                       const char* v_name = "v", int64_t heads_elsewhere = 0) {
-  const int64_t at = q.dim() - 3, d = q.size(at + 2), nheads = q.size(at);
+  const int64_t at = q.dim() - 3, d = q.size(at + 2), groups = q.size(at), maps = q.size(at + 1);
   const int64_t nheads_here = k.size(k.dim() - 3), comps = k.size(k.dim() - 2);
   const int64_t nheads_k = nheads_here + heads_elsewhere;
   const int64_t dv = v.size(v.dim() - 1);
-  check(q.size(at + 1) == 2, "q has shape ", shape_of(q), ", expected (.., nheads, 2, headdim)");
+  check(maps >= 2 && maps <= kMostSignals + 1, "q has shape ", shape_of(q),
+        ", expected (.., nheads, 2, headdim), or (.., groups, r + 1, headdim) with r = 1 to ",
+        kMostSignals);
   check(comps == 1 || comps == 2, k_name, " has shape ", shape_of(k),
         ", expected (.., nheads_k, 1 or 2, headdim)");
   check(d >= 8 && d <= kMostHeaddim && d % 8 == 0, "q has headdim ", d,
@@ -120,11 +131,11 @@ inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const c
         d, " or ", 2 * d);
   check(v.size(v.dim() - 2) == nheads_here, v_name, " has ", v.size(v.dim() - 2), " heads, ",
         k_name, " has ", nheads_here, " (pairs): they must be equal");
-  check(nheads > 0 && nheads_k > 0 && nheads % nheads_k == 0, "q has ", nheads, " heads (pairs), ",
+  check(groups > 0 && nheads_k > 0 && groups % nheads_k == 0, "q has ", groups, " heads (pairs), ",
         k_name, heads_elsewhere ? " and k_stream have " : " has ", nheads_k,
         ": nheads must be a positive multiple of nheads_k");
   Shape s{};
-  s.nheads = nheads;
+  s.nheads = groups * (maps - 1);
   s.nheads_k = nheads_k;
   s.headdim = d;
   s.headdim_v = dv;

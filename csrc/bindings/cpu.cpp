@@ -31,6 +31,7 @@ Outputs fwd(const FwdArguments& given, bool training) {
   Tensor rstd = saves ? a.new_of(kRstd) : a.new_absent();
   auto p = params_of<FwdParams>(a);
   set_views(p, a.packed, {{kOut, out}, {kLse, lse}});
+  p.groups.lse = map_stride(kLse, lse, a.packed);
   if (saves) set_views(p, a.packed, {{kO, o}, {kRstd, rstd}});
   if (!a.empty()) cpu::fwd(p, parallel());
   return {out, lse, o, a.new_absent(), rstd};
@@ -54,7 +55,12 @@ Outputs bwd(const FwdArguments& given, Saved saved) {
              {kDk, dk},
              {kDv, dv},
              {kDlam, dlam}});
-  if (saved.dlse) set_views(p, a.packed, {{kDlse, *saved.dlse}});
+  p.groups.lse = map_stride(kSavedLse, saved.lse, a.packed);
+  p.groups.dq = map_stride(kDq, dq, a.packed);
+  if (saved.dlse) {
+    set_views(p, a.packed, {{kDlse, *saved.dlse}});
+    p.groups.dlse = map_stride(kDlse, *saved.dlse, a.packed);
+  }
   if (a.norm_eps) set_views(p, a.packed, {{kSavedO, saved.o}, {kSavedRstd, saved.rstd}});
   p.dnorm_weight = a.norm_weight ? dweight.data_ptr() : nullptr;
   if (!a.empty()) cpu::bwd(p, parallel());
@@ -63,6 +69,7 @@ Outputs bwd(const FwdArguments& given, Saved saved) {
 
 OutAndLse components(const FwdArguments& given) {
   Attention a = for_kernel(given);
+  check_pairs(a.q, "by components");
   copy_to_rows(a);
   Tensor o = a.new_of(kComponents), lse = a.new_of(kLse);
   auto p = params_of<FwdParams>(a);
@@ -73,6 +80,7 @@ OutAndLse components(const FwdArguments& given) {
 
 Gradients bwd_partial(const FwdArguments& given, PartialSaved saved) {
   Attention a = for_kernel(given);
+  check_pairs(a.q, "by bwd_partial");
   check_saved(a, saved);
   copy_to_rows(a);
   saved.dout = with_rows(saved.dout);

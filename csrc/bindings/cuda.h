@@ -38,6 +38,7 @@ inline void check_kernel_dtype(const Tensor& q) {
 inline Attention for_kernel(const FwdArguments& given) {
   Attention a(given);
   check_kernel_dtype(a.q);
+  check_pairs(a.q, "on CUDA");
   if (values_are_wanted()) check_values(a);
   if (a.packed) {  // max_seqlen may be too large, and the grid follows it
     a.shape.seqlen_q = std::min(a.shape.seqlen_q, a.total_q());

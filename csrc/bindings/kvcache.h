@@ -22,6 +22,7 @@ struct KvCache : DecodeArguments {
 
   KvCache(const DecodeArguments& given, const PageSizes& pages) : DecodeArguments(given) {
     check_rank(kQ, q);
+    check_pairs(q, "with a cache");
     check_rank(kKCache, k_cache);
     check_rank(kVCache, v_cache);
     check_together(*this);

@@ -6,6 +6,8 @@ STABLE_TORCH_LIBRARY(DIFFATTN_OPS, m) {
   // Dense: q (batch, seqlen_q, nheads, 2, d), k (batch, seqlen_k, nheads_k, 1 or 2, d),
   // v (batch, seqlen_k, nheads_k, dv), lam (batch, seqlen_q, nheads).
   // Packed, with cu_seqlens: the first two dimensions are one.
+  // fwd and bwd on the CPU take groups of maps too: q (.., groups, r + 1, d), nheads = groups·r, and an LSE
+  // (r + 1, batch, groups, seqlen_q).
   m.def(
       "fwd(Tensor q, Tensor k, Tensor v, Tensor lam, Tensor? norm_weight, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, float softmax_scale, "

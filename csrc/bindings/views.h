@@ -111,11 +111,22 @@ inline View view_of(const Operand& o, const Tensor& t, bool packed) {
   return v;
 }
 
-// The noise's view of a tensor, given the signal's. They are equal where the tensor has one map for both.
+// The stride from map to map.
+inline int64_t map_stride(const Operand& o, const Tensor& t, bool packed) {
+  int64_t stride = 0;
+  for_each_dim(o, packed, [&](int64_t at, Dim dim) {
+    if (is_of_maps(dim)) stride = stride_of(t, at);
+  });
+  return stride;
+}
+
+// The noise's view of a tensor, given the first signal's. It is the last map, and the same where the tensor has
+// one map for both.
 inline View noise_of(const Operand& o, const Tensor& t, bool packed, View v) {
   for_each_dim(o, packed, [&](int64_t at, Dim dim) {
     if (is_of_maps(dim))
-      v.data = static_cast<char*>(v.data) + stride_of(t, at) * int64_t(t.element_size());
+      v.data = static_cast<char*>(v.data) +
+               stride_of(t, at) * (t.size(at) - 1) * int64_t(t.element_size());
   });
   return v;
 }

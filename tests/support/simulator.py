@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import diffattn_cuda  # noqa: F401  its ops are what is taken over
+from diffattn_cuda import groups  # its ops are what is taken over
 
 from . import sim_build
 from .sim_memory import described
@@ -37,6 +37,7 @@ class Simulator:
         for op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
             self._take_over(op)
         self.binding.set_launcher(self._launch)
+        groups.NATIVE_DEVICES.discard("cpu")  # nor does the CUDA binding take groups
 
     @contextmanager
     def on(self, profile: str, seed: int = 0, **checks: bool) -> Iterator[None]:

@@ -9,19 +9,19 @@
 namespace diffattn::cpu {
 namespace {
 
-// How the work is cut. Blocks of rows of a unit (all query heads of its KV head) are numbered 0 .. blocks,
+// How the work is cut. Blocks of rows of a unit (all groups of query heads of its KV head) are numbered 0 .. blocks,
 // the longest first. `places` units are worked on at once, and a step takes `slots` blocks from each: one
 // where a thread works alone.
 template <class P>
 struct BackwardPlan {
   using C = typename P::C;
   bool whole;  // each thread takes whole units
-  int64_t group, units, rows, row_blocks, blocks, panel_keys, keys, grads, places, slots;
+  int64_t group, units, rows, row_blocks, blocks, panels, panel_keys, keys, grads, places, slots;
 
-  BackwardPlan(const Units& of, int threads) {
+  BackwardPlan(const Units& of, const Groups& groups, int threads) {
     constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
     const Shape& s = of.shape;
-    group = s.nheads / s.nheads_k;
+    group = groups.count(s) / s.nheads_k;
     units = of.count();
     rows = gradient_rows(s);
     row_blocks = ceil_div(s.seqlen_q, rows);
@@ -30,8 +30,10 @@ struct BackwardPlan {
     keys = PackedHead<P>::size(of);
     grads = Gradients<C>::size(of);
     const int64_t packed_bytes = (keys + grads) * int64_t(sizeof(C));
-    const int64_t panel_bytes = product(3 * rows, panel_keys, int64_t(sizeof(C)));
-    whole = threads == 1 || whole_units(packed_bytes + panel_bytes, threads);
+    panels = groups.signals == 1 ? 3 : 4;
+    const int64_t panel_bytes = product(panels * rows, panel_keys, int64_t(sizeof(C)));
+    // Of groups the panels of all signals would have to be kept in waves.
+    whole = threads == 1 || groups.signals > 1 || whole_units(packed_bytes + panel_bytes, threads);
     places = whole ? threads : wave_size(units, packed_bytes, kPackedBytes);
     slots = whole ? 1 : wave_size(blocks, places * panel_bytes, kPanelBytes);
     if (slots < ceil_div(threads, places)) slots = ceil_div(threads, places);
@@ -73,7 +75,8 @@ class Backward {
         keys_(product(plan_.places, plan_.keys)),
         grads_(product(plan_.places, plan_.grads)),
         scratch_(parallel.threads, p.shape, plan_.rows),
-        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.rows, plan_.panel_keys) {}
+        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.panels, plan_.rows,
+                plan_.panel_keys) {}
 
   // A unit for a thread that works alone, in the place of its own.
   void whole_unit(int64_t unit, int worker) {
@@ -139,8 +142,8 @@ class Backward {
     if (step.block >= plan_.blocks) return;
     const int64_t row = (plan_.row_blocks - 1 - step.block % plan_.row_blocks) * plan_.rows;
     const int64_t kv_head = units_.kv_head(step.unit);
-    const int64_t q_head = kv_head * plan_.group + step.block / plan_.row_blocks;
-    RowBlock rows{units_.sequence(step.unit), q_head, kv_head, {}};
+    const int64_t q_group = kv_head * plan_.group + step.block / plan_.row_blocks;
+    RowBlock rows{units_.sequence(step.unit), q_group, kv_head, {}};
     rows.rows = meet({row, row + plan_.rows}, {0, rows.sequence.seqlen_q});
     C* dweight = dweight_of(step);
     if (dweight) __builtin_memset(dweight, 0, shape().headdim_v * sizeof(C));
@@ -197,15 +200,16 @@ void sum_dweights(int64_t parts, int64_t dv, const C* dweights, C* sum) {
 template <class P>
 void backward(const BwdParams& p, const Parallel& all) {
   using C = typename P::C;
-  const Parallel parallel = threads_for(all, p.shape);
   const Shape& s = p.shape;
+  Parallel parallel = threads_for(all, s);
+  if (p.groups.signals > 1) parallel.threads = int(min(parallel.threads, s.batch * s.nheads_k));
   const int64_t blocks = ceil_div(s.seqlen_q, BackwardPlan<P>::gradient_rows(s));
-  const int64_t parts = s.batch * s.nheads * blocks, dv = s.headdim_v;
+  const int64_t parts = s.batch * p.groups.count(s) * blocks, dv = s.headdim_v;
   const Buffer<C> dweights(p.dnorm_weight ? product(parts, dv) : 0);
   for_each_kind(p.mask, s.nheads_k, [&](const Heads& heads) {
     const Cache none;
     const Units units{s, p.varlen, none, p.mask, heads, Reader::backward};
-    const BackwardPlan<P> plan(units, parallel.threads);
+    const BackwardPlan<P> plan(units, p.groups, parallel.threads);
     Backward<P> work(p, units, parallel, plan, p.dnorm_weight ? dweights.get() : nullptr);
     if (plan.whole)
       for_each(parallel, plan.units,

@@ -6,14 +6,22 @@
 namespace diffattn::cpu {
 namespace {
 
-// Three panels from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter may be in
-// pairs of lanes, which take the first half of each row.
+// Panels from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter may be in pairs of lanes,
+// which take the first half of each row. Of groups a fourth, the sum of -λ·dP over signals.
 template <class T>
 struct KeyPanels {
   T* first;
   int64_t distance, lanes;
   Panel<T> operator[](int which) const { return {first + which * distance, lanes}; }
 };
+
+// The maps whose gradients are computed: those of a pair, its signal alone, or those of a group's signals and then
+// of its noise. V's comes with the signals.
+enum class Part { pair, alone, signal, noise };
+template <Part part>
+constexpr int kFirstMap = part == Part::noise ? kNoise : kSignal;
+template <Part part>
+constexpr int kLastMap = part == Part::alone || part == Part::signal ? kSignal : kNoise;
 
 // dK and dV of one KV head in the compute type.
 template <class C>
@@ -25,17 +33,17 @@ struct GradBlock {
   using C = typename P::C;
   using T = typename P::T;
   int64_t lanes, panel_size;
-  Buffer<C> panel;    // [3][keys][lanes]
+  Buffer<C> panel;    // [3 or 4][keys][lanes]
   Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
   Range rows;
   int maps = 2;      // 1 where the noise's gives nothing
   KeyBlocks blocks;  // none where there is nothing to add
 
   // keys: the most that its blocks have, in whole blocks
-  GradBlock(const Shape& s, int64_t lanes, int64_t keys)
+  GradBlock(const Shape& s, int64_t panels, int64_t lanes, int64_t keys)
       : lanes(lanes),
         panel_size(product(keys, lanes)),
-        panel(3 * panel_size),
+        panel(panels * panel_size),
         q(2 * lanes / P::kPer * leading<C>(s.headdim)),
         dout(lanes / P::kPer * leading<C>(s.headdim_v)) {}
 
@@ -53,7 +61,7 @@ KeyPanels<typename P::T> in_place(const KeyPanels<typename P::C>& panels) {
 }
 
 // Adds what a block of rows gives to a block of keys; panels holds dS1, dS2 and A from its first key on.
-template <class P>
+template <class P, Part part = Part::pair>
 void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlock<P>& block,
                      const KeyPanels<typename P::T>& panels, const KeyBlock& to,
                      const Gradients<typename P::C>& grads) {
@@ -68,10 +76,12 @@ void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlo
     const bool mine = mask.interval_of(key) == to.interval;
     seen[m] = mine ? meet(mask.rows_of({key, key + 1}), block.rows) : Range{0, 0};
   }
-  for (int c = 0; c < block.maps; ++c)
+  const int maps = part == Part::pair ? block.maps : kLastMap<part> + 1;
+  for (int c = kFirstMap<part>; c < maps; ++c)
     product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c].data, block.lanes, 1},
                            {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
                            {grads.k_rows[c] + place * ldk, ldk});
+  if constexpr (part == Part::noise) return;
   product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2].data, block.lanes, 1},
                          {block.dout, 0, ldv}, {grads.v_rows + place * ldv, ldv});
 }

@@ -2,6 +2,8 @@
 // the LSE, sums D1 and D2 over whole rows, so that neither O nor O2 is needed, and then forms what the
 // second half multiplies: dS1, dS2 and A = P1 - λ·P2.
 //   D_c = Σ_j P_c·dP     dS1 = P1·(dP - D1)     dS2 = -λ·P2·(dP - D2)     dλ = -D2
+// Of a group dS2 is the sum over its signals. P2 is computed once, and what it is multiplied by is summed, so that
+// the noise's products are formed once.
 #pragma once
 #include "../shared/norm.h"
 #include "../shared/packed.h"
@@ -22,6 +24,7 @@ struct BackwardScratch {
   Buffer<C> dq;           // [comp][lanes][leading(d)]
   Buffer<C> o;            // [leading(dv)]
   alignas(kLine) C lse[2][kMostRows], dsum[2][kMostRows], lam[kMostRows];
+  alignas(kLine) C noise_sum[kMostRows];  // of a group: Σ λ·D2
   LaneMask<C> mask;
 
   BackwardScratch(const Shape& s, int64_t lanes)
@@ -42,47 +45,85 @@ class BackwardRows {
   using V = typename S::V;
 
  public:
-  // dweight [dv]: this block's part of the norm weight's gradient, or null.
+  // rows: of a group. dweight [dv]: this block's part of the norm weight's gradient, or null.
   BackwardRows(const BwdParams& p, const RowBlock& rows, const PackedHead<P>& kv,
                GradBlock<P>& block, BackwardScratch<P>& scratch, C* dweight)
       : p_(p),
+        group_(rows),
         rows_(rows),
         kv_(kv),
         block_(block),
         x_(scratch),
+        dweight_(dweight),
         mask_(p.mask, rows_.sequence, rows.kv_head),
         visible_(mask_, rows.rows, block.lanes) {
     block.rows = rows.rows;
     block.blocks = visible_.blocks;
-    load_statistics();
-    block.maps = noise_counts() ? 2 : 1;
-    load_queries();
-    load_gradients(dweight);
   }
 
   // With grads, the second half follows at once, block of keys by block of keys, and what it reads never
-  // leaves the cache; without, it is left in the panels.
+  // leaves the cache; without, it is left in the panels. Groups need grads.
   void run(const Gradients<C>* grads) {
-    visible_.blocks.for_each(
-        [&](const KeyBlock& keys) { maps() == 2 ? recompute<2>(keys) : recompute<1>(keys); });
-    finish_sums();
-    __builtin_memset(x_.dq.get(), 0, 2 * lanes() * ldq() * sizeof(C));
-    visible_.blocks.for_each([&](const KeyBlock& keys) {
-      const KeyPanels<T> to = in_place<P>(grads ? of_one_block() : panels(keys));
-      maps() == 2 ? score_gradients<2>(keys, to) : score_gradients<1>(keys, to);
-      accumulate_dq(keys, to);
-      if (grads) accumulate_keys(p_, mask_, block_, to, keys, *grads);
-    });
-    store_dq();
+    for (int64_t r = 0; r < count(); ++r) x_.noise_sum[r] = 0;
+    load_signal(0);
+    block_.maps = noise_counts() ? 2 : 1;
+    if (block_.maps == 2) load_map(kNoise, p_.maps[kNoise].q, p_.maps[kNoise].lse);
+    if (p_.groups.signals > 1)
+      run_group(grads);
+    else if (block_.maps == 2)
+      run_pair<Part::pair>(grads);
+    else
+      run_pair<Part::alone>(grads);
   }
 
  private:
+  template <Part part>
+  void run_pair(const Gradients<C>* grads) {
+    visible_.blocks.for_each([&](const KeyBlock& keys) { recompute<part>(keys); });
+    finish_sums(0);
+    multiply<part>(grads);
+    store_dq(kSignal, p_.map_grads[kSignal].dq);
+    store_dq(kNoise, p_.map_grads[kNoise].dq);
+  }
+
+  void run_group(const Gradients<C>* grads) {
+    for (int64_t i = 0; i < p_.groups.signals; ++i) {
+      if (i > 0) load_signal(i);
+      visible_.blocks.for_each([&](const KeyBlock& keys) {
+        if (i == 0) {
+          clear_noise(keys);
+          recompute<Part::pair>(keys);
+        } else {
+          recompute<Part::signal>(keys);
+        }
+      });
+      finish_sums(i);
+      multiply<Part::signal>(grads);
+      store_dq(kSignal, of_signal(p_.map_grads[kSignal].dq, gradient_type<C>(p_), i, p_.groups.dq));
+    }
+    for (int64_t r = 0; r < count(); ++r) x_.dsum[kNoise][r] = x_.noise_sum[r] + dlse(kNoise, 0, r);
+    multiply<Part::noise>(grads);
+    store_dq(kNoise, p_.map_grads[kNoise].dq);
+  }
+
+  template <Part part>
+  void multiply(const Gradients<C>* grads) {
+    constexpr int kLast = part == Part::alone ? kNoise : kLastMap<part>;  // of what is stored
+    for (int c = kFirstMap<part>; c <= kLast; ++c)
+      __builtin_memset(x_.dq + c * lanes() * ldq(), 0, lanes() * ldq() * sizeof(C));
+    visible_.blocks.for_each([&](const KeyBlock& keys) {
+      const KeyPanels<T> to = in_place<P>(grads ? of_one_block() : panels(keys));
+      score_gradients<part>(keys, to);
+      accumulate_dq<part>(keys, to);
+      if (grads) accumulate_keys<P, part>(p_, mask_, block_, to, keys, *grads);
+    });
+  }
+
   int64_t d() const { return p_.shape.headdim; }
   int64_t dv() const { return p_.shape.headdim_v; }
   int64_t ldq() const { return leading<C>(d()); }
   int64_t ldv() const { return leading<C>(dv()); }
   int64_t lanes() const { return block_.lanes; }
-  int maps() const { return block_.maps; }
   int64_t count() const { return block_.rows.size(); }
   int64_t row(int64_t r) const { return block_.rows.begin + r; }
   KeyPanels<C> panels(const KeyBlock& keys) const {
@@ -90,16 +131,30 @@ class BackwardRows {
   }
   KeyPanels<C> of_one_block() const { return {x_.block, kKeys * lanes(), lanes()}; }
 
-  void load_queries() {
-    for (int c = 0; c < maps(); ++c) {
-      cpu::load_queries(p_.dtype, p_.maps[c].q, rows_, d(), x_.natural.get());
-      transpose<P>(x_.natural, count(), lanes(), d(), x_.query + c * lanes() * d() / P::kPer);
-      steps_of_rows<P>(x_.natural, count(), d(), block_.q + c * lanes() / P::kPer * ldq());
+  void load_signal(int64_t i) {
+    rows_.head = group_.head * p_.groups.signals + i;
+    load_map(kSignal, of_signal(p_.maps[kSignal].q, p_.dtype, i, p_.groups.q),
+             of_signal(p_.maps[kSignal].lse, kComputeType<C>, i, p_.groups.lse));
+    load_gradients();
+    for (int64_t r = 0; r < lanes(); ++r) {
+      x_.lam[r] = r < count() ? number<C>(p_.lam, rows_.offset(p_.lam, row(r))) : 0;
+      x_.dsum[kSignal][r] = x_.dsum[kNoise][r] = 0;
     }
   }
 
-  void load_gradients(C* dweight) {
-    cpu::load_queries(p_.dtype, p_.dout, rows_, dv(), x_.natural.get());
+  // The LSE in log2 units; 0 where a row sees nothing, for its scores are -inf and must give P = 0.
+  void load_map(int c, const View& q, const View& lse) {
+    load_queries(p_.dtype, q, group_, d(), x_.natural.get());
+    transpose<P>(x_.natural, count(), lanes(), d(), x_.query + c * lanes() * d() / P::kPer);
+    steps_of_rows<P>(x_.natural, count(), d(), block_.q + c * lanes() / P::kPer * ldq());
+    for (int64_t r = 0; r < lanes(); ++r) {
+      const bool seen = !visible_.of_row[r].empty();
+      x_.lse[c][r] = seen ? number<C>(lse, group_.offset(lse, row(r))) * kLog2e<C> : 0;
+    }
+  }
+
+  void load_gradients() {
+    load_queries(p_.dtype, p_.dout, rows_, dv(), x_.natural.get());
     for (int64_t r = 0; r < count(); ++r) {
       C rstd = 1;
       if (p_.norm.eps >= 0) {
@@ -108,7 +163,7 @@ class BackwardRows {
       }
       C* dy = x_.natural + r * ldv();
       if (p_.norm.eps >= 0)
-        norm_backward(p_.norm, dv(), x_.o.get(), rstd, dy, dweight);
+        norm_backward(p_.norm, dv(), x_.o.get(), rstd, dy, dweight_);
       else
         for (int64_t n = 0; n < dv(); ++n) dy[n] *= C(p_.norm.scale);
     }
@@ -116,27 +171,12 @@ class BackwardRows {
     steps_of_rows<P>(x_.natural, count(), dv(), block_.dout.get());
   }
 
-  // lse in log2 units; 0 where a row sees nothing, for its scores are -inf and must give P = 0.
-  void load_statistics() {
-    for (int64_t r = 0; r < lanes(); ++r) {
-      const bool seen = !visible_.of_row[r].empty();
-      x_.lam[r] = r < count() ? number<C>(p_.lam, rows_.offset(p_.lam, row(r))) : 0;
-      for (int c = 0; c < 2; ++c) {
-        const View& lse = p_.maps[c].lse;
-        const int64_t at = seen ? rows_.offset(lse, row(r)) : 0;
-        x_.lse[c][r] = seen ? number<C>(lse, at) * kLog2e<C> : 0;
-        x_.dsum[c][r] = 0;
-      }
-    }
-  }
-
   // Whether the noise map gives anything. Where D2 is known (partial), a λ of 0 without a gradient of its LSE says
   // that dS2 is 0, and A is P1: so each map of components gets a backward of its own, for 14d flop per pair.
   bool noise_counts() const {
     if (!p_.partial) return true;
-    const View& dlse = p_.map_grads[1].dlse;
     for (int64_t r = 0; r < count(); ++r)
-      if (x_.lam[r] != 0 || number<C>(dlse, rows_.offset(dlse, row(r))) != 0) return true;
+      if (x_.lam[r] != 0 || dlse(kNoise, 0, r) != 0) return true;
     return false;
   }
 
@@ -147,15 +187,16 @@ class BackwardRows {
     return zero < x ? zero : x;
   }
 
-  // P1, P2, dP of a block of keys, and its part of D1 and D2.
-  template <int kMaps>
+  // P of maps from the signal's to the last, and dP, of a block of keys, and its part of D1 and D2.
+  template <Part part>
   void recompute(const KeyBlock& block) {
+    constexpr int kLast = kLastMap<part>, kSums = part == Part::alone ? 1 : 2;
     const int64_t n = block.keys.size(), place = kv_.place(block);
     const KeyPanels<C> scores = of_one_block(), of_keys = panels(block);
     const Panel<C> dout_v = of_keys[2];
     const Tile seen = x_.mask.set(visible_, lanes(), block);
     const int64_t k_steps = d() / P::kPer, ldk = leading<C>(k_steps);
-    for (int c = 0; c < kMaps; ++c)
+    for (int c = kSignal; c <= kLast; ++c)
       product_to_panel<P>(n, k_steps, {kv_.k_rows[c] + place * ldk, ldk, 1},
                           x_.query + c * lanes() * k_steps, x_.mask.seen,
                           score_factor<C>(p_.softmax_scale), scores[c]);
@@ -163,33 +204,31 @@ class BackwardRows {
     product_to_panel<P>(n, v_steps, {kv_.v_rows + place * ld, ld, 1}, x_.dout.get(), x_.mask.seen,
                         1, dout_v);
     if (seen != Tile::full) {
-      for (int c = 0; c < kMaps; ++c) x_.mask.hide(scores[c], -kInf<C>);
+      for (int c = kSignal; c <= kLast; ++c) x_.mask.hide(scores[c], -kInf<C>);
       x_.mask.hide(dout_v, C(0));
     }
-    const C *from[kMaps], *dp = dout_v.data;
-    C* to[kMaps];
-    for (int c = 0; c < kMaps; ++c) {
-      from[c] = scores[c].data;
-      to[c] = of_keys[c].data;
-    }
+    const C *from[2] = {scores[0].data, scores[1].data}, *dp = dout_v.data;
+    C* const to[2] = {of_keys[0].data, of_keys[1].data};
     for (int64_t r0 = 0; r0 < lanes(); r0 += NR<C>) {
       const Range keys = x_.mask.seen[r0 / NR<C>];
-      V sums[kMaps][NV] = {};
+      V sums[kSums][NV] = {};
       for (int64_t i = keys.begin * lanes() + r0; i < keys.end * lanes(); i += lanes()) {
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) {
           const int64_t at = i + v * S::W, r = r0 + v * S::W;
-          V e[kMaps];
-          for (int c = 0; c < kMaps; ++c)
-            e[c] = exp2<C>(at_most_zero(S::load(from[c] + at) - S::load(x_.lse[c] + r)));
+          V e[kSums];
+          for (int c = 0; c < kSums; ++c)  // a group's P2 is there already
+            e[c] = c > kLast
+                       ? S::load(to[c] + at)
+                       : exp2<C>(at_most_zero(S::load(from[c] + at) - S::load(x_.lse[c] + r)));
           const V g = S::load(dp + at);
-          for (int c = 0; c < kMaps; ++c) {
-            S::store(to[c] + at, e[c]);
+          for (int c = 0; c < kSums; ++c) {
+            if (c <= kLast) S::store(to[c] + at, e[c]);
             sums[c][v] += e[c] * g;
           }
         }
       }
-      for (int c = 0; c < kMaps; ++c)
+      for (int c = 0; c < kSums; ++c)
         for (int v = 0; v < NV; ++v) {
           C* const sum = x_.dsum[c] + r0 + v * S::W;
           S::store(sum, S::load(sum) + sums[c][v]);
@@ -199,39 +238,52 @@ class BackwardRows {
 
   // dλ, and in dsum what is added to dP: the LSE's own gradient enters a score's with P_c.
   //   dS1 = P1·(dP - D1 + dLSE1)     dS2 = P2·(-λ·dP + λ·D2 + dLSE2)
-  void finish_sums() {
+  void finish_sums(int64_t signal) {
     for (int64_t r = 0; r < count(); ++r) {
-      C dlse[2] = {0, 0};
-      for (int c = 0; c < 2; ++c)
-        if (const View& from = p_.map_grads[c].dlse; from.data)
-          dlse[c] = number<C>(from, rows_.offset(from, row(r)));
+      const C of_lse[2] = {dlse(kSignal, signal, r), dlse(kNoise, 0, r)};
       if (p_.partial) {  // D of all keys is in dlse already; this part has not seen it all
-        x_.dsum[0][r] = dlse[0];
-        x_.dsum[1][r] = dlse[1];
+        x_.dsum[0][r] = of_lse[0];
+        x_.dsum[1][r] = of_lse[1];
         continue;
       }
       put<C>(p_.dlam, rows_.offset(p_.dlam, row(r)), -x_.dsum[1][r]);
-      x_.dsum[0][r] = dlse[0] - x_.dsum[0][r];
-      x_.dsum[1][r] = dlse[1] + x_.lam[r] * x_.dsum[1][r];
+      x_.dsum[0][r] = of_lse[0] - x_.dsum[0][r];
+      x_.noise_sum[r] += x_.lam[r] * x_.dsum[1][r];
+      x_.dsum[1][r] = of_lse[1] + x_.lam[r] * x_.dsum[1][r];
     }
   }
 
-  // dS1, dS2 and A of a vector of lanes of one key. Of one map there is no dS2, and A is P1.
+  // The gradient of a map's LSE.
+  C dlse(int c, int64_t signal, int64_t r) const {
+    const View& from = p_.map_grads[c].dlse;
+    if (!from.data) return 0;
+    return number<C>(from, group_.offset(from, row(r)) + signal * p_.groups.dlse);
+  }
+
+  // dS1, dS2 and A of a vector of lanes of one key, or those that a part has. Of a map alone A is P1.
   struct ScoreGradient {
     V each[3];
   };
-  template <int kMaps>
+  template <Part part>
   ScoreGradient score_gradient(const KeyPanels<C>& panels, int64_t key, int64_t r) const {
     const C scale = C(p_.softmax_scale);
     const V sum1 = S::load(x_.dsum[0] + r), e1 = S::load(panels[0][key] + r);
-    const V g = S::load(panels[2][key] + r);
-    if constexpr (kMaps == 1) return {{scale * e1 * (g + sum1), V{}, e1}};
+    const V g = S::load(panels[2][key] + r), ds1 = scale * e1 * (g + sum1);
+    if constexpr (part == Part::alone) return {{ds1, V{}, e1}};
     const V lam = S::load(x_.lam + r), sum2 = S::load(x_.dsum[1] + r);
-    const V e2 = S::load(panels[1][key] + r);
-    return {{scale * e1 * (g + sum1), scale * e2 * (sum2 - lam * g), e1 - lam * e2}};
+    const V e2 = S::load(panels[1][key] + r), a = e1 - lam * e2;
+    if constexpr (part == Part::pair) return {{ds1, scale * e2 * (sum2 - lam * g), a}};
+    C* const noise = panels[3][key] + r;
+    if constexpr (part == Part::noise) return {{V{}, scale * e2 * (sum2 + S::load(noise)), V{}}};
+    S::store(noise, S::load(noise) - lam * g);
+    return {{ds1, V{}, a}};
+  }
+  template <Part part>
+  static constexpr bool has(int i) {
+    return part == Part::pair || (i == kNoise) == (part == Part::noise);
   }
 
-  template <int kMaps>
+  template <Part part>
   void score_gradients(const KeyBlock& block, const KeyPanels<T>& to) {
     const int64_t n = block.keys.size();
     const KeyPanels<C> from = panels(block);
@@ -239,16 +291,22 @@ class BackwardRows {
       for (int64_t key = 0; key < n; key += P::kPer)
 #pragma GCC unroll 2
         for (int64_t r = r0; r < r0 + NR<C>; r += S::W) {
-          const ScoreGradient first = score_gradient<kMaps>(from, key, r);
+          const ScoreGradient first = score_gradient<part>(from, key, r);
           if constexpr (P::kPer == 1) {
-            for (int i = 0; i < 3; i += 3 - kMaps) S::store(to[i][key] + r, first.each[i]);
+            for (int i = 0; i < 3; ++i)
+              if (has<part>(i)) S::store(to[i][key] + r, first.each[i]);
           } else {
             const bool whole = key + 1 < n;
-            const auto second = whole ? score_gradient<kMaps>(from, key + 1, r) : ScoreGradient{};
-            for (int i = 0; i < 3; i += 3 - kMaps)
-              store_pairs(to[i], i, key, r, whole, first, second);
+            const auto second = whole ? score_gradient<part>(from, key + 1, r) : ScoreGradient{};
+            for (int i = 0; i < 3; ++i)
+              if (has<part>(i)) store_pairs(to[i], i, key, r, whole, first, second);
           }
         }
+  }
+
+  // The sum of -λ·dP begins.
+  void clear_noise(const KeyBlock& block) {
+    __builtin_memset(panels(block)[3].data, 0, block.keys.size() * lanes() * sizeof(C));
   }
 
   // Two keys' numbers rounded, in pairs of lanes for the second half and in pairs of keys for dQ.
@@ -264,29 +322,31 @@ class BackwardRows {
   }
   T* pairs_of_keys(int i) const { return x_.pairs + i * kKeys / 2 * lanes(); }
 
+  template <Part part>
   void accumulate_dq(const KeyBlock& block, const KeyPanels<T>& panels) {
     const int64_t j = block.keys.begin;
     Range seen[kMostRows];
     for (int64_t r = 0; r < count(); ++r) seen[r] = visible_.in_block(r, block);
-    for (int c = 0; c < maps(); ++c)
+    for (int c = kFirstMap<part>; c <= kLastMap<part>; ++c)
       product_over_ranges<P>(count(), d(), seen, j,
                              {P::kPer == 1 ? panels[c].data : pairs_of_keys(c), 1, lanes()},
                              {kv_.k_steps[c] + kv_.place(block) / P::kPer * ldq(), 0, ldq()},
                              {x_.dq + c * lanes() * ldq(), ldq()});
   }
 
-  void store_dq() {
-    for (int c = 0; c < 2; ++c)
-      for (int64_t r = 0; r < count(); ++r)
-        store_row(gradient_type<C>(p_), x_.dq + (c * lanes() + r) * ldq(), d(),
-                  p_.map_grads[c].dq.data, rows_.offset(p_.map_grads[c].dq, row(r)));
+  void store_dq(int c, const View& dq) {
+    for (int64_t r = 0; r < count(); ++r)
+      store_row(gradient_type<C>(p_), x_.dq + (c * lanes() + r) * ldq(), d(), dq.data,
+                group_.offset(dq, row(r)));
   }
 
   const BwdParams& p_;
-  const RowBlock rows_;
+  const RowBlock group_;
+  RowBlock rows_;  // of the head of the signal at hand
   const PackedHead<P>& kv_;
   GradBlock<P>& block_;
   BackwardScratch<P>& x_;
+  C* const dweight_;
   const SequenceMask mask_;
   const VisibleKeys visible_;
 };

@@ -19,7 +19,7 @@ void forward_heads(const FwdParams& p, const Units& units, const Parallel& paral
   using T = typename P::T;
   constexpr int64_t kPackedBytes = 8 << 20;
   const Shape& s = p.shape;
-  const int64_t group = s.nheads / s.nheads_k;
+  const int64_t group = p.groups.count(s) / s.nheads_k;
   const int64_t rows = block_rows<C>(s.seqlen_q, s.seqlen_k, 2);
   const int64_t blocks = ceil_div(s.seqlen_q, rows);
   const int64_t packed = PackedHead<P>::size(units);
@@ -38,9 +38,9 @@ void forward_heads(const FwdParams& p, const Units& units, const Parallel& paral
     });
     for_each(parallel, blocks * group * wave.count, [&](int64_t item, int worker) {
       const int64_t place = item % wave.count, kv_head = units.kv_head(first + place);
-      const int64_t q_head = kv_head * group + item / wave.count % group;
+      const int64_t q_group = kv_head * group + item / wave.count % group;
       const int64_t block = blocks - 1 - item / (wave.count * group);
-      RowBlock mine{units.sequence(first + place), q_head, kv_head, {}};
+      RowBlock mine{units.sequence(first + place), q_group, kv_head, {}};
       mine.rows = meet({block * rows, block * rows + rows}, {0, mine.sequence.seqlen_q});
       if (mine.rows.size() == 0) return;
       ForwardRows<P>(p, units.cache, mine, head(wave, place), scratch[worker]).run();

@@ -1,6 +1,7 @@
 // Forward: a block of query rows against all its keys at once. Scores of both maps are kept in
 // panels [keys][rows], so that the maps are combined before the ONE product with V:
-// 8·d flop a visible pair, where two maps apart need 12·d.
+// 8·d flop a visible pair, where two maps apart need 12·d. Of a group of r signal maps the noise map is
+// computed once, and stays in its panel: (6·r + 2)·d flop.
 #pragma once
 #include "../shared/norm.h"
 #include "../shared/packed.h"
@@ -45,20 +46,34 @@ class ForwardRows {
   using S = Simd<C>;
 
  public:
+  // rows: of a group
   ForwardRows(const FwdParams& p, const Cache& cache, const RowBlock& rows, const PackedHead<P>& kv,
               ForwardScratch<P>& scratch)
       : p_(p),
+        cache_(cache),
+        group_(rows),
         rows_(rows),
         kv_(kv),
         x_(scratch),
-        visible_(SequenceMask(p.mask, rows.sequence, rows.kv_head), rows.rows, scratch.lanes) {
-    load(cache);
-  }
+        visible_(SequenceMask(p.mask, rows.sequence, rows.kv_head), rows.rows, scratch.lanes) {}
 
   void run() {
-    visible_.blocks.for_each([&](const KeyBlock& block) { score(block); });
+    load(kNoise, p_.maps[kNoise].q);
+    run_signal<kNoise>(0);
+    for (int64_t r = 0; r < count(); ++r) store_lse(r, kNoise, p_.maps[kNoise].lse);
+    for (int64_t i = 1; i < p_.groups.signals; ++i) run_signal<kSignal>(i);
+  }
+
+ private:
+  // Scores maps from the signal's to the last, and computes the signal's head.
+  template <int kLast>
+  void run_signal(int64_t i) {
+    rows_.head = group_.head * p_.groups.signals + i;
+    load(kSignal, of_signal(p_.maps[kSignal].q, p_.dtype, i, p_.groups.q));
+    visible_.blocks.for_each([&](const KeyBlock& block) { score<kLast>(block); });
     normalize();
-    for (int64_t r = 0; r < count(); ++r) store_lse(r);
+    const View lse = of_signal(p_.maps[kSignal].lse, kComputeType<C>, i, p_.groups.lse);
+    for (int64_t r = 0; r < count(); ++r) store_lse(r, kSignal, lse);
     if (are_separate()) {
       multiply_values<kSignal, kSignal>();
       store_component(p_.maps[kSignal].o);
@@ -70,12 +85,11 @@ class ForwardRows {
     }
   }
 
- private:
   int64_t d() const { return p_.shape.headdim; }
   int64_t dv() const { return p_.shape.headdim_v; }
   int64_t ldo() const { return leading<C>(dv()); }
-  int64_t count() const { return rows_.rows.size(); }
-  int64_t row(int64_t r) const { return rows_.rows.begin + r; }
+  int64_t count() const { return group_.rows.size(); }
+  int64_t row(int64_t r) const { return group_.rows.begin + r; }
 
   T* query(int c) { return x_.query + c * x_.lanes * d() / P::kPer; }
   Panel<C> panel(int c, const KeyBlock& block) {
@@ -85,23 +99,22 @@ class ForwardRows {
     return x_.block_max + (block.place / kKeys * 2 + c) * x_.lanes;
   }
 
-  void load(const Cache& cache) {
-    for (int c = 0; c < 2; ++c) {
-      load_queries(p_.dtype, p_.maps[c].q, rows_, d(), x_.natural.get());
-      if (cache.rotary.cos) rotate_rows(p_, cache, rows_, x_.natural.get());
-      transpose<P>(x_.natural.get(), count(), x_.lanes, d(), query(c));
-      for (int64_t r = 0; r < x_.lanes; ++r) {
-        x_.max[c][r] = -kInf<C>;
-        x_.sum[c][r] = 0;
-      }
+  void load(int c, const View& q) {
+    load_queries(p_.dtype, q, group_, d(), x_.natural.get());
+    if (cache_.rotary.cos) rotate_rows(p_, cache_, group_, x_.natural.get());
+    transpose<P>(x_.natural.get(), count(), x_.lanes, d(), query(c));
+    for (int64_t r = 0; r < x_.lanes; ++r) {
+      x_.max[c][r] = -kInf<C>;
+      x_.sum[c][r] = 0;
     }
   }
 
+  template <int kLast>
   void score(const KeyBlock& block) {
     const int64_t steps = d() / P::kPer, ldk = leading<C>(steps);
     const Tile seen = x_.mask.set(visible_, x_.lanes, block);
     const Panel<C> scores{x_.scores, x_.lanes};
-    for (int c = 0; c < 2; ++c) {
+    for (int c = kSignal; c <= kLast; ++c) {
       product_to_panel<P>(block.keys.size(), steps,
                           {kv_.k_rows[c] + kv_.place(block) * ldk, ldk, 1}, query(c), x_.mask.seen,
                           score_factor<C>(p_.softmax_scale), scores);
@@ -196,11 +209,9 @@ class ForwardRows {
                            {x_.out, ldo()});
   }
 
-  void store_lse(int64_t r) {
-    for (int c = 0; c < 2; ++c)
-      put<C>(
-          p_.maps[c].lse, rows_.offset(p_.maps[c].lse, row(r)),
-          visible_.of_row[r].empty() ? -kInf<C> : x_.max[c][r] * kLn2<C> + std::log(x_.sum[c][r]));
+  void store_lse(int64_t r, int c, const View& lse) {
+    put<C>(lse, group_.offset(lse, row(r)),
+           visible_.of_row[r].empty() ? -kInf<C> : x_.max[c][r] * kLn2<C> + std::log(x_.sum[c][r]));
   }
 
   void store_component(const View& to) {
@@ -223,7 +234,9 @@ class ForwardRows {
   }
 
   const FwdParams& p_;
-  const RowBlock rows_;
+  const Cache& cache_;
+  const RowBlock group_;
+  RowBlock rows_;  // of the head of the signal at hand
   const PackedHead<P>& kv_;
   ForwardScratch<P>& x_;
   const VisibleKeys visible_;

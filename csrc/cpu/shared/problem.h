@@ -51,7 +51,7 @@ inline Sequence sequence(const Shape& shape, const Varlen& varlen, const Cache& 
   return s;
 }
 
-// Some query rows of one head.
+// Some query rows of one head, or of one group of maps.
 struct RowBlock {
   Sequence sequence;
   int64_t head, kv_head;
@@ -62,6 +62,12 @@ struct RowBlock {
     return v.batch * sequence.batch + v.row * (sequence.q_begin + i) + v.head * head;
   }
 };
+
+// A view of signal i of each group, given that of the first.
+inline View of_signal(View v, DType t, int64_t i, int64_t stride) {
+  v.data = element(t, v.data, i * stride);
+  return v;
+}
 
 inline int64_t slot_of(const Ring& ring, int64_t key) {
   return key < ring.sink_slots ? key : ring.sink_slots + (key - ring.sink_slots) % ring.slots;
