@@ -178,15 +178,9 @@ def diff_flash_attn_with_kvcache(
     if k_stream is not None and v_stream is not None:
         nheads_k = v_cache.shape[2] + v_stream.shape[2]
         out, lse = ring.attend_by_kind(
-            diff_flash_attn_with_kvcache,
-            split_components(q, nheads=q.shape[2] // 2),
-            k_cache,
-            v_cache,
-            lam,
-            None if k is None else split_components(k, nheads_k),
-            v,
-            split_components(k_stream, v_stream.shape[2]),
-            v_stream,
+            diff_flash_attn_with_kvcache, split_components(q, nheads=q.shape[2] // 2),
+            k_cache, v_cache, lam, None if k is None else split_components(k, nheads_k), v,
+            split_components(k_stream, v_stream.shape[2]), v_stream,
             streaming_heads, mask={"window_size": window_size, "sink_size": sink_size},
             places={
                 "cache_seqlens": cache_seqlens, "cache_batch_idx": cache_batch_idx,
