@@ -39,7 +39,7 @@ def step(seqlen: int, full: int, dtype: torch.dtype) -> tuple[Callable[[], Any],
     q, k = torch.randn(2, 1, 1, 2 * HEADS, D).to(dtype)
     v = torch.randn(1, 1, HEADS, 2 * D).to(dtype)
     options: dict[str, Any] = {"cache_seqlens": seqlen - 1, "causal": True}
-    stored = caches(seqlen if full else 0, full)
+    stored: tuple[Tensor, ...] = caches(seqlen if full else 0, full)
     if full < HEADS:
         ring = caches(Ring.of_step(SINK, RECENT, 1).slots, HEADS - full)
         options |= {"window_size": (RECENT - 1, 0), "sink_size": SINK}
