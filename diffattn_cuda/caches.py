@@ -58,9 +58,8 @@ class StreamingKVCache:
     Examples:
         >>> from diffattn_cuda.nn import MultiheadDiffAttn
         >>> attention = MultiheadDiffAttn(256, depth=0, num_heads=2)
-        >>> cache = attention.make_cache(
-        ...     1, capacity=1000, streaming_heads=[False, True], sink=4, recent=60
-        ... )
+        >>> heads = {"streaming_heads": [False, True], "sink": 4, "recent": 60}
+        >>> cache = attention.make_cache(1, capacity=1000, **heads)
         >>> cache.full_k.shape, cache.ring_k.shape
         (torch.Size([1, 1000, 2, 64]), torch.Size([1, 80, 2, 64]))
         >>> with torch.no_grad():
