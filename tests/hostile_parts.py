@@ -15,7 +15,13 @@ from hostile_calls import Arguments, Call, dense, kvcache, packed, raw_decode, r
 from torch import Tensor
 
 import diffattn_cuda
-from diffattn_cuda import combine_components, diff_flash_attn_backward, merge_components, reference
+from diffattn_cuda import (
+    combine_components,
+    diff_flash_attn_backward,
+    groups,
+    merge_components,
+    reference,
+)
 
 _OF_THE_WHOLE = ("norm_weight", "norm_eps", "out_scale", "lam")
 
@@ -44,8 +50,7 @@ def _function(where: Any, **args: Any) -> Any:
 
 
 def raw_components(call: Call) -> Arguments:
-    args = raw_fwd(call)
-    return {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
+    return _of_pairs(raw_fwd(call))
 
 
 def raw_decode_components(call: Call) -> Arguments:
@@ -55,8 +60,7 @@ def raw_decode_components(call: Call) -> Arguments:
 
 def raw_bwd_partial(call: Call) -> Arguments:
     args = raw_fwd(call)
-    lam = args["lam"]
-    args = {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
+    lam, args = args["lam"], _of_pairs(args)
     o, lse = torch.ops.diffattn.components(**args)
     dout = call.randn(*o.shape[:-2], o.shape[-1]).to(args["q"].dtype)
     return {
@@ -65,6 +69,12 @@ def raw_bwd_partial(call: Call) -> Arguments:
         "lse": lse,
         "lam": lam,
     } | args
+
+
+def _of_pairs(args: Arguments) -> Arguments:
+    """What the ops of parts take: neither λ nor norm, and no groups of maps."""
+    kept = {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
+    return kept | {"q": groups.as_pairs(kept["q"])}
 
 
 def merged(call: Call) -> Arguments:
@@ -103,7 +113,8 @@ def part(call: Call) -> Arguments:
         del args[name]
     kept = {n: x for n, x in args.items() if n not in _OF_THE_WHOLE}
     o, lse = diffattn_cuda.diff_flash_attn_func(**kept, lam=None, return_components=True)
-    dout: Tensor = call.randn(*o.shape[:-2], o.shape[-1]).to(args["q"].dtype)
+    heads = o.shape[-3] * (o.shape[-2] - 1)
+    dout: Tensor = call.randn(*o.shape[:-3], heads, o.shape[-1]).to(args["q"].dtype)
     return {"dout": dout, "o": o, "lse": lse} | args
 
 
