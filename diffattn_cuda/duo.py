@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import reference
+from . import groups, reference
 from .gated_layers import Override, attend, differential_layers, refuse_gates, streaming_mask
 from .head_patterns import load_pattern, save_pattern, select_heads, set_streaming_heads
 from .passkeys import Passkeys
@@ -217,7 +217,9 @@ def attention_scores(
     def probe(i: int, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, **options: Any) -> Tensor:
         group, seqlen = q.shape[2] // k.shape[2], q.shape[1]
         p, _ = reference.attention_maps(q, k.repeat_interleave(group, dim=2), causal=True)
-        total = (p[0] - reference._lambda_per_row(lam, p.dtype) * p[1]).abs()  # (b, h, sq, sk)
+        p = p[:, :, :, None]  # one signal map in each group
+        of_rows = groups.lambda_per_row(lam, p.dtype, q.shape[2], 1)
+        total = (p[0] - of_rows * p[1]).squeeze(2).abs()  # (b, h, sq, sk)
         seen = reference.visible_keys(seqlen, seqlen, True, device=q.device, **mask)
         hidden = total.masked_fill(seen, 0).sum(-1) / total.sum(-1).clamp_min(1e-30)  # (b, h, sq)
         counts = torch.arange(seqlen, device=q.device) >= sink + recent if rows is None else rows
