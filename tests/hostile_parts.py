@@ -15,7 +15,13 @@ from hostile_calls import Arguments, Call, dense, kvcache, packed, raw_decode, r
 from torch import Tensor
 
 import diffattn_cuda
-from diffattn_cuda import combine_components, diff_flash_attn_backward, merge_components, reference
+from diffattn_cuda import (
+    combine_components,
+    diff_flash_attn_backward,
+    groups,
+    merge_components,
+    reference,
+)
 
 _OF_THE_WHOLE = ("norm_weight", "norm_eps", "out_scale", "lam")
 
@@ -45,6 +51,7 @@ def _function(where: Any, **args: Any) -> Any:
 
 def raw_components(call: Call) -> Arguments:
     args = raw_fwd(call)
+    args["q"] = groups.as_pairs(args["q"])  # the op takes no groups
     return {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
 
 
@@ -55,6 +62,7 @@ def raw_decode_components(call: Call) -> Arguments:
 
 def raw_bwd_partial(call: Call) -> Arguments:
     args = raw_fwd(call)
+    args["q"] = groups.as_pairs(args["q"])  # the op takes no groups
     lam = args["lam"]
     args = {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
     o, lse = torch.ops.diffattn.components(**args)
