@@ -108,7 +108,7 @@ def statistics_to_pairs(x: Tensor, once: bool = False) -> Tensor:
 
 
 def _joined(join: Callable[..., Tensor], parts: tuple[Tensor, ...], dim: int) -> Tensor:
-    """torch.cat or torch.stack. Autocast would promote the parts; it refuses some of their dtypes."""
+    """torch.cat or torch.stack, without autocast, which refuses some dtypes of the parts."""
     device = parts[0].device.type
     if device not in ("cpu", "cuda"):
         return join(parts, dim)
