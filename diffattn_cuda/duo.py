@@ -217,8 +217,9 @@ def attention_scores(
     def probe(i: int, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, **options: Any) -> Tensor:
         group, seqlen = q.shape[2] // k.shape[2], q.shape[1]
         p, _ = reference.attention_maps(q, k.repeat_interleave(group, dim=2), causal=True)
-        lam_of_rows = groups.lambda_per_row(lam, p.dtype, q.shape[2], r=1)
-        total = (p[0][:, :, None] - lam_of_rows * p[1][:, :, None]).abs()[:, :, 0]  # (b, h, sq, sk)
+        p = p[:, :, :, None]  # one signal map in each group
+        of_rows = groups.lambda_per_row(lam, p.dtype, q.shape[2], 1)
+        total = (p[0] - of_rows * p[1]).squeeze(2).abs()  # (b, h, sq, sk)
         seen = reference.visible_keys(seqlen, seqlen, True, device=q.device, **mask)
         hidden = total.masked_fill(seen, 0).sum(-1) / total.sum(-1).clamp_min(1e-30)  # (b, h, sq)
         counts = torch.arange(seqlen, device=q.device) >= sink + recent if rows is None else rows

@@ -7,6 +7,8 @@ r pairs with the same noise; the functions here go from one form to the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ def as_pairs(x: Tensor) -> Tensor:
     if r == 1:
         return x
     signals, noise = x.split((r, 1), -2)
-    return torch.stack((signals, noise.expand(signals.shape)), -2).flatten(-4, -3)
+    return _joined(torch.stack, (signals, noise.expand(signals.shape)), -2).flatten(-4, -3)
 
 
 def from_pairs(x: Tensor, r: int) -> Tensor:
@@ -74,7 +76,7 @@ def from_pairs(x: Tensor, r: int) -> Tensor:
     if r == 1:
         return x
     signals, noise = x.unflatten(-3, (-1, r)).unbind(-2)
-    return torch.cat((signals, noise[..., :1, :]), -2)
+    return _joined(torch.cat, (signals, noise[..., :1, :]), -2)
 
 
 def sum_pairs(x: Tensor, r: int) -> Tensor:
@@ -82,7 +84,7 @@ def sum_pairs(x: Tensor, r: int) -> Tensor:
     if r == 1:
         return x
     signals, noise = x.unflatten(-3, (-1, r)).unbind(-2)
-    return torch.cat((signals, noise.sum(-2, keepdim=True)), -2)
+    return _joined(torch.cat, (signals, noise.sum(-2, keepdim=True)), -2)
 
 
 def statistics_from_pairs(x: Tensor, r: int) -> Tensor:
@@ -101,5 +103,14 @@ def statistics_to_pairs(x: Tensor, once: bool = False) -> Tensor:
     signals = x[:-1].movedim(0, -2)  # (.., groups, r, seqlen_q)
     noise = x[-1].unsqueeze(-2).expand(signals.shape)
     if once:
-        noise = torch.cat((noise[..., :1, :], torch.zeros_like(noise[..., 1:, :])), -2)
-    return torch.stack((signals, noise)).flatten(-3, -2)
+        noise = _joined(torch.cat, (noise[..., :1, :], torch.zeros_like(noise[..., 1:, :])), -2)
+    return _joined(torch.stack, (signals, noise), 0).flatten(-3, -2)
+
+
+def _joined(join: Callable[..., Tensor], parts: tuple[Tensor, ...], dim: int) -> Tensor:
+    """torch.cat or torch.stack, without autocast, which refuses some dtypes of the parts."""
+    device = parts[0].device.type
+    if device not in ("cpu", "cuda"):
+        return join(parts, dim)
+    with torch.autocast(device, enabled=False):
+        return join(parts, dim)

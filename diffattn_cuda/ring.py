@@ -116,13 +116,13 @@ def attend_by_kind(
         outs.append(step(k_new, v_new, *caches, mask, places, **options))
         order += heads
     # Heads of out or o, and of the LSE: (r + 1, b, h, sq), or (b, h, r + 1, sq) of components.
-    components, back = options["return_components"], torch.tensor(order).argsort()
-    places_of = (
-        (2, back if components else torch.tensor(outputs(back.tolist()))),
-        (1 if components else 2, back),
+    components, back = (
+        options["return_components"],
+        sorted(range(len(order)), key=order.__getitem__),
     )
+    places_of = ((2, back if components else outputs(back)), (1 if components else 2, back))
     return tuple(
-        torch.cat(parts, dim).index_select(dim, heads.to(q.device))
+        torch.cat(parts, dim).index_select(dim, torch.tensor(heads, device=q.device))
         for parts, (dim, heads) in zip(zip(*outs, strict=True), places_of, strict=True)
     )
 

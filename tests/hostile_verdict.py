@@ -15,6 +15,8 @@ from hostile_targets import MODULES, legal_call
 from hostile_tensors import CACHES, RINGS
 from torch import Tensor
 
+from diffattn_cuda import groups
+
 ERRORS = (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError)
 LONGEST_LINE = 300
 KEYS, VALUES = ("k", "k_cache", "k_stream"), ("v", "v_cache", "v_stream")
@@ -205,7 +207,7 @@ def _of_cancelled_gradients(given: Arguments) -> float:
         signal, less = (hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1))
         o2 = signal - less
     else:
-        signal, o2 = a["o"].unbind(-2)
+        signal, o2 = groups.as_pairs(a["o"]).unbind(-2)
     o = signal - a["lam"].expand(o2.shape[:-1])[..., None] * o2
     rms = (o.square().mean(-1) + a["norm_eps"]).sqrt()
     dout = a["dout"] * a["out_scale"] * (1 if a["norm_weight"] is None else a["norm_weight"])

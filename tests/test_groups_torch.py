@@ -164,3 +164,12 @@ def test_nothing_to_do(impl: Impl) -> None:
         assert lse.shape == (R + 1, 2, GROUPS, queries)
         dq = torch.autograd.grad(out.sum(), q)[0]
         assert bool((dq == 0).all())
+
+
+def test_autocast_of_fp16_queries(impl: Impl) -> None:
+    """The CPU's autocast refuses to join tensors of fp16, as decoding does with q."""
+    q, k, v, _ = (t.detach() for t in tensors(impl, dtype=torch.float32))
+    caches = k.bfloat16(), v.bfloat16()
+    with torch.autocast(impl.device.type, dtype=torch.bfloat16):
+        got = impl.kvcache(q.half(), *caches, 0.5)
+    assert torch.equal(got, impl.kvcache(q.half().bfloat16(), *caches, 0.5))
