@@ -208,7 +208,10 @@ def _of_cancelled_gradients(given: Arguments) -> float:
         o2 = signal - less
     else:
         signal, o2 = groups.as_pairs(a["o"]).unbind(-2)
-    o = signal - a["lam"].expand(o2.shape[:-1])[..., None] * o2
+    lam = a["lam"]
+    if lam.dim() and lam.shape[-1] < o2.shape[-2]:  # one for each group of maps
+        lam = lam.repeat_interleave(o2.shape[-2] // lam.shape[-1], -1)
+    o = signal - lam.expand(o2.shape[:-1])[..., None] * o2
     rms = (o.square().mean(-1) + a["norm_eps"]).sqrt()
     dout = a["dout"] * a["out_scale"] * (1 if a["norm_weight"] is None else a["norm_weight"])
     each = _lengths(dout) * _lengths(o2) / rms
@@ -273,8 +276,9 @@ def _bound(call: Call, name: str, want: Tensor, given: Arguments) -> Tensor:
     d = a["q"].shape[-1]
     scale = a.get("softmax_scale")
     scale = max(d, 1) ** -0.5 if scale is None else abs(scale)
-    keys = [a[n] for n in KEYS if a.get(n) is not None]
-    values = [a[n] for n in VALUES if a.get(n) is not None]
+    # Not those of no heads, which may have more slots than torch can count bytes of.
+    keys = [a[n] for n in KEYS if a.get(n) is not None and a[n].numel()]
+    values = [a[n] for n in VALUES if a.get(n) is not None and a[n].numel()]
     score = scale * _largest([_lengths(a["q"])]) * _largest([_lengths(k) for k in keys])
     if a.get("rotary_cos") is not None:
         cos, sin = _largest([a["rotary_cos"]]), _largest([a["rotary_sin"]])
