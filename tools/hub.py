@@ -9,6 +9,9 @@ places here, so the project is written, to build/hub, and never by hand. In that
 
 The ops of each build have a namespace of their own, so that two builds can live in one process: in
 C++ the macro DIFFATTN_OPS, in Python the file _ops.py, which kernel-builder writes.
+
+The hub asks for syntax that Python 3.9 reads. What only the hub has keeps to it; the package does
+not, because its torch, 2.10 or later, exists for no Python before 3.10.
 """
 
 from __future__ import annotations
