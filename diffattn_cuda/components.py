@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from . import arguments, groups, ops
+from .arguments import Heads, Lambda, Window
 
 __all__ = ["combine_components", "diff_flash_attn_backward", "merge_components"]
-
-Lambda = float | Tensor
-Window = tuple[int, int]
-Heads = Sequence[bool] | Tensor | None
 
 
 def merge_components(o: Sequence[Tensor], lse: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,8 @@ import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 
 from . import arguments, autograd, groups, ops, ring_arguments
-from .arguments import Heads
+from .arguments import Heads, Lambda, Window
 
-Lambda = float | Tensor
-Window = tuple[int, int]
 # A tensor; (out, lse) with return_lse, (o, lse) with return_components. Any, so that a type checker
 # lets callers use either.
 Result = Any

@@ -17,10 +17,7 @@ import torch
 from torch import Tensor
 
 from . import groups, ring
-from .arguments import UNBOUNDED, Heads
-
-Lambda = float | Tensor
-Window = tuple[int, int]
+from .arguments import UNBOUNDED, Heads, Lambda, Window
 
 
 def diff_flash_attn_func(

@@ -20,13 +20,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from .. import arguments
+from ..arguments import Lambda, Window
 from . import allgather, checks, ring, ulysses
 from .checks import MODES
 from .collectives import ranks_of
 from .layout import Shard, Unshard
 
-Lambda = float | Tensor
-Window = tuple[int, int]
 Result = Any
 
 __all__ = ["MODES", "attention", "shard", "unshard"]
