@@ -116,10 +116,8 @@ def attend_by_kind(
         outs.append(step(k_new, v_new, *caches, mask, places, **options))
         order += heads
     # Heads of out or o, and of the LSE: (r + 1, b, h, sq), or (b, h, r + 1, sq) of components.
-    components, back = (
-        options["return_components"],
-        sorted(range(len(order)), key=order.__getitem__),
-    )
+    components = options["return_components"]
+    back = sorted(range(len(order)), key=order.__getitem__)
     places_of = ((2, back if components else outputs(back)), (1 if components else 2, back))
     return tuple(
         torch.cat(parts, dim).index_select(dim, torch.tensor(heads, device=q.device))

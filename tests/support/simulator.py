@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffattn_cuda import groups  # its ops are what is taken over
+from diffattn_cuda import groups
+from diffattn_cuda.ops import OPS  # what is taken over
 
 from . import sim_build
 from .sim_memory import described
@@ -34,7 +35,7 @@ class Simulator:
         self._error: Exception | None = None
         self._twin = torch.library.Library("diffattn_sim", "FRAGMENT")
         self._library = torch.library.Library("diffattn", "IMPL")
-        for op in ("fwd", "bwd", "decode", "components", "bwd_partial", "decode_components"):
+        for op in OPS:
             self._take_over(op)
         self.binding.set_launcher(self._launch)
         groups.NATIVE_DEVICES.discard("cpu")  # nor does the CUDA binding take groups
