@@ -1,5 +1,5 @@
-// From tensors to the params of a CUDA kernel. The launch is a parameter: that of cuda.cpp uses torch's stream,
-// that of the tests' simulator its own device.
+// From tensors to the params of a CUDA kernel. What launches them is a parameter, Device::launch(params, q): that of
+// cuda.cpp uses torch's stream, that of the tests a simulated device.
 #pragma once
 #include <algorithm>
 
@@ -7,9 +7,6 @@
 #include "cu_seqlens.h"
 
 namespace diffattn::bindings {
-
-template <class Params>
-using Launch = void (*)(const Params& p, const Tensor& q);
 
 // Kernels copy rows in pieces of 16 bytes.
 inline bool is_aligned(const Tensor& t) {
@@ -56,7 +53,7 @@ inline Tensor written(Tensor t, const Attention& a) {
   return a.packed ? torch::stable::zero_(t) : t;
 }
 
-template <Launch<FwdParams> launch>
+template <class Device>
 Outputs cuda_fwd(const FwdArguments& given, bool training) {
   const Attention a = for_kernel(given);
   const auto make = [&](const Operand& o, bool wanted) {
@@ -69,17 +66,17 @@ Outputs cuda_fwd(const FwdArguments& given, bool training) {
   set_views(p, a.packed, {{kOut, out}, {kLse, lse}});
   if (training) set_views(p, a.packed, {{kOComplement, o2}});
   if (normed) set_views(p, a.packed, {{kO, o}, {kRstd, rstd}});
-  if (!a.empty()) launch(p, a.q);
+  if (!a.empty()) Device::launch(p, a.q);
   return {out, lse, o, o2, rstd};
 }
 
-template <Launch<FwdParams> launch>
+template <class Device>
 OutAndLse cuda_components(const FwdArguments& given) {
   const Attention a = for_kernel(given);
   Tensor o = written(a.new_of(kComponents), a), lse = written(a.new_of(kLse), a);
   auto p = params_of<FwdParams>(a);
   set_views(p, a.packed, {{kComponents, o}, {kLse, lse}});
-  if (!a.empty()) launch(p, a.q);
+  if (!a.empty()) Device::launch(p, a.q);
   return {o, lse};
 }
 

@@ -1,10 +1,10 @@
-// Backward: from tensors to the params of the CUDA kernels. The launch is a parameter, as in cuda.h.
+// Backward: from tensors to the params of the CUDA kernels. Device as in cuda.h.
 #pragma once
 #include "cuda.h"
 
 namespace diffattn::bindings {
 
-template <Launch<BwdParams> launch>
+template <class Device>
 Outputs cuda_bwd(const FwdArguments& given, Saved saved) {
   const Attention a = for_kernel(given);
   check_saved(a, saved);
@@ -32,11 +32,11 @@ Outputs cuda_bwd(const FwdArguments& given, Saved saved) {
   if (saved.dlse) set_views(p, a.packed, {{kDlse, *saved.dlse}});
   p.dnorm_weight = a.norm_weight ? dweight.data_ptr() : nullptr;
   p.deterministic = a.deterministic;
-  launch(p, a.q);
+  Device::launch(p, a.q);
   return {dq, dk, dv, dlam, dweight};
 }
 
-template <Launch<BwdParams> launch>
+template <class Device>
 Gradients cuda_bwd_partial(const FwdArguments& given, PartialSaved saved) {
   const Attention a = for_kernel(given);
   check_saved(a, saved);
@@ -58,7 +58,7 @@ Gradients cuda_bwd_partial(const FwdArguments& given, PartialSaved saved) {
   // The kernels sum D, and dlam with it: of a row of zeros, which stands for all rows.
   const Tensor zeros = torch::stable::new_zeros(a.q, {a.shape.headdim_v});
   p.o.data = p.o_complement.data = zeros.data_ptr();
-  launch(p, a.q);
+  Device::launch(p, a.q);
   return {dq, dk, dv};
 }
 

@@ -1,4 +1,4 @@
-// Decoding: from tensors to the params of the CUDA kernels. The launch is a parameter, as in cuda.h.
+// Decoding: from tensors to the params of the CUDA kernels. Device as in cuda.h.
 #pragma once
 #include "cache_values.h"
 #include "cuda.h"
@@ -35,23 +35,23 @@ inline KvCache for_kernel(const DecodeArguments& given) {
 }
 
 // To the output, or to each map's own.
-template <Launch<DecodeParams> launch>
+template <class Device>
 OutAndLse decode_to(const Operand& output, const DecodeArguments& given) {
   const KvCache c = for_kernel(given);
   Tensor out = c.new_of(output), lse = c.new_of(kLse);
   DecodeParams p = params_of(c);
   set_views(p, false, {{output, out}, {kLse, lse}});
-  if (c.shape.batch > 0) launch(p, c.q);
+  if (c.shape.batch > 0) Device::launch(p, c.q);
   return {out, lse};
 }
 
-template <Launch<DecodeParams> launch>
+template <class Device>
 OutAndLse cuda_decode(const DecodeArguments& given) {
-  return decode_to<launch>(kOut, given);
+  return decode_to<Device>(kOut, given);
 }
-template <Launch<DecodeParams> launch>
+template <class Device>
 OutAndLse cuda_decode_components(const DecodeArguments& given) {
-  return decode_to<launch>(kComponents, given);
+  return decode_to<Device>(kComponents, given);
 }
 
 }  // namespace diffattn::bindings
