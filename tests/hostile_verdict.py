@@ -196,28 +196,48 @@ def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arg
         return ""
     error = (got.double() - want).norm().item()
     bound = (0.1 if coarse else 1e-3) * want.norm().item() + (1e-2 if coarse else 1e-4)
-    if name == "dlam" and given.get("norm_eps") is not None:
-        bound += _of_cancelled_gradients(given)
+    if given.get("dout") is not None and name in ("dq", "dk", "dlam"):
+        bound += _of_cancelled_gradients(name, given)
     return "" if error <= bound else f"{name} is off by {error:.3g}, accepted {bound:.3g}"
 
 
-def _of_cancelled_gradients(given: Arguments) -> float:
-    """Under a norm dO is orthogonal to O: of ⟨dO, O2⟩, λ's gradient, rounding may be left."""
+def _of_cancelled_gradients(name: str, given: Arguments) -> float:
+    """What rounding leaves of gradients whose terms cancel.
+
+    A row that sees one key has dP = D, so its scores have no gradient. Under a norm dO is
+    orthogonal to O, so that ⟨dO, O2⟩, λ's gradient, may vanish.
+    """
     a = _converted(given, torch.float64)
+    dout = a["dout"] * a.get("out_scale", 1.0)
+    if a.get("norm_weight") is not None:
+        dout = dout * a["norm_weight"]
+    size, unit = _lengths(dout), torch.finfo(given["q"].dtype).eps
+    normed = a.get("norm_eps") is not None
+    if normed:
+        o, o2 = _out_and_noise(a)
+        size = size / (o.square().mean(-1) + a["norm_eps"]).sqrt()
+    if name == "dlam":
+        return 4 * unit * (size * _lengths(o2)).norm().item() if normed else 0.0
+    scale = a.get("softmax_scale")
+    scale = max(a["q"].shape[-1], 1) ** -0.5 if scale is None else abs(scale)
+    each = size * scale * _largest([_lengths(a["v"])]) * (1 + _largest([torch.as_tensor(a["lam"])]))
+    if name == "dq":
+        return 4 * unit * each.norm().item() * _largest([_lengths(a["k"])])
+    return 4 * unit * each.sum().item() * _largest([_lengths(a["q"])])
+
+
+def _out_and_noise(a: Arguments) -> tuple[Tensor, Tensor]:
+    """O1 − λ·O2 and O2, of each signal head."""
     if "window_left" in a:  # a raw op, which is given no components
         plain = a | {"norm_eps": None, "norm_weight": None, "out_scale": 1.0}
         signal, less = (hostile_run.raw_fwd(**plain | {"lam": a["lam"] * 0 + x})[0] for x in (0, 1))
         o2 = signal - less
     else:
         signal, o2 = groups.as_pairs(a["o"]).unbind(-2)
-    lam = a["lam"]
+    lam = torch.as_tensor(a["lam"])
     if lam.dim() and lam.shape[-1] < o2.shape[-2]:  # one for each group of maps
         lam = lam.repeat_interleave(o2.shape[-2] // lam.shape[-1], -1)
-    o = signal - lam.expand(o2.shape[:-1])[..., None] * o2
-    rms = (o.square().mean(-1) + a["norm_eps"]).sqrt()
-    dout = a["dout"] * a["out_scale"] * (1 if a["norm_weight"] is None else a["norm_weight"])
-    each = _lengths(dout) * _lengths(o2) / rms
-    return 4 * torch.finfo(given["q"].dtype).eps * each.norm().item()
+    return signal - lam.expand(o2.shape[:-1])[..., None] * o2, o2
 
 
 def _far(call: Call, name: str, got: Tensor, want: Tensor, given: Arguments) -> str:
