@@ -2,8 +2,8 @@
 // its own compiles their PTX.
 #include "../kernels.h"
 
+#include "../decode/decode.h"
 #include "bwd/bwd.h"
-#include "decode/decode.h"
 #include "fwd/fwd.h"
 
 namespace diffattn::cuda {
@@ -21,7 +21,7 @@ const Kernels kSm80 = {
     [](int capability) { return capability >= 80; },
     {takes_all, {[](const FwdParams&) { return int64_t(0); }, sm80::fwd}},
     {takes_all, {sm80::bwd_workspace, sm80::bwd}},
-    {takes_all, {sm80::decode_workspace, sm80::decode}},
+    {takes_all, {decoding::decode_workspace, decoding::decode}},
 };
 
 }  // namespace diffattn::cuda

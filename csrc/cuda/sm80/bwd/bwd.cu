@@ -1,7 +1,7 @@
 // The memory that the backward's kernels share, and which of them serves a call.
 #include "bwd.h"
 
-#include "../shared/headdims.h"
+#include "../../common/headdims.h"
 
 namespace diffattn::cuda::sm80 {
 namespace {

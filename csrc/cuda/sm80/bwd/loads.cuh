@@ -1,6 +1,6 @@
 // Which rows a CTA goes over, and how they and its keys reach shared memory.
 #pragma once
-#include "../shared/panel.cuh"
+#include "panel.cuh"
 #include "place.cuh"
 #include "prepare.cuh"
 #include "shares.cuh"

@@ -1,7 +1,7 @@
 // Where a CTA and a warp of the backward's main kernel are.
 #pragma once
-#include "../shared/lanes.cuh"
-#include "../shared/problem.cuh"
+#include "../../common/lanes.cuh"
+#include "../../common/problem.cuh"
 #include "traits.cuh"
 
 namespace diffattn::cuda::sm80 {

@@ -6,7 +6,7 @@
 //   dS1 = P1·(dO·V - D1 + dLSE1)            = P1'·(u·V - D1')
 //   dS2 = P2·(-lambda·(dO·V - D2) + dLSE2)  = P2'·(-lambda·(u·V - D1') + E2')
 #pragma once
-#include "../shared/lanes.cuh"
+#include "../../common/lanes.cuh"
 #include "rows.cuh"
 #include "traits.cuh"
 

@@ -1,6 +1,6 @@
 // The rows that a CTA of the kernels before and after the main one has.
 #pragma once
-#include "../shared/problem.cuh"
+#include "../../common/problem.cuh"
 #include "workspace.h"
 
 namespace diffattn::cuda::sm80 {

@@ -2,8 +2,8 @@
 #pragma once
 #include <climits>
 
-#include "../shared/lanes.cuh"
-#include "../shared/problem.cuh"
+#include "../../common/lanes.cuh"
+#include "../../common/problem.cuh"
 #include "traits.cuh"
 
 namespace diffattn::cuda::sm80 {

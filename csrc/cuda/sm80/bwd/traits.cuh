@@ -1,7 +1,7 @@
 // How the backward's work is cut: tiles, warps, and the map of shared memory.
 #pragma once
-#include "../shared/mma.cuh"
-#include "../shared/panel.cuh"
+#include "../../common/mma.cuh"
+#include "panel.cuh"
 #include "workspace.h"
 
 namespace diffattn::cuda::sm80 {

@@ -1,6 +1,6 @@
 // From the sums of dV and dK to what is stored.
 #pragma once
-#include "../shared/accumulators.cuh"
+#include "../../common/accumulators.cuh"
 #include "shares.cuh"
 
 namespace diffattn::cuda::sm80 {

@@ -1,7 +1,7 @@
 // From accumulators of O1 and O2 to what is stored.
 #pragma once
-#include "../shared/accumulators.cuh"
-#include "../shared/softmax.cuh"
+#include "../../common/accumulators.cuh"
+#include "../../common/softmax.cuh"
 #include "handover.cuh"
 #include "place.cuh"
 

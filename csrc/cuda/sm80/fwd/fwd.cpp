@@ -1,7 +1,7 @@
 // Which of the forward's kernels serves a call.
 #include "fwd.h"
 
-#include "../shared/headdims.h"
+#include "../../common/headdims.h"
 
 namespace diffattn::cuda::sm80 {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "../shared/barrier.cuh"
+#include "../../common/barrier.cuh"
 
 namespace diffattn::cuda::sm80 {
 

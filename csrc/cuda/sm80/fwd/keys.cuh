@@ -1,6 +1,6 @@
 // Which keys a CTA goes over, and which of them the rows of a pair of warps see.
 #pragma once
-#include "../shared/lanes.cuh"
+#include "../../common/lanes.cuh"
 #include "place.cuh"
 
 namespace diffattn::cuda::sm80 {

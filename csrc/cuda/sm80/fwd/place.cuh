@@ -1,21 +1,8 @@
 // Where a CTA and a warp of the forward are.
 #pragma once
-#include "../shared/problem.cuh"
+#include "../../common/problem.cuh"
 
 namespace diffattn::cuda::sm80 {
-
-// The n-th of the query heads of a batch.
-struct HeadOfBatch {
-  int batch, head;
-
-  __device__ HeadOfBatch(const Mask& mask, const Shape& shape, unsigned n) {
-    const unsigned group = unsigned(shape.nheads) / unsigned(shape.nheads_k);
-    const HeadKind kind = HeadKind::of(mask, shape, group, n);
-    const unsigned heads = kind.count(shape) * group;
-    batch = int(n / heads);
-    head = int(kind.head_k(n % heads / group) * group + n % heads % group);
-  }
-};
 
 // A CTA has rows of one head; those that see most come first. A pair of its warps has some of them, and each
 // warp of the pair one map.

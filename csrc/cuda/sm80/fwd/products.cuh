@@ -1,6 +1,6 @@
 // The forward's two products, of fragments in registers with tiles in shared memory.
 #pragma once
-#include "../shared/mma.cuh"
+#include "../../common/mma.cuh"
 
 namespace diffattn::cuda::sm80 {
 

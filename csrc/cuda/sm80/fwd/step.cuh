@@ -1,7 +1,7 @@
 // What a pair of warps does with the keys of a step: where it reads them, its softmax, its exchange of P.
 #pragma once
-#include "../shared/accumulators.cuh"
-#include "../shared/softmax.cuh"
+#include "../../common/accumulators.cuh"
+#include "../../common/softmax.cuh"
 #include "handover.cuh"
 #include "tiles.cuh"
 

@@ -1,6 +1,6 @@
 // The forward kernel's tiles: how large they are, where they lie, how they are filled.
 #pragma once
-#include "../shared/mma.cuh"
+#include "../../common/mma.cuh"
 #include "place.cuh"
 
 namespace diffattn::cuda::sm80 {

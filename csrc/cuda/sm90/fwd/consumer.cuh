@@ -3,8 +3,8 @@
 // While the tensor core multiplies P of a tile with V, the warps compute P of the next one from S, which was
 // multiplied before.
 #pragma once
-#include "../../sm80/shared/accumulators.cuh"
-#include "../../sm80/shared/barrier.cuh"
+#include "../../common/accumulators.cuh"
+#include "../../common/barrier.cuh"
 #include "key_tiles.cuh"
 #include "softmax.cuh"
 #include "stash.cuh"
@@ -59,7 +59,7 @@ class Consumer {
       finish_products<0>(o);
       hand_over(p);
       release(barriers_.v_empty[Slot(tile_ - 1).stage]);
-      if (grew) sm80::scale_rows(o, factor);
+      if (grew) scale_rows(o, factor);
       round(softmax, s, exact, p);
     }
     release_queries();
@@ -120,7 +120,7 @@ class Consumer {
                                const Origins& origins, S& s, Rows& exact, Rows& factor) const {
     // Only hide() gives logits the sign.
     if (sign_ < 0 || !tiles.is_full(seat_.first_row))
-      sm80::hide(s, tiles.interval(), seat_.first_row, tiles.first_key(), sign_, seat_.lane);
+      hide(s, tiles.interval(), seat_.first_row, tiles.first_key(), sign_, seat_.lane);
     Rows grown;
     const bool grew = softmax.outgrown(s, grown);
     if (grew) {
@@ -154,7 +154,7 @@ class Consumer {
                                 i % kChunks * 16) = {0, 0, 0, 0};
     }
     publish_to_async_proxy();
-    sm80::named_barrier(1, T::kConsumerThreads);  // both warpgroups' zeros are there
+    named_barrier(1, T::kConsumerThreads);  // both warpgroups' zeros are there
   }
 
   const FwdParams& p_;

@@ -1,6 +1,6 @@
 // From accumulators of O1, and O2 in the stash, to what is stored.
 #pragma once
-#include "../../sm80/shared/accumulators.cuh"
+#include "../../common/accumulators.cuh"
 #include "place.cuh"
 #include "softmax.cuh"
 #include "stash.cuh"
@@ -11,7 +11,7 @@ namespace diffattn::cuda::sm90 {
 template <class T>
 class Epilogue {
   using Element = typename T::Element;
-  using Staging = sm80::Tile<16, T::kChunkCols>;
+  using Staging = Tile<16, T::kChunkCols>;
   static constexpr int kColTiles = T::kHeadDimV / 8;
   static_assert(Staging::kBytes <= T::kChunkBytes);
 
@@ -34,7 +34,7 @@ class Epilogue {
           sum == 0 ? -INFINITY : softmax.log2_sum_of(0, half, __log2f(sum), origins);
       store_statistic(p_.maps[map].lse, row, log2_sum * float(M_LN2));
     });
-    sm80::scale_rows(o, inverse);
+    scale_rows(o, inverse);
   }
 
   __device__ void keep(const OFragment<T>& o2) const { stash_.put(o2); }
@@ -73,10 +73,10 @@ class Epilogue {
 
   template <class Stored>
   __device__ void store_chunk(const OChunk<T>& o, int chunk, const View& to) const {
-    sm80::store_rows<Stored, Staging>(o, stash_.room(chunk), to,
-                                      place_.sequence.q_offset(to) + place_.head * to.head,
-                                      seat_.first_row, place_.sequence.seqlen_q,
-                                      chunk * T::kChunkCols, int(p_.shape.headdim_v), seat_.lane);
+    store_rows<Stored, Staging>(o, stash_.room(chunk), to,
+                                place_.sequence.q_offset(to) + place_.head * to.head,
+                                seat_.first_row, place_.sequence.seqlen_q, chunk * T::kChunkCols,
+                                int(p_.shape.headdim_v), seat_.lane);
   }
 
   // Nothing is in the stash any more.
@@ -131,11 +131,11 @@ class Epilogue {
       for (int n = 0; n < kColTiles; ++n)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) sum = fmaf(o[0][n][i], o[0][n][i], sum);
-      const float mean = sm80::quad_sum(sum) / float(p_.shape.headdim_v);
+      const float mean = quad_sum(sum) / float(p_.shape.headdim_v);
       rstd[0][half] = rsqrtf(mean + float(p_.norm.eps));
       if (p_.rstd.data) store_statistic(p_.rstd, row, rstd[0][half]);
     });
-    sm80::scale_rows(o, rstd);
+    scale_rows(o, rstd);
     multiply_columns(o, static_cast<const float*>(p_.norm.weight));
   }
 

@@ -1,7 +1,7 @@
 // Which calls the forward takes, and which of its kernels serves one.
 #include "fwd.h"
 
-#include "../../sm80/fwd/fwd.h"
+#include "../../kernels.h"
 
 namespace diffattn::cuda::sm90 {
 namespace {
@@ -37,7 +37,8 @@ bool takes_fwd(const FwdParams& p) { return find_variant(p.shape) && has_tensor_
 void fwd(const FwdParams& params, void* workspace, cudaStream_t stream) {
   const Variant& variant = *find_variant(params.shape);
   TensorMaps maps;
-  if (!make_tensor_maps(params, variant.rows, maps)) return sm80::fwd(params, workspace, stream);
+  if (!make_tensor_maps(params, variant.rows, maps))
+    return kSm80.fwd.entry.launch(params, workspace, stream);
   variant.launch[params.dtype == DType::bf16](params, maps, stream);
 }
 

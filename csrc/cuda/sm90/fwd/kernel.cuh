@@ -4,8 +4,8 @@
 // multiply them. Both maps go through the same loop: the noise's O2 waits in shared memory until the signal's O1 is
 // there, in the slots of the thread that will subtract it.
 #pragma once
+#include "../../common/barrier.cuh"
 #include "../../common/error.h"
-#include "../../sm80/shared/barrier.cuh"
 #include "consumer.cuh"
 #include "epilogue.cuh"
 #include "producer.cuh"

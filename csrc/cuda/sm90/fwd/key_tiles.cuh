@@ -1,12 +1,9 @@
 // Which tiles of keys a CTA goes over.
 #pragma once
-#include "../../sm80/shared/softmax.cuh"
+#include "../../common/softmax.cuh"
 #include "place.cuh"
 
 namespace diffattn::cuda::sm90 {
-
-using sm80::HeadMask;
-using sm80::KeyInterval;
 
 // One after the other, in both maps alike: the producer copies them, the consumers multiply them. Of a head that
 // streams with sinks those of the sinks come first, then those of the window.

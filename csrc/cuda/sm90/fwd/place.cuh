@@ -1,12 +1,9 @@
 // Where a CTA and a warp of the forward are.
 #pragma once
-#include "../../sm80/fwd/place.cuh"
+#include "../../common/problem.cuh"
 #include "traits.cuh"
 
 namespace diffattn::cuda::sm90 {
-
-using sm80::HeadOfBatch;
-using sm80::Sequence;
 
 // A CTA has rows of one head; those that see most come first. One thread finds the place, and leaves it in shared
 // memory: hardly any of it is read inside a loop, where registers are wanted.

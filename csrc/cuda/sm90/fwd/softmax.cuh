@@ -4,7 +4,7 @@
 // maximum of each lane's scores. So P may take the place of S in registers, while the product with the P before it
 // still runs.
 #pragma once
-#include "../../sm80/shared/softmax.cuh"
+#include "../../common/softmax.cuh"
 #include "place.cuh"
 
 namespace diffattn::cuda::sm90 {
@@ -22,8 +22,8 @@ struct SharedOrigins {
 };
 
 template <class Element>
-struct Softmax : sm80::Softmax<1> {
-  using sm80::Softmax<1>::Softmax;
+struct Softmax : cuda::Softmax<1> {
+  using cuda::Softmax<1>::Softmax;
 
   // Whether some P of this warp would reach the limit. Then grown says of each row whether it is one, in the form
   // that raise() expects.
@@ -37,7 +37,7 @@ struct Softmax : sm80::Softmax<1> {
       for (int n = 0; n < kKeyTiles; ++n)
         greatest = fmaxf(greatest, fmaxf(s[0][n][2 * half], s[0][n][2 * half + 1]));
       const bool is_grown = fmaf(greatest, scale, -reference[0][half]) >= kLogOfLimit;
-      grown[0][half] = is_grown ? sm80::kLimit : 0;
+      grown[0][half] = is_grown ? kLimit : 0;
       any |= is_grown;
     }
     return __any_sync(0xffffffffu, any);
@@ -48,7 +48,7 @@ struct Softmax : sm80::Softmax<1> {
   __device__ void take_off_origins(float (&s)[1][kKeyTiles][4], const Origins& origins) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float origin = reference[0][half] == sm80::kFar ? origins(0, half) : 0.f;
+      const float origin = reference[0][half] == kFar ? origins(0, half) : 0.f;
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
@@ -61,7 +61,7 @@ struct Softmax : sm80::Softmax<1> {
   __device__ void exponentiate(float (&s)[1][kKeyTiles][4], Rows& exact) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float from = reference[0][half] == sm80::kFar ? 0.f : reference[0][half];
+      const float from = reference[0][half] == kFar ? 0.f : reference[0][half];
       exact[0][half] = 0;
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n)
@@ -82,12 +82,12 @@ struct Softmax : sm80::Softmax<1> {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         p[0][n / 2][n % 2 * 2 + half] =
-            sm80::Half<Element>::pack(s[0][n][2 * half], s[0][n][2 * half + 1]);
+            Half<Element>::pack(s[0][n][2 * half], s[0][n][2 * half + 1]);
   }
 
  private:
   static constexpr float kLogOfLimit = 1;
-  static_assert(sm80::kLimit == 2);
+  static_assert(kLimit == 2);
 };
 
 }  // namespace diffattn::cuda::sm90

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 template <class Variant>
 const Variant& for_headdim(int64_t d, const Variant& to_32, const Variant& to_64,
@@ -10,4 +10,4 @@ const Variant& for_headdim(int64_t d, const Variant& to_32, const Variant& to_64
   return d <= 32 ? to_32 : d <= 64 ? to_64 : d <= 96 ? to_96 : to_128;
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

@@ -1,9 +1,9 @@
 // The sizes of a decode kernel: threads, tiles, the ring of slots in shared memory, registers.
 #pragma once
-#include "../shared/tile.cuh"
+#include "../common/tile.cuh"
 #include "cache.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 template <class Element_, int kHeadDim_, int kHeadDimV_, int kGroups_, int kRowWarps_, bool kSinks_>
 struct DecodeTraits {
@@ -50,4 +50,4 @@ struct DecodeTraits {
   static_assert(kSlots >= 3 && kHeadDimV <= 2 * kHeadDim);
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

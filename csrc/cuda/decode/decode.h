@@ -5,7 +5,7 @@
 
 #include "plan.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 int64_t decode_workspace(const DecodeParams&);
 void decode(const DecodeParams&, void* workspace, cudaStream_t);
@@ -19,4 +19,4 @@ void launch_decode(const DecodeParams&, const DecodePlan&, cudaStream_t);
 void launch_append(const DecodeParams&, const DecodePlan&, bool to_ring, cudaStream_t);
 void launch_combine(const DecodeParams&, const DecodePlan&, cudaStream_t);
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

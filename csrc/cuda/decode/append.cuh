@@ -4,7 +4,7 @@
 #include "place.cuh"
 #include "rotary.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // One row of a tensor, in elements.
 template <class Element>
@@ -89,4 +89,4 @@ void launch_append(const DecodeParams& params, const DecodePlan& plan, bool to_r
   check(cudaGetLastError(), "append: launch");
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

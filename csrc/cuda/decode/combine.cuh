@@ -2,12 +2,12 @@
 #pragma once
 #include <cute/arch/copy_sm80.hpp>
 
-#include "../../common/limits.h"
-#include "../shared/lanes.cuh"
-#include "../shared/mma.cuh"
+#include "../common/lanes.cuh"
+#include "../common/limits.h"
+#include "../common/mma.cuh"
 #include "plan.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // A CTA has one row of one head, a thread two columns of both components.
 constexpr int kMostCombineThreads = 2 * int(kMostHeaddim) / 2;
@@ -148,4 +148,4 @@ __global__ void __launch_bounds__(kMostCombineThreads)
       Half<Element>::pack(o.x * factor * weight.x, o.y * factor * weight.y);
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -3,7 +3,7 @@
 #include "mma.cuh"
 #include "problem.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 // The reference that exponents are taken from need not be the row's maximum. When it is set, it is
 // set kHeadroom above the maximum (log2), and it stays until some P reaches kLimit: most steps need
@@ -228,4 +228,4 @@ __device__ void hide(float (&s)[kRowTiles][kKeyTiles][4], const KeyInterval& mas
     }
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

@@ -1,10 +1,10 @@
 // Which keys the query rows of a CTA see, and how these are cut into splits.
 #pragma once
-#include "../shared/lanes.cuh"
+#include "../common/lanes.cuh"
 #include "cache.cuh"
 #include "plan.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // The query rows that a CTA has of a KV head, packed: rows of the sequence, each with all its heads.
 struct PackedRows {
@@ -130,4 +130,4 @@ class Splits {
   int each_;
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -1,6 +1,6 @@
 // Tiles without padding, in panels of 16 columns: the backward has no shared memory to spare.
 #pragma once
-#include "tile.cuh"
+#include "../../common/tile.cuh"
 
 namespace diffattn::cuda::sm80 {
 

@@ -1,11 +1,11 @@
 // From the logits of a block of keys to P: the mask, and the softmax.
 #pragma once
-#include "../shared/accumulators.cuh"
-#include "../shared/softmax.cuh"
+#include "../common/accumulators.cuh"
+#include "../common/softmax.cuh"
 #include "place.cuh"
 #include "splits.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // Which keys of a block a lane hides.
 class LaneMask {
@@ -65,4 +65,4 @@ __device__ void exponentiate(typename T::P& p, typename T::Logits& s, typename T
   softmax.template add<Element>(exact, p, lane, [](int, int) { return true; });
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

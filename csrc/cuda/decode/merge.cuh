@@ -5,7 +5,7 @@
 #pragma once
 #include "logits.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // What the softmax knows about a lane's row of each component, [comp], over all lanes of the row.
 struct RowTotals {
@@ -268,4 +268,4 @@ class DecodeEpilogue {
   bool tells_lse_;
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -2,9 +2,9 @@
 #pragma once
 #include <cutlass/fast_math.h>
 
-#include "../../../diffattn.h"
+#include "../../diffattn.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // A number that the device divides by. A division that the host has prepared takes an eighth of the instructions,
 // and nothing hides the time of the instructions before the first load.
@@ -50,4 +50,4 @@ __device__ inline bool is_coarse(float lse) {
   return fabsf(lse) >= kCoarseFrom && fabsf(lse) < INFINITY;
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -11,7 +11,7 @@
 #include "products.cuh"
 #include "stream.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, 1)
@@ -103,4 +103,4 @@ void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStrea
         params, plan, stream);
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../../common/limits.h"
-#include "../shared/headdims.h"
+#include "../common/headdims.h"
+#include "../common/limits.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 namespace {
 
 constexpr int64_t kBlock = 16, kLeastKeys = 512;  // keys of a block, and of a split chosen here
@@ -162,4 +162,4 @@ void decode(const DecodeParams& p, void* workspace, cudaStream_t stream) {
     launch_append(p, plan, true, stream);
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -1,8 +1,8 @@
 // Rotary position embedding (RoFormer, arXiv 2104.09864), 16 bytes of a row at a time.
 #pragma once
-#include "../shared/mma.cuh"
+#include "../common/mma.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 template <class Element>
 class Rotator {
@@ -71,4 +71,4 @@ class Rotator {
   bool interleaved_;
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -2,9 +2,9 @@
 #pragma once
 #include <cute/arch/copy_sm80.hpp>
 
-#include "../../../diffattn.h"
+#include "../../diffattn.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 constexpr int kChunk = 8;  // columns in the 16 bytes that cp.async, ldmatrix and wide stores move
 
@@ -84,4 +84,4 @@ class TileFill {
   int rows_[kPasses];  // that exist in a pass' columns, less this thread's own first row
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

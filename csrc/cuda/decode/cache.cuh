@@ -3,10 +3,10 @@
 // Only the device knows lengths, indices and page tables, and they may hold anything: whatever they
 // hold, no access leaves the tensors. Keys in pages that do not exist are masked.
 #pragma once
-#include "../shared/problem.cuh"
+#include "../common/problem.cuh"
 #include "plan.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 constexpr int kBlockKeys = 16;  // a step of keys; pages are multiples of it
 
@@ -88,4 +88,4 @@ struct CachedSequence {
   }
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -1,12 +1,12 @@
 // Q·Kᵀ and P·V of a block of keys, and how Q reaches the registers.
 #pragma once
-#include "../shared/mma.cuh"
+#include "../common/mma.cuh"
 #include "append.cuh"
 #include "place.cuh"
 #include "splits.cuh"
 #include "traits.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // Copies the Q of all row warps to shared memory, rotated. The sign of a negative scale goes into Q, so
 // that the largest product stays the largest logit.
@@ -97,4 +97,4 @@ __device__ void multiply_pv(typename T::O& o, const typename T::P& p, const char
   }
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -1,7 +1,7 @@
 // Head dims over 64, up to 96.
-#include "../decode/kernel.cuh"
+#include "../kernel.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 template void launch_decode<__half, 96, 96, kFewRows>(const DecodeParams&, const DecodePlan&,
                                                       cudaStream_t);
@@ -20,4 +20,4 @@ template void launch_decode<__nv_bfloat16, 96, 192, kFewRows>(const DecodeParams
 template void launch_decode<__nv_bfloat16, 96, 192, kManyRows>(const DecodeParams&,
                                                                const DecodePlan&, cudaStream_t);
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -1,7 +1,7 @@
 // Head dims over 96, up to 128.
-#include "../decode/kernel.cuh"
+#include "../kernel.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 template void launch_decode<__half, 128, 128, kFewRows>(const DecodeParams&, const DecodePlan&,
                                                         cudaStream_t);
@@ -20,4 +20,4 @@ template void launch_decode<__nv_bfloat16, 128, 256, kFewRows>(const DecodeParam
 template void launch_decode<__nv_bfloat16, 128, 256, kManyRows>(const DecodeParams&,
                                                                 const DecodePlan&, cudaStream_t);
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

@@ -1,9 +1,9 @@
 // Where a CTA is in the grid, and where a thread is in its CTA.
 #pragma once
-#include "../shared/problem.cuh"
+#include "../common/problem.cuh"
 #include "plan.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 struct SplitPlace {
   int row_block;  // of the query rows of a KV head
@@ -63,4 +63,4 @@ struct Role {
   __device__ int row() const { return first_row() + lane / 4; }  // of the lane
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

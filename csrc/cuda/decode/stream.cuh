@@ -1,12 +1,12 @@
 // How keys and values of the cache get from global memory to the warps that use them.
 #pragma once
-#include "../shared/barrier.cuh"
-#include "../shared/tile.cuh"
+#include "../common/barrier.cuh"
+#include "../common/tile.cuh"
 #include "append.cuh"
 #include "place.cuh"
 #include "splits.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 // One thread's share of filling kCols columns of kBlockKeys rows in shared memory. Their pitch is an
 // odd number of 16-byte chunks, as in a Tile.
@@ -254,4 +254,4 @@ class KeyStream {
   uint32_t found_ = 0;               // a bit per block
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

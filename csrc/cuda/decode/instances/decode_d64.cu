@@ -1,7 +1,7 @@
 // Head dims over 32, up to 64.
-#include "../decode/kernel.cuh"
+#include "../kernel.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 template void launch_decode<__half, 64, 64, kFewRows>(const DecodeParams&, const DecodePlan&,
                                                       cudaStream_t);
@@ -20,4 +20,4 @@ template void launch_decode<__nv_bfloat16, 64, 128, kFewRows>(const DecodeParams
 template void launch_decode<__nv_bfloat16, 64, 128, kManyRows>(const DecodeParams&,
                                                                const DecodePlan&, cudaStream_t);
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

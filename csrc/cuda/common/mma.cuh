@@ -11,7 +11,7 @@
 
 #include "tile.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 template <class Element>
 struct Half;
@@ -80,4 +80,4 @@ __device__ int chunks_first(int lane) {
   return Tile::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2 * kChunk);
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

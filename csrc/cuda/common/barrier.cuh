@@ -1,7 +1,7 @@
 // A barrier for some of a CTA's warps.
 #pragma once
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 // The only instructions written in PTX: CUTLASS has the first from sm_90 on, and CUDA's builtins are the forms
 // for warps that may have diverged, which cost a dozen instructions more.
@@ -22,4 +22,4 @@ __device__ inline int named_barrier_count(int id, int threads, bool yes) {
   return count;
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

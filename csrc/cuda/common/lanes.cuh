@@ -1,7 +1,7 @@
 // Shuffles between the lanes of a warp: reductions, and numbers kept in registers.
 #pragma once
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 // The sum over kLanes neighbouring lanes; each of them gets it.
 template <int kLanes>
@@ -26,4 +26,4 @@ __device__ inline int keep(int x) { return __shfl_sync(0xffffffffu, x, threadIdx
 // register instead of one of each lane.
 __device__ inline int keep_uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

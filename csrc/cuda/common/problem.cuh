@@ -2,9 +2,9 @@
 #pragma once
 #include <cstdint>
 
-#include "../../common/limits.h"
+#include "limits.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 // Bytes from an element of the signal's map to that of the noise's: both views have the same strides.
 __device__ inline int64_t bytes_to_noise(const View& signal, const View& noise) {
@@ -139,6 +139,19 @@ struct HeadKind {
   }
 };
 
+// The n-th of the query heads of a batch.
+struct HeadOfBatch {
+  int batch, head;
+
+  __device__ HeadOfBatch(const Mask& mask, const Shape& shape, unsigned n) {
+    const unsigned group = unsigned(shape.nheads) / unsigned(shape.nheads_k);
+    const HeadKind kind = HeadKind::of(mask, shape, group, n);
+    const unsigned heads = kind.count(shape) * group;
+    batch = int(n / heads);
+    head = int(kind.head_k(n % heads / group) * group + n % heads % group);
+  }
+};
+
 // The steps of `rows` rows that see some of `keys` keys from first_key on, and those whose every row
 // sees all of them. Rows behind the last may count as seeing.
 struct RowSteps {
@@ -157,4 +170,4 @@ struct RowSteps {
   __device__ bool is_full(int step) const { return step >= full_begin && step < full_end; }
 };
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda

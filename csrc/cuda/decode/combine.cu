@@ -4,7 +4,7 @@
 #include "append.cuh"
 #include "decode.h"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda::decoding {
 
 void launch_append(const DecodeParams& params, const DecodePlan& plan, bool to_ring,
                    cudaStream_t stream) {
@@ -24,4 +24,4 @@ void launch_combine(const DecodeParams& params, const DecodePlan& plan, cudaStre
   check(cudaGetLastError(), "combine: launch");
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda::decoding

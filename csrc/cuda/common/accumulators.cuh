@@ -2,7 +2,7 @@
 #pragma once
 #include "mma.cuh"
 
-namespace diffattn::cuda::sm80 {
+namespace diffattn::cuda {
 
 template <int kRowTiles, int kColTiles>
 __device__ void scale(float (&o)[kRowTiles][kColTiles][4], float factor) {
@@ -67,4 +67,4 @@ __device__ void store_rows(const float (&o)[kRowTiles][kColTiles][4], char* stag
   }
 }
 
-}  // namespace diffattn::cuda::sm80
+}  // namespace diffattn::cuda
