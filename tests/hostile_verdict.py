@@ -190,7 +190,8 @@ def _clamped(side: Any) -> Any:
 
 def _far_as_a_whole(call: Call, name: str, got: Tensor, want: Tensor, given: Arguments) -> str:
     """Relative L2; derivatives of few rows have no better bound that is simple."""
-    inputs = {arg.dtype for n in ("q", "x") if isinstance(arg := given.get(n), Tensor)}
+    own = name.removeprefix("d")  # a gradient is rounded as its argument is
+    inputs = {arg.dtype for n in ("q", "x", own) if isinstance(arg := given.get(n), Tensor)}
     coarse = bool(inputs & {torch.float16, torch.bfloat16})
     if not call.tame or not want.isfinite().all():
         return ""
