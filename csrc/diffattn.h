@@ -93,6 +93,10 @@ struct Groups {
   int64_t count(const Shape& s) const { return s.nheads / signals; }
 };
 
+// A score is softmax_scale·QKᵀ, and with a soft cap c > 0 it is c·tanh(softmax_scale·QKᵀ / c). The mask comes after
+// it. 0: no cap. Between these limits neither c nor a score divided by it leaves the range of fp32.
+constexpr double kLeastSoftcap = 1e-9, kMostSoftcap = 1e9;
+
 // The compute type is fp32, and fp64 for fp64 tensors. lam, lse, rstd and norm.weight are in it.
 struct FwdParams {
   DType dtype;
@@ -106,7 +110,7 @@ struct FwdParams {
   View o;             // [batch, row, head, dv]   O1 - lam·O2, where a norm changes the output
   View o_complement;  // [batch, row, head, dv]   O2 + lam·O1
   View rstd;          // [batch, head, row]       absent without a norm
-  double softmax_scale;
+  double softmax_scale, softcap;
   Mask mask;
   Norm norm;
   Varlen varlen;
@@ -124,7 +128,7 @@ struct BwdParams {
   View dv;             // as v
   View dlam;           // [batch, row, head]
   void* dnorm_weight;  // [dv] in the compute type
-  double softmax_scale;
+  double softmax_scale, softcap;
   Mask mask;
   Norm norm;
   Varlen varlen;
@@ -179,7 +183,7 @@ struct DecodeParams {
   View v_new;     // [batch, row, head_k, dv]   absent: nothing to append
   View lam, out;  // as in FwdParams
   Cache cache;
-  double softmax_scale;
+  double softmax_scale, softcap;
   Mask mask;
   Norm norm;
   int64_t num_splits;  // 0: the backend chooses; above the number of keys, that number

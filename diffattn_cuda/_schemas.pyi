@@ -30,6 +30,7 @@ class Fwd(Protocol):
         out_scale: float,
         deterministic: bool,
         training: bool,
+        softcap: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 class Bwd(Protocol):
@@ -59,6 +60,7 @@ class Bwd(Protocol):
         norm_eps: float | None,
         out_scale: float,
         deterministic: bool,
+        softcap: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 class Decode(Protocol):
@@ -89,6 +91,7 @@ class Decode(Protocol):
         num_splits: int,
         k_stream: Tensor | None,
         v_stream: Tensor | None,
+        softcap: float,
     ) -> tuple[Tensor, Tensor]: ...
 
 class Components(Protocol):
@@ -108,6 +111,7 @@ class Components(Protocol):
         sink_size: int,
         streaming_heads: int,
         deterministic: bool,
+        softcap: float,
     ) -> tuple[Tensor, Tensor]: ...
 
 class BwdPartial(Protocol):
@@ -131,6 +135,7 @@ class BwdPartial(Protocol):
         sink_size: int,
         streaming_heads: int,
         deterministic: bool,
+        softcap: float,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 class DecodeComponents(Protocol):
@@ -157,6 +162,7 @@ class DecodeComponents(Protocol):
         num_splits: int,
         k_stream: Tensor | None,
         v_stream: Tensor | None,
+        softcap: float,
     ) -> tuple[Tensor, Tensor]: ...
 
 class Ops(Protocol):

@@ -25,22 +25,24 @@ _OF_DECODE = {"q": 0, "k_cache": 1, "v_cache": 2, "lam": 3, "k": 4, "v": 5, "rot
               "rotary_sin": 7, "norm_weight": 12, "k_stream": 22, "v_stream": 23}  # fmt: skip
 _OF_DECODE_COMPONENTS = {"q": 0, "k_cache": 1, "v_cache": 2, "k": 3, "v": 4, "rotary_cos": 5,
                          "rotary_sin": 6, "k_stream": 18, "v_stream": 19}  # fmt: skip
+_TRAINING = 17  # the place of this flag among fwd's arguments
 _OPS = {op: getattr(ops.kernels, op).default for op in ops.OPS}
 
 
 class _Forward(_SingleLevelFunction):
     @staticmethod
     def forward(ctx: Any, keyset: Any, *inputs: Any) -> Outputs:
-        q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options, _ = inputs
+        q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, *options = inputs[:_TRAINING]
+        capped = inputs[_TRAINING + 1 :]  # the cap, which the dispatcher leaves out if it is 0
         # `training` is always true here, because what backward needs has to be kept.
-        output: Outputs = _recorded("fwd", keyset, (*inputs[:-1], True))
+        output: Outputs = _recorded("fwd", keyset, (*inputs[:_TRAINING], True, *capped))
         out, lse, o, o2, rstd = output
         if _is_absent(o) and not _is_absent(o2):
             o = out  # this backward needs O, which is the output where there is no norm
         ctx.save_for_backward(
             q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k
         )
-        ctx.options = options
+        ctx.options = *options, *capped
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(output[2], o2, rstd)
         return output

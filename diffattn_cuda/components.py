@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, groups, ops
+from . import arguments, groups, ops, score_caps
 from .arguments import Heads, Lambda, Window
 
 __all__ = ["combine_components", "diff_flash_attn_backward", "merge_components"]
@@ -135,6 +135,7 @@ def diff_flash_attn_backward(
     deterministic: bool = False,
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of the output, from a part of the keys and the components over all of them.
 
@@ -210,6 +211,7 @@ def diff_flash_attn_backward(
         arguments.softmax_scale_of(softmax_scale, q),
         *arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
         arguments.flag("deterministic", deterministic),
+        score_caps.softcap_of(softcap),
     )  # fmt: skip
     dtype = q.dtype if grad_dtype is None else _floating("grad_dtype", grad_dtype)
     gradients = (groups.sum_pairs(gradients[0], r), *gradients[1:])

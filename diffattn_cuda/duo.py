@@ -216,7 +216,8 @@ def attention_scores(
 
     def probe(i: int, q: Tensor, k: Tensor, v: Tensor, lam: Tensor, **options: Any) -> Tensor:
         group, seqlen = q.shape[2] // k.shape[2], q.shape[1]
-        p, _ = reference.attention_maps(q, k.repeat_interleave(group, dim=2), causal=True)
+        k_of_rows, cap = k.repeat_interleave(group, dim=2), options["softcap"]
+        p, _ = reference.attention_maps(q, k_of_rows, causal=True, softcap=cap)
         p = p[:, :, :, None]  # one signal map in each group
         of_rows = groups.lambda_per_row(lam, p.dtype, q.shape[2], 1)
         total = (p[0] - of_rows * p[1]).squeeze(2).abs()  # (b, h, sq, sk)

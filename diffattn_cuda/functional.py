@@ -15,7 +15,7 @@ from typing import Any
 import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 
-from . import arguments, autograd, groups, ops, ring_arguments
+from . import arguments, attend, autograd, groups, ops, ring_arguments, score_caps
 from .arguments import Heads, Lambda, Window
 
 # A tensor; (out, lse) with return_lse, (o, lse) with return_components. Any, so that a type checker
@@ -40,6 +40,7 @@ def diff_flash_attn_func(
     sink_size: int = 0,
     streaming_heads: Heads = None,
     return_components: bool = False,
+    softcap: float = 0.0,
 ) -> Result:
     """Differential attention over a dense batch; differentiable in q, k, v, lam, norm_weight.
 
@@ -77,6 +78,7 @@ def diff_flash_attn_func(
             other keys (`merge_components`) and becomes the output in `combine_components`. It has
             neither λ nor norm: lam is not used and may be None, and norm_weight, norm_eps and
             out_scale are not accepted.
+        softcap: c > 0 caps the scores before the mask: c·tanh(s·Q·Kᵀ / c). 0: no cap.
 
     Returns:
         out (batch, seqlen_q, nheads, dv) in q's dtype. With return_lse also lse (r + 1, batch,
@@ -113,10 +115,13 @@ def diff_flash_attn_func(
         arguments.softmax_scale_of(softmax_scale, q),
         arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
         arguments.flag("deterministic", deterministic),
+        score_caps.softcap_of(softcap),
     )
     if arguments.components_asked(return_components, return_lse, norm_weight, norm_eps, out_scale):
-        return _attend_apart(q, k, v, None, None, 0, 0, *options)
-    out, lse = _attend(q, k, v, lam, None, None, 0, 0, *options, norm_weight, norm_eps, out_scale)
+        return attend.attend_apart(q, k, v, None, None, 0, 0, *options)
+    out, lse = attend.attend(
+        q, k, v, lam, None, None, 0, 0, *options, norm_weight, norm_eps, out_scale
+    )
     return (out, lse) if return_lse else out
 
 
@@ -141,6 +146,7 @@ def diff_flash_attn_varlen_func(
     sink_size: int = 0,
     streaming_heads: Heads = None,
     return_components: bool = False,
+    softcap: float = 0.0,
 ) -> Result:
     """Differential attention over sequences of different lengths, packed one after another.
 
@@ -191,10 +197,11 @@ def diff_flash_attn_varlen_func(
         arguments.softmax_scale_of(softmax_scale, q),
         arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
         arguments.flag("deterministic", deterministic),
+        score_caps.softcap_of(softcap),
     )
     if arguments.components_asked(return_components, return_lse, norm_weight, norm_eps, out_scale):
-        return _attend_apart(q, k, v, *packing, *options)
-    out, lse = _attend(q, k, v, lam, *packing, *options, norm_weight, norm_eps, out_scale)
+        return attend.attend_apart(q, k, v, *packing, *options)
+    out, lse = attend.attend(q, k, v, lam, *packing, *options, norm_weight, norm_eps, out_scale)
     return (out, lse) if return_lse else out
 
 
@@ -226,6 +233,7 @@ def diff_flash_attn_with_kvcache(
     return_components: bool = False,
     k_stream: Tensor | None = None,
     v_stream: Tensor | None = None,
+    softcap: float = 0.0,
 ) -> Result:
     """Differential attention of new queries over cached keys; appends in place. No autograd.
 
@@ -337,7 +345,10 @@ def diff_flash_attn_with_kvcache(
         arguments.softmax_scale_of(softmax_scale, q), *mask,
         arguments.flag("rotary_interleaved", rotary_interleaved),
     )  # fmt: skip
-    last = arguments.integer("num_splits", num_splits), k_stream, v_stream
+    last = (
+        arguments.integer("num_splits", num_splits), k_stream, v_stream,
+        score_caps.softcap_of(softcap),
+    )  # fmt: skip
     pairs, r = groups.as_pairs(q), groups.signals_of(q)
     if apart:
         o, lse = autograd.decode_components(pairs, k_cache, v_cache, *cache, *options, *last)
@@ -347,51 +358,3 @@ def diff_flash_attn_with_kvcache(
         norm_eps, out_scale, *last,
     )  # fmt: skip
     return (out, groups.statistics_from_pairs(lse, r)) if return_lse else out
-
-
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lam: Lambda | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    mask: tuple[int, int, int, int],
-    deterministic: bool,
-    norm_weight: Tensor | None,
-    norm_eps: float | None,
-    out_scale: float,
-) -> tuple[Tensor, Tensor]:
-    norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
-    lam, maps = arguments.expand_lambda(lam, q), q
-    if q.device.type not in groups.NATIVE_DEVICES:
-        maps = groups.as_pairs(q)
-    out, lse, *_ = ops.kernels.fwd(
-        maps, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-        max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
-    )  # fmt: skip
-    return out, lse if maps is q else groups.statistics_from_pairs(lse, groups.signals_of(q))
-
-
-def _attend_apart(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    mask: tuple[int, int, int, int],
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:
-    """Each map's own result."""
-    r = groups.signals_of(q)
-    o, lse = ops.kernels.components(
-        groups.as_pairs(q), k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-        softmax_scale, *mask, deterministic,
-    )  # fmt: skip
-    return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))

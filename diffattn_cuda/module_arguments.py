@@ -59,7 +59,18 @@ def check_rel_pos(
         raise ValueError(f"rel_pos has {cos.shape[0]} positions; x has {seqlen} tokens")
 
 
-def check_dtype(x: Tensor, linear: nn.Module) -> None:
+def check_input(x: Tensor, embed_dim: int, linear: nn.Module) -> None:
+    """That x is what the projection `linear` reads."""
+    arguments.require_dense("x", x)
+    arguments.refuse_tangents((x,))
+    if x.dim() != 3 or x.shape[-1] != embed_dim:
+        raise ValueError(
+            f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {embed_dim})"
+        )
+    _check_dtype(x, linear)
+
+
+def _check_dtype(x: Tensor, linear: nn.Module) -> None:
     """That the projection which reads x takes its dtype."""
     # A replacement, for example a quantized one, may cast.
     weight = linear.weight if type(linear) is nn.Linear else None

@@ -13,9 +13,15 @@ from .ring import Ring
 
 
 def check_cache(
-    cache: KVCache | StreamingKVCache, batch: int, heads: tuple[int, int], widths: tuple[int, int]
+    cache: KVCache | StreamingKVCache,
+    causal: bool,
+    batch: int,
+    heads: tuple[int, int],
+    widths: tuple[int, int],
 ) -> None:
     """That it fits a module: `heads` are those of K and V."""
+    if not causal:
+        raise ValueError("cache was given to a module with causal=False; decoding is causal")
     if isinstance(cache, StreamingKVCache):
         streams = cache.streaming_heads
         if len(streams) != heads[1]:

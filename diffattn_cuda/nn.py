@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments, functional, module_arguments, reference
+from . import arguments, functional, module_arguments, reference, score_caps
 from .caches import KVCache, StreamingKVCache
 from .module_caches import check_cache, check_same_mask, make_cache, stored_in
 
@@ -85,6 +85,7 @@ class _DiffAttnBase(nn.Module):
         window_size: tuple[int, int],
         sink_size: int,
         streaming_heads: arguments.Heads,
+        softcap: float,
         implementation: str,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -109,6 +110,7 @@ class _DiffAttnBase(nn.Module):
         self.window_size = arguments.window_of(window_size)
         self.sink_size = sink_size
         self.streaming_heads = streaming_heads
+        self.softcap = score_caps.softcap_of(softcap)
         self.implementation = implementation
 
         def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -161,6 +163,7 @@ class _DiffAttnBase(nn.Module):
         cache: Cache | None,
         **epilogue: Any,
     ) -> Tensor:
+        options = {"softcap": self.softcap, **epilogue}
         attention = self.attention_override or _IMPLEMENTATIONS[self.implementation]
         shape = (*x.shape[:2], self.num_kv_heads)
         q = self.q_proj(x).view(*x.shape[:2], self.num_heads, 2, self.head_dim)
@@ -172,11 +175,11 @@ class _DiffAttnBase(nn.Module):
             if cos is not None and sin is not None:
                 cos, sin = cos[: x.shape[1]], sin[: x.shape[1]]
                 q, k = (reference.apply_rotary(heads, cos, sin) for heads in (q, k))
-            out = attention.diff_flash_attn_func(q, k, v, lam, **mask, **epilogue)
+            out = attention.diff_flash_attn_func(q, k, v, lam, **mask, **options)
         else:
             full, mask = stored_in(cache, mask)
             out = attention.diff_flash_attn_with_kvcache(
-                q, *full, lam, k, v, cos, sin, cache.seqlens, **mask, **epilogue
+                q, *full, lam, k, v, cos, sin, cache.seqlens, **mask, **options
             )
             cache.seqlens += x.shape[1]
         return self.out_proj(out.flatten(2))  # (batch, seqlen, embed_dim)
@@ -184,24 +187,17 @@ class _DiffAttnBase(nn.Module):
     def _check_forward(
         self, x: Tensor, rel_pos: tuple[Tensor, Tensor] | None, cache: Cache | None
     ) -> None:
-        arguments.require_dense("x", x)
-        arguments.refuse_tangents((x,))
-        if x.dim() != 3 or x.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f"x is {tuple(x.shape)}; it must be (batch, seqlen, embed_dim = {self.embed_dim})"
-            )
-        module_arguments.check_dtype(x, self.q_proj)
+        module_arguments.check_input(x, self.embed_dim, self.q_proj)
         if rel_pos is not None:
             seqlen = 0 if cache else x.shape[1]
             module_arguments.check_rel_pos(rel_pos, self.head_dim, seqlen, x.device)
-        if cache is not None and not self.causal:
-            raise ValueError("cache was given to a module with causal=False; decoding is causal")
         if cache is not None:
-            check_cache(cache, len(x), self._cached_heads(), (self.head_dim, self.value_dim))
+            widths = self.head_dim, self.value_dim
+            check_cache(cache, self.causal, len(x), self._cached_heads(), widths)
             check_same_mask(cache, self.window_size, self.sink_size, self.streaming_heads)
 
     def extra_repr(self) -> str:
-        mask = ", ".join(f"{name}={getattr(self, name)}" for name in _MASK)
+        mask = ", ".join(f"{name}={getattr(self, name)}" for name in (*_MASK, "softcap"))
         return (
             f"num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
             f"head_dim={self.head_dim}, {mask}, implementation={self.implementation!r}"
@@ -229,6 +225,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         window_size: (left, right) keys a query sees around its own place, inclusive; −1 = no limit.
         sink_size: as in `diff_flash_attn_func`.
         streaming_heads: as in `diff_flash_attn_func`, for the num_kv_heads KV heads.
+        softcap: as in `diff_flash_attn_func`.
         lambda_dtype: round both exponentials and λ to this dtype, as unilm does with the input's
             (torch.bfloat16 gives its numbers); default: no rounding below fp32.
         implementation: "fused", or "eager" for `diffattn_cuda.reference`.
@@ -268,6 +265,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         window_size: tuple[int, int] = (-1, -1),
         sink_size: int = 0,
         streaming_heads: arguments.Heads = None,
+        softcap: float = 0.0,
         lambda_dtype: torch.dtype | None = None,
         implementation: str = "fused",
         device: torch.device | str | None = None,
@@ -276,7 +274,7 @@ class MultiheadDiffAttn(_DiffAttnBase):
         head_dim = module_arguments.head_dim(embed_dim, num_heads, components=2)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 2,
-            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, softcap, implementation, device, dtype,
         )  # fmt: skip
         if lambda_init is None:
             lambda_init = lambda_init_fn(depth)
@@ -348,6 +346,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         window_size: as in `MultiheadDiffAttn`.
         sink_size: as in `MultiheadDiffAttn`.
         streaming_heads: as in `MultiheadDiffAttn`.
+        softcap: as in `MultiheadDiffAttn`.
         implementation: as in `MultiheadDiffAttn`.
         device: of the parameters.
         dtype: of the parameters.
@@ -374,6 +373,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
         window_size: tuple[int, int] = (-1, -1),
         sink_size: int = 0,
         streaming_heads: arguments.Heads = None,
+        softcap: float = 0.0,
         implementation: str = "fused",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -382,7 +382,7 @@ class MultiheadDiffAttnV2(_DiffAttnBase):
             head_dim = module_arguments.head_dim(embed_dim, num_heads, components=1)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 1,
-            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, softcap, implementation, device, dtype,
         )  # fmt: skip
         self.lambda_proj = nn.Linear(embed_dim, num_heads, bias=False, device=device, dtype=dtype)
 

@@ -91,6 +91,7 @@ def _fwd_fake(
     out_scale: float,
     deterministic: bool,
     training: bool,
+    softcap: float = 0.0,
 ) -> Outputs:
     _on_one_device(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k)
     packed = cu_seqlens_q is not None

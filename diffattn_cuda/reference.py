@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import groups, ring
 from .arguments import UNBOUNDED, Heads, Lambda, Window
+from .score_caps import capped
 
 
 def diff_flash_attn_func(
@@ -37,6 +38,7 @@ def diff_flash_attn_func(
     sink_size: int = 0,
     streaming_heads: Heads = None,
     return_components: bool = False,
+    softcap: float = 0.0,
 ) -> Any:
     """Dense batches: out (batch, seqlen_q, nheads, dv), LSE (2, batch, nheads, seqlen_q).
 
@@ -58,7 +60,7 @@ def diff_flash_attn_func(
         streaming_heads = [bool(streaming_heads[h // group]) for h in range(q.shape[2])]
     p, lse, empty = _maps_and_empty_rows(
         q, k.repeat_interleave(group, dim=2), softmax_scale, causal, window_size, sink_size,
-        streaming_heads,
+        streaming_heads, softcap,
     )  # fmt: skip
     v = v.repeat_interleave(group, dim=2).transpose(1, 2)  # (b, h, sk, dv)
     if return_components:
@@ -101,6 +103,7 @@ def diff_flash_attn_varlen_func(
     sink_size: int = 0,
     streaming_heads: Heads = None,
     return_components: bool = False,
+    softcap: float = 0.0,
 ) -> Any:
     """Packed sequences: out (total_q, nheads, dv), LSE (2, nheads, total_q).
 
@@ -126,7 +129,7 @@ def diff_flash_attn_varlen_func(
             q[None, rows], k[None, keys], v[None, keys], lam_i,
             softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale,
             return_lse=not return_components, sink_size=sink_size,
-            streaming_heads=streaming_heads, return_components=return_components,
+            streaming_heads=streaming_heads, return_components=return_components, softcap=softcap,
         )  # fmt: skip
         outs.append(out[0])
         lses.append(lse[0] if return_components else lse[:, 0])
@@ -163,6 +166,7 @@ def diff_flash_attn_with_kvcache(
     return_components: bool = False,
     k_stream: Tensor | None = None,
     v_stream: Tensor | None = None,
+    softcap: float = 0.0,
 ) -> Any:
     """Decoding: append k, v to the caches in place, then attend to the valid slots only.
 
@@ -193,7 +197,7 @@ def diff_flash_attn_with_kvcache(
             rotary_cos=rotary_cos, rotary_sin=rotary_sin, rotary_interleaved=rotary_interleaved,
             softmax_scale=softmax_scale, norm_weight=norm_weight, norm_eps=norm_eps,
             out_scale=out_scale, return_lse=not return_components,
-            return_components=return_components,
+            return_components=return_components, softcap=softcap,
         )  # fmt: skip
         return (out, lse) if return_lse or return_components else out
     page = v_cache.shape[1]
@@ -231,7 +235,7 @@ def diff_flash_attn_with_kvcache(
             q_i, k_cache[slots][None], v_cache[slots][None], lam_i,
             softmax_scale, causal, window_size, norm_weight, norm_eps, out_scale,
             return_lse=not return_components, sink_size=sink_size,
-            streaming_heads=streaming_heads, return_components=return_components,
+            streaming_heads=streaming_heads, return_components=return_components, softcap=softcap,
         )  # fmt: skip
         outs.append(out)
         lses.append(lse)
@@ -247,6 +251,7 @@ def attention_maps(
     window_size: Window = (-1, -1),
     sink_size: int = 0,
     streaming_heads: Heads = None,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Both softmax maps, P1 and P2, and their log-sum-exp.
 
@@ -258,6 +263,7 @@ def attention_maps(
         window_size: as there.
         sink_size: as there.
         streaming_heads: a bool for each of the nheads heads here.
+        softcap: as there.
 
     Returns:
         P (2, batch, nheads, seqlen_q, seqlen_k) and LSE (2, batch, nheads, seqlen_q), in fp32 (fp64
@@ -270,7 +276,7 @@ def attention_maps(
         (torch.Size([2, 1, 4, 100, 100]), torch.Size([2, 1, 4, 100]))
     """
     p, lse, _ = _maps_and_empty_rows(
-        q, k, softmax_scale, causal, window_size, sink_size, streaming_heads
+        q, k, softmax_scale, causal, window_size, sink_size, streaming_heads, softcap
     )
     return p, lse
 
@@ -283,6 +289,7 @@ def _maps_and_empty_rows(
     window_size: Window,
     sink_size: int,
     streaming_heads: Heads,
+    softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`attention_maps`, and which rows see no key: bool (seqlen_q,) or (nheads, seqlen_q)."""
     seqlen_q, seqlen_k, d = q.shape[1], k.shape[1], q.shape[-1]
@@ -291,6 +298,7 @@ def _maps_and_empty_rows(
     k = k.permute(3, 0, 2, 4, 1)  # (2 or 1, b, h, d, sk)
     k = k if len(k) == 1 or len(q) == 2 else k[[0] * (len(q) - 1) + [1]]
     s = (q @ k).to(_accumulate_dtype(q)) * scale  # (r + 1, b, h, sq, sk)
+    s = capped(s, softcap)
     visible = visible_keys(seqlen_q, seqlen_k, causal, window_size, q.device, sink_size)
     if streaming_heads is not None:
         streams = torch.as_tensor(streaming_heads, device=q.device)[:, None, None]  # (h, 1, 1)

@@ -118,6 +118,7 @@ def _options(call: Call, s: Sizes) -> Arguments:
         "norm_eps": None,
         "out_scale": rng.choice([1.0, 0.2, -1.5]),
         "return_lse": rng.random() < 0.6,
+        "softcap": rng.choice([0.0, 0.0, 0.5, 30.0]),
     }
     if rng.random() < 0.4:
         options["norm_eps"] = 1e-5

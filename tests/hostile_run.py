@@ -241,8 +241,8 @@ def _mask(a: Arguments) -> Arguments:
 
 def raw_fwd(**a: Any) -> Any:
     a = _as_the_schema(a)
-    shared = {name: a[name] for name in ("softmax_scale", "norm_weight", "norm_eps", "out_scale")
-              if name in a}  # fmt: skip
+    names = "softmax_scale", "norm_weight", "norm_eps", "out_scale", "softcap"
+    shared = {name: a[name] for name in names if name in a}
     shared |= {"return_lse" if "lam" in a else "return_components": True, **_mask(a)}
     qkv = a["q"], a["k"], a["v"], a.get("lam")
     if a["cu_seqlens_q"] is None:

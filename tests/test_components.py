@@ -42,7 +42,8 @@ EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=short)
 
 
 def options(p: Problem) -> dict[str, Any]:
-    return {"softmax_scale": p.scale, "causal": p.causal, "window_size": p.window}
+    return {"softmax_scale": p.scale, "causal": p.causal, "window_size": p.window,
+            "softcap": p.softcap}  # fmt: skip
 
 
 def epilogue(p: Problem) -> dict[str, Any]:

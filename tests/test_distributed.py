@@ -27,6 +27,7 @@ EVERY = [
     Case(sq=32, sk=32, heads=4, heads_k=4, d=16, dv=16, shared_k=True, lam="head", causal=True),
     Case(sq=24, sk=40, heads=4, heads_k=4, lam="scalar", norm="plain", out_scale=0.2, batch=1),
     Case(sq=32, sk=32, heads=4, heads_k=4, lam="narrow", scale=0.1, regime="sharp", causal=True),
+    Case(sq=32, sk=32, heads=4, heads_k=4, softcap=1.5, causal=True),
 ]
 NOT_RING = [
     Case(sq=64, sk=64, heads=8, heads_k=4, lam="head", causal=True, window=(9, 0), sink=3,

@@ -24,6 +24,7 @@ struct FwdArguments {
   std::optional<double> norm_eps;
   double out_scale;
   bool deterministic;
+  double softcap;
 };
 
 struct Saved {
@@ -46,6 +47,7 @@ struct DecodeArguments {
   double out_scale;
   int64_t num_splits;
   OptionalTensor k_stream, v_stream;
+  double softcap;
 };
 
 template <Outputs (*fwd)(const FwdArguments&, bool training)>
@@ -54,10 +56,10 @@ Outputs fwd_from_schema(Tensor q, Tensor k, Tensor v, Tensor lam, OptionalTensor
                         int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
                         int64_t window_left, int64_t window_right, int64_t sink_size,
                         int64_t streaming_heads, std::optional<double> norm_eps, double out_scale,
-                        bool deterministic, bool training) {
+                        bool deterministic, bool training, double softcap) {
   return fwd({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
               softmax_scale, window_left, window_right, sink_size, streaming_heads, norm_eps,
-              out_scale, deterministic},
+              out_scale, deterministic, softcap},
              training);
 }
 
@@ -68,10 +70,10 @@ Outputs bwd_from_schema(Tensor dout, OptionalTensor dlse, Tensor q, Tensor k, Te
                         int64_t max_seqlen_q, int64_t max_seqlen_k, double softmax_scale,
                         int64_t window_left, int64_t window_right, int64_t sink_size,
                         int64_t streaming_heads, std::optional<double> norm_eps, double out_scale,
-                        bool deterministic) {
+                        bool deterministic, double softcap) {
   return bwd({q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
               softmax_scale, window_left, window_right, sink_size, streaming_heads, norm_eps,
-              out_scale, deterministic},
+              out_scale, deterministic, softcap},
              {dout, dlse, o, o2, lse, rstd});
 }
 
@@ -80,7 +82,7 @@ OutAndLse components_from_schema(Tensor q, Tensor k, Tensor v, OptionalTensor cu
                                  OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
                                  int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
                                  int64_t window_right, int64_t sink_size, int64_t streaming_heads,
-                                 bool deterministic) {
+                                 bool deterministic, double softcap) {
   return components({q,
                      k,
                      v,
@@ -97,7 +99,8 @@ OutAndLse components_from_schema(Tensor q, Tensor k, Tensor v, OptionalTensor cu
                      streaming_heads,
                      {},
                      1,
-                     deterministic});
+                     deterministic,
+                     softcap});
 }
 
 template <Gradients (*bwd)(const FwdArguments&, PartialSaved)>
@@ -106,7 +109,7 @@ Gradients bwd_partial_from_schema(Tensor dout, Tensor dlse, Tensor q, Tensor k, 
                                   OptionalTensor cu_seqlens_k, int64_t max_seqlen_q,
                                   int64_t max_seqlen_k, double softmax_scale, int64_t window_left,
                                   int64_t window_right, int64_t sink_size, int64_t streaming_heads,
-                                  bool deterministic) {
+                                  bool deterministic, double softcap) {
   return bwd({q,
               k,
               v,
@@ -123,7 +126,8 @@ Gradients bwd_partial_from_schema(Tensor dout, Tensor dlse, Tensor q, Tensor k, 
               streaming_heads,
               {},
               1,
-              deterministic},
+              deterministic,
+              softcap},
              {dout, dlse, lse});
 }
 
@@ -136,7 +140,7 @@ OutAndLse decode_from_schema(Tensor q, Tensor k_cache, Tensor v_cache, Tensor la
                              int64_t window_right, int64_t sink_size, int64_t streaming_heads,
                              bool rotary_interleaved, std::optional<double> norm_eps,
                              double out_scale, int64_t num_splits, OptionalTensor k_stream,
-                             OptionalTensor v_stream) {
+                             OptionalTensor v_stream, double softcap) {
   return decode({q,
                  k_cache,
                  v_cache,
@@ -160,7 +164,8 @@ OutAndLse decode_from_schema(Tensor q, Tensor k_cache, Tensor v_cache, Tensor la
                  out_scale,
                  num_splits,
                  k_stream,
-                 v_stream});
+                 v_stream,
+                 softcap});
 }
 
 template <OutAndLse (*decode)(const DecodeArguments&)>
@@ -170,7 +175,7 @@ OutAndLse decode_components_from_schema(
     OptionalTensor cache_batch_idx, OptionalTensor cache_leftpad, OptionalTensor block_table,
     double softmax_scale, int64_t window_left, int64_t window_right, int64_t sink_size,
     int64_t streaming_heads, bool rotary_interleaved, int64_t num_splits, OptionalTensor k_stream,
-    OptionalTensor v_stream) {
+    OptionalTensor v_stream, double softcap) {
   return decode({q,
                  k_cache,
                  v_cache,
@@ -194,7 +199,8 @@ OutAndLse decode_components_from_schema(
                  1,
                  num_splits,
                  k_stream,
-                 v_stream});
+                 v_stream,
+                 softcap});
 }
 
 }  // namespace diffattn::bindings

@@ -30,6 +30,7 @@ struct Attention : FwdArguments {
     check_type(kV, v, q);
     if (lam) check_type(kLam, *lam, q);
     check_norm(norm_weight, norm_eps, q, extents());
+    check_softcap(softcap);
   }
 
   Varlen varlen() const {
@@ -96,6 +97,7 @@ Params params_of(const Attention& a) {
   set_views(p, a.packed, {{kQ, a.q}, {kK, a.k}, {kV, a.v}});
   if (a.lam) set_views(p, a.packed, {{kLam, *a.lam}});
   p.softmax_scale = a.softmax_scale;
+  p.softcap = a.softcap;
   p.mask = mask_of(a.window_left, a.window_right, a.sink_size, a.streaming_heads, a.shape);
   p.norm = norm_of(a.norm_weight, a.norm_eps, a.out_scale);
   p.varlen = a.varlen();

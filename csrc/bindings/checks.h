@@ -143,6 +143,11 @@ inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const c
   return s;
 }
 
+inline void check_softcap(double softcap) {
+  check(softcap == 0 || (softcap >= kLeastSoftcap && softcap <= kMostSoftcap), "softcap is ",
+        softcap, ", accepted: 0 (no cap), or a number from ", kLeastSoftcap, " to ", kMostSoftcap);
+}
+
 inline Norm norm_of(const OptionalTensor& weight, const std::optional<double>& eps, double scale) {
   return {weight ? weight->data_ptr() : nullptr, eps.value_or(-1), scale};
 }

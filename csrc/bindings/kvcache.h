@@ -42,6 +42,7 @@ struct KvCache : DecodeArguments {
     check_storage("q", q);
     if (lam) check_type(kLam, *lam, q);
     check_norm(norm_weight, norm_eps, q, e);
+    check_softcap(softcap);
     check(num_splits >= 0, "num_splits is ", num_splits, ", expected 0 (chosen here) or more");
   }
 
@@ -182,6 +183,7 @@ inline DecodeParams params_of(const KvCache& c) {
   if (c.k_stream) set_views(p, false, {{kKStream, *c.k_stream}, {kVStream, *c.v_stream}});
   p.cache = c.cache();
   p.softmax_scale = c.softmax_scale;
+  p.softcap = c.softcap;
   p.mask = c.mask();
   p.norm = norm_of(c.norm_weight, c.norm_eps, c.out_scale);
   p.num_splits = c.num_splits;

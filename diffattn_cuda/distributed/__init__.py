@@ -19,7 +19,7 @@ import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import arguments
+from .. import arguments, score_caps
 from ..arguments import Lambda, Window
 from . import allgather, checks, ring, ulysses
 from .checks import MODES
@@ -52,6 +52,7 @@ def attention(
     return_components: bool = False,
     cu_seqlens: Tensor | None = None,
     max_seqlen: int = 0,
+    softcap: float = 0.0,
 ) -> Result:
     """Differential attention of one sequence whose tokens lie on several ranks; differentiable.
 
@@ -118,6 +119,7 @@ def attention(
         "sink_size": sink_size,
         "streaming_heads": streaming_heads,
         "return_components": return_components,
+        "softcap": score_caps.softcap_of(softcap),
     }
     mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v)
     apart = arguments.components_asked(

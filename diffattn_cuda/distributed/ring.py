@@ -34,7 +34,7 @@ def attend(
     """q (batch, own seqlen_q, nheads, 2, d), and so on."""
     hops = (
         ranks, arguments.softmax_scale_of(options["softmax_scale"], q), options["causal"],
-        options["deterministic"],
+        options["deterministic"], options["softcap"],
     )  # fmt: skip
     if options["return_components"]:
         return _Components.apply(q, k, v, *hops)
@@ -72,7 +72,7 @@ class _Output(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, lam, norm_weight, o, lse = ctx.saved_tensors
-        ranks, scale, causal, deterministic = ctx.hops
+        ranks, scale, causal, deterministic, softcap = ctx.hops
         if dout is None:
             dout = torch.zeros_like(o[..., 0, :])
         do, dlam, dweight = components.gradients_of_combination(
@@ -86,11 +86,11 @@ class _Output(torch.autograd.Function):
             mask = -1, 0 if causal else -1, 0, arguments.ALL_STREAM
             return ops.kernels.bwd_partial(
                 do[:, rows], dlse[..., rows], q[:, rows], k, v, lam[:, rows], lse[..., rows],
-                None, None, 0, 0, scale, *mask, deterministic,
+                None, None, 0, 0, scale, *mask, deterministic, softcap,
             )  # fmt: skip
 
         of_qkv = _around_again(gradients, q, k, v, ranks, causal)
-        return *of_qkv, dlam, dweight, *(None for _ in range(6))
+        return *of_qkv, dlam, dweight, *(None for _ in range(7))
 
 
 class _Components(torch.autograd.Function):
@@ -108,7 +108,7 @@ class _Components(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         q, k, v, o, lse = ctx.saved_tensors
-        ranks, scale, causal, deterministic = ctx.hops
+        ranks, scale, causal, deterministic, softcap = ctx.hops
         do = torch.zeros_like(o) if do is None else do
         of_lse = None if dlse is None else dlse.movedim(-2, 0)
         lse = lse.movedim(-2, 0)
@@ -118,20 +118,28 @@ class _Components(torch.autograd.Function):
             return autograd.gradients_of_components(
                 do[:, rows], None if of_lse is None else of_lse[..., rows], q[:, rows], k, v,
                 o[:, rows], lse[..., rows], None, None, 0, 0, scale, *mask, deterministic,
+                softcap,
             )  # fmt: skip
 
-        return *_around_again(gradients, q, k, v, ranks, causal), *(None for _ in range(4))
+        return *_around_again(gradients, q, k, v, ranks, causal), *(None for _ in range(5))
 
 
 def _around(
-    q: Tensor, k: Tensor, v: Tensor, ranks: Ranks, scale: float, causal: bool, deterministic: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ranks: Ranks,
+    scale: float,
+    causal: bool,
+    deterministic: bool,
+    softcap: float,
 ) -> tuple[Tensor, Tensor]:
     """The components of this rank's rows, over every rank's keys."""
     o, lse = None, None
     for (rows, keys, masked), k_hop, v_hop in _hops(q, k, v, ranks, causal):
         of_hop = functional.diff_flash_attn_func(
             q[:, rows], k_hop[:, keys], v_hop[:, keys], None, scale, masked,
-            deterministic=deterministic, return_components=True,
+            deterministic=deterministic, return_components=True, softcap=softcap,
         )  # fmt: skip
         if o is None or lse is None:  # the first hop has all rows
             o, lse = of_hop

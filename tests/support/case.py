@@ -47,6 +47,7 @@ class Case:
     norm: str = "none"  # none, plain (eps only), affine (weight too)
     out_scale: float = 1.0
     scale: float | None = None
+    softcap: float = 0.0
     lse: bool = False  # the LSE is differentiated too
     regime: str = "normal"
     seed: int = 0
@@ -63,6 +64,7 @@ class Case:
         name += f"-lam_{self.lam}" + f"-norm_{self.norm}" * (self.norm != "none")
         name += f"-x{self.out_scale}" * (self.out_scale != 1.0)
         name += f"-s{self.scale}" * (self.scale is not None) + "-lse" * self.lse
+        name += f"-cap{self.softcap}" * (self.softcap > 0)
         return f"{name}-{self.regime}"
 
     def but(self, **changes: Any) -> Case:

@@ -41,6 +41,7 @@ class Problem:
     sink: int = 0
     streaming: tuple[bool, ...] | None = None  # for each KV head
     scale: float | None = None
+    softcap: float = 0.0
     norm_weight: Tensor | None = None  # (dv,)
     norm_eps: float | None = None
     out_scale: float = 1.0
@@ -61,6 +62,7 @@ class Problem:
             "norm_weight": self.norm_weight,
             "norm_eps": self.norm_eps,
             "out_scale": self.out_scale,
+            "softcap": self.softcap,
         }
 
     def softmax_scale(self) -> float:
@@ -148,6 +150,7 @@ def make_problem(case: Case, device: torch.device | str = "cpu") -> Problem:
         sink=case.sink,
         streaming=case.streaming,
         scale=case.scale,
+        softcap=case.softcap,
         norm_weight=place(weight, wide(case.dtype)) if case.norm == "affine" else None,
         norm_eps=None if case.norm == "none" else NORM_EPS,
         out_scale=case.out_scale,

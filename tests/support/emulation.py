@@ -86,6 +86,8 @@ class Emulation:
             scores = self.matmul(self.q * (scale * LOG2_E), keys) * (1 / LOG2_E)
         else:
             scores = self.matmul(self.q, keys) * scale
+        if cap := self.problem.softcap:
+            scores = cap * (scores / cap).tanh()
         return scores.masked_fill(~visible(sq, sk, self.problem), -torch.inf)
 
     def forward(self) -> Forward:
@@ -160,6 +162,8 @@ class Emulation:
 
     def _of_scores(self, ds: Tensor, spread: float) -> dict[str, Tensor]:
         """Gradients of q and k from those of the scaled scores, (2, b, h, sq, sk)."""
+        if cap := self.problem.softcap:  # 1 - tanh², of keys that are seen
+            ds = ds * (1 - (self.scores / cap).nan_to_num(neginf=0.0).square())
         ds = self.rounded(ds * spread) / spread
         scale = self.problem.softmax_scale()
         dq = (self.matmul(ds, self.k) * scale).permute(1, 3, 2, 0, 4)

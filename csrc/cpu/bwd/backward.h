@@ -18,7 +18,7 @@ struct BackwardPlan {
   bool whole;  // each thread takes whole units
   int64_t group, units, rows, row_blocks, blocks, panels, panel_keys, keys, grads, places, slots;
 
-  BackwardPlan(const Units& of, const Groups& groups, int threads) {
+  BackwardPlan(const Units& of, const Groups& groups, double softcap, int threads) {
     constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
     const Shape& s = of.shape;
     group = groups.count(s) / s.nheads_k;
@@ -30,7 +30,7 @@ struct BackwardPlan {
     keys = PackedHead<P>::size(of);
     grads = Gradients<C>::size(of);
     const int64_t packed_bytes = (keys + grads) * int64_t(sizeof(C));
-    panels = groups.signals == 1 ? 3 : 4;
+    panels = first_slope(groups) + (softcap > 0 ? 2 : 0);
     const int64_t panel_bytes = product(panels * rows, panel_keys, int64_t(sizeof(C)));
     // Of groups the panels of all signals would have to be kept in waves.
     whole = threads == 1 || groups.signals > 1 || whole_units(packed_bytes + panel_bytes, threads);
@@ -209,7 +209,7 @@ void backward(const BwdParams& p, const Parallel& all) {
   for_each_kind(p.mask, s.nheads_k, [&](const Heads& heads) {
     const Cache none;
     const Units units{s, p.varlen, none, p.mask, heads, Reader::backward};
-    const BackwardPlan<P> plan(units, p.groups, parallel.threads);
+    const BackwardPlan<P> plan(units, p.groups, p.softcap, parallel.threads);
     Backward<P> work(p, units, parallel, plan, p.dnorm_weight ? dweights.get() : nullptr);
     if (plan.whole)
       for_each(parallel, plan.units,

@@ -8,12 +8,16 @@ namespace {
 
 // Panels from some key on: P1, P2, dP, or what becomes of them, dS1, dS2, A. The latter may be in pairs of lanes,
 // which take the first half of each row. Of groups a fourth, the sum of -λ·dP over signals.
+// With a soft cap two more follow, the slopes of S1 and S2.
 template <class T>
 struct KeyPanels {
   T* first;
   int64_t distance, lanes;
   Panel<T> operator[](int which) const { return {first + which * distance, lanes}; }
 };
+
+// Which panel has the slopes of S1.
+inline int first_slope(const Groups& groups) { return groups.signals == 1 ? 3 : 4; }
 
 // The maps whose gradients are computed: those of a pair, its signal alone, or those of a group's signals and then
 // of its noise. V's comes with the signals.
@@ -33,7 +37,7 @@ struct GradBlock {
   using C = typename P::C;
   using T = typename P::T;
   int64_t lanes, panel_size;
-  Buffer<C> panel;    // [3 or 4][keys][lanes]
+  Buffer<C> panel;    // [3 to 6][keys][lanes]
   Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
   Range rows;
   int maps = 2;      // 1 where the noise's gives nothing

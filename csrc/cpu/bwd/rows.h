@@ -2,11 +2,13 @@
 // the LSE, sums D1 and D2 over whole rows, so that neither O nor O2 is needed, and then forms what the
 // second half multiplies: dS1, dS2 and A = P1 - λ·P2.
 //   D_c = Σ_j P_c·dP     dS1 = P1·(dP - D1)     dS2 = -λ·P2·(dP - D2)     dλ = -D2
+// With a soft cap dS_c is multiplied by the slope of S_c.
 // Of a group dS2 is the sum over its signals. P2 is computed once, and what it is multiplied by is summed, so that
 // the noise's products are formed once.
 #pragma once
 #include "../shared/norm.h"
 #include "../shared/packed.h"
+#include "../shared/softcap.h"
 #include "../shared/softmax.h"
 #include "keys.h"
 
@@ -113,7 +115,10 @@ class BackwardRows {
       __builtin_memset(x_.dq + c * lanes() * ldq(), 0, lanes() * ldq() * sizeof(C));
     visible_.blocks.for_each([&](const KeyBlock& keys) {
       const KeyPanels<T> to = in_place<P>(grads ? of_one_block() : panels(keys));
-      score_gradients<part>(keys, to);
+      if (p_.softcap > 0)
+        score_gradients<part, true>(keys, to);
+      else
+        score_gradients<part, false>(keys, to);
       accumulate_dq<part>(keys, to);
       if (grads) accumulate_keys<P, part>(p_, mask_, block_, to, keys, *grads);
     });
@@ -196,10 +201,18 @@ class BackwardRows {
     const Panel<C> dout_v = of_keys[2];
     const Tile seen = x_.mask.set(visible_, lanes(), block);
     const int64_t k_steps = d() / P::kPer, ldk = leading<C>(k_steps);
-    for (int c = kSignal; c <= kLast; ++c)
+    for (int c = kSignal; c <= kLast; ++c) {
       product_to_panel<P>(n, k_steps, {kv_.k_rows[c] + place * ldk, ldk, 1},
-                          x_.query + c * lanes() * k_steps, x_.mask.seen,
-                          score_factor<C>(p_.softmax_scale), scores[c]);
+                          x_.query + c * lanes() * k_steps, x_.mask.seen, score_factor<C>(p_),
+                          scores[c]);
+      if (p_.softcap > 0) {
+        const Panel<C> slopes = slopes_of(c, of_keys);
+        cap_scores(
+            scores[c], x_.mask.seen, p_.softcap,
+            [&](int64_t key, int64_t r, const V& slope) { S::store(slopes[key] + r, slope); });
+        if (seen != Tile::full) x_.mask.hide(slopes, C(0));  // where K may hold anything
+      }
+    }
     const int64_t v_steps = dv() / P::kPer, ld = leading<C>(v_steps);
     product_to_panel<P>(n, v_steps, {kv_.v_rows + place * ld, ld, 1}, x_.dout.get(), x_.mask.seen,
                         1, dout_v);
@@ -260,21 +273,31 @@ class BackwardRows {
     return number<C>(from, group_.offset(from, row(r)) + signal * p_.groups.dlse);
   }
 
+  Panel<C> slopes_of(int c, const KeyPanels<C>& panels) const {
+    return panels[first_slope(p_.groups) + c];
+  }
+
   // dS1, dS2 and A of a vector of lanes of one key, or those that a part has. Of a map alone A is P1.
   struct ScoreGradient {
     V each[3];
   };
-  template <Part part>
+  template <Part part, bool kCapped>
   ScoreGradient score_gradient(const KeyPanels<C>& panels, int64_t key, int64_t r) const {
-    const C scale = C(p_.softmax_scale);
+    const auto scale = [&](int c) {
+      if constexpr (kCapped)
+        return C(p_.softmax_scale) * S::load(slopes_of(c, panels)[key] + r);
+      else
+        return C(p_.softmax_scale);
+    };
     const V sum1 = S::load(x_.dsum[0] + r), e1 = S::load(panels[0][key] + r);
-    const V g = S::load(panels[2][key] + r), ds1 = scale * e1 * (g + sum1);
+    const V g = S::load(panels[2][key] + r), ds1 = scale(kSignal) * e1 * (g + sum1);
     if constexpr (part == Part::alone) return {{ds1, V{}, e1}};
     const V lam = S::load(x_.lam + r), sum2 = S::load(x_.dsum[1] + r);
     const V e2 = S::load(panels[1][key] + r), a = e1 - lam * e2;
-    if constexpr (part == Part::pair) return {{ds1, scale * e2 * (sum2 - lam * g), a}};
+    if constexpr (part == Part::pair) return {{ds1, scale(kNoise) * e2 * (sum2 - lam * g), a}};
     C* const noise = panels[3][key] + r;
-    if constexpr (part == Part::noise) return {{V{}, scale * e2 * (sum2 + S::load(noise)), V{}}};
+    if constexpr (part == Part::noise)
+      return {{V{}, scale(kNoise) * e2 * (sum2 + S::load(noise)), V{}}};
     S::store(noise, S::load(noise) - lam * g);
     return {{ds1, V{}, a}};
   }
@@ -283,7 +306,7 @@ class BackwardRows {
     return part == Part::pair || (i == kNoise) == (part == Part::noise);
   }
 
-  template <Part part>
+  template <Part part, bool kCapped>
   void score_gradients(const KeyBlock& block, const KeyPanels<T>& to) {
     const int64_t n = block.keys.size();
     const KeyPanels<C> from = panels(block);
@@ -291,13 +314,14 @@ class BackwardRows {
       for (int64_t key = 0; key < n; key += P::kPer)
 #pragma GCC unroll 2
         for (int64_t r = r0; r < r0 + NR<C>; r += S::W) {
-          const ScoreGradient first = score_gradient<part>(from, key, r);
+          const ScoreGradient first = score_gradient<part, kCapped>(from, key, r);
           if constexpr (P::kPer == 1) {
             for (int i = 0; i < 3; ++i)
               if (has<part>(i)) S::store(to[i][key] + r, first.each[i]);
           } else {
             const bool whole = key + 1 < n;
-            const auto second = whole ? score_gradient<part>(from, key + 1, r) : ScoreGradient{};
+            const auto second =
+                whole ? score_gradient<part, kCapped>(from, key + 1, r) : ScoreGradient{};
             for (int i = 0; i < 3; ++i)
               if (has<part>(i)) store_pairs(to[i], i, key, r, whole, first, second);
           }

@@ -201,6 +201,7 @@ inline FwdParams as_forward(const DecodeParams& p) {
   f.lam = p.lam;
   f.out = p.out;
   f.softmax_scale = p.softmax_scale;
+  f.softcap = p.softcap;
   f.mask = p.mask;
   f.norm = p.norm;
   return f;

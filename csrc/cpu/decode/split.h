@@ -6,6 +6,7 @@
 
 #include "../shared/mask.h"
 #include "../shared/packed.h"
+#include "../shared/softcap.h"
 #include "dots.h"
 #include "prefetch.h"
 #include "two_rows.h"
@@ -147,7 +148,7 @@ class DecodeSplit {
 
   // Row m is row m / group of query head kv_head·group + m % group.
   void load_queries() {
-    const C factor = score_factor<C>(p_.softmax_scale);
+    const C factor = score_factor<C>(p_);
     for (int c = 0; c < 2; ++c)
       for (int64_t m = 0; m < rows_; ++m) {
         const int64_t i = m / group_;
@@ -187,6 +188,9 @@ class DecodeSplit {
     const Tile mine = tile_of(seen, whole);
     if (mine == Tile::hidden) return;
     C* p = probs_ + r * kTile;
+    if (p_.softcap > 0)
+      for (int64_t j = 0; j < kTile; j += S::W)
+        S::store(p + j, cap_factor<C>(p_.softcap) * tanh_of<C>(S::load(p + j)).value);
     if (mine == Tile::partial)
       for (int64_t j = 0; j < kTile; ++j) {
         const int64_t key = whole.begin + j;

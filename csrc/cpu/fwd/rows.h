@@ -5,6 +5,7 @@
 #pragma once
 #include "../shared/norm.h"
 #include "../shared/packed.h"
+#include "../shared/softcap.h"
 #include "../shared/softmax.h"
 
 namespace diffattn::cpu {
@@ -117,7 +118,9 @@ class ForwardRows {
     for (int c = kSignal; c <= kLast; ++c) {
       product_to_panel<P>(block.keys.size(), steps,
                           {kv_.k_rows[c] + kv_.place(block) * ldk, ldk, 1}, query(c), x_.mask.seen,
-                          score_factor<C>(p_.softmax_scale), scores);
+                          score_factor<C>(p_), scores);
+      if (p_.softcap > 0)
+        cap_scores(scores, x_.mask.seen, p_.softcap, [](int64_t, int64_t, const auto&) {});
       if (seen != Tile::full) x_.mask.hide(scores, -kInf<C>);
       online_softmax(scores, x_.mask.seen, x_.max[c], x_.sum[c], block_max(c, block),
                      panel(c, block));

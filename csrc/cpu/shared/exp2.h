@@ -49,22 +49,29 @@ struct Exp2<double> {
                                  2.5733568308756891235e-11};
 };
 
+// 2^n as a vector, for a whole number n to which kRound has been added: the low bits of `rounded` hold it.
+template <class C>
+inline typename Simd<C>::V whole_power(typename Simd<C>::V rounded) {
+  using E = Exp2<C>;
+  // Unsigned, because the difference wraps where n is far under kLowest.
+  typedef std::make_unsigned_t<typename E::Int> I __attribute__((vector_size(kVectorBytes)));
+  return (typename Simd<C>::V)(((I)rounded - (I)Simd<C>::set(E::kRound) + E::kBias)
+                               << E::kMantissa);
+}
+
 template <class C>
 inline typename Simd<C>::V exp2(typename Simd<C>::V x) {
   using S = Simd<C>;
   using V = typename S::V;
   using E = Exp2<C>;
-  // Unsigned, because the difference below wraps where x is far under kLowest.
-  typedef std::make_unsigned_t<typename E::Int> I __attribute__((vector_size(kVectorBytes)));
   const V rounded = x + E::kRound;
   const V f = x - (rounded - E::kRound);
   constexpr int degree = sizeof(E::c) / sizeof(C) - 1;
   V p = S::set(E::c[degree]);
 #pragma GCC unroll 16
   for (int i = degree - 1; i >= 0; --i) p = p * f + E::c[i];
-  // The low bits of `rounded` hold n. Multiplying by 2^n, rather than adding to p's exponent, lets
-  // a NaN through.
-  const V power = (V)(((I)rounded - (I)S::set(E::kRound) + E::kBias) << E::kMantissa);
+  // Multiplying by 2^n, rather than adding to p's exponent, lets a NaN through.
+  const V power = whole_power<C>(rounded);
   const V zero = {};
   return x < S::set(E::kLowest) ? zero : p * power;
 }

@@ -98,12 +98,12 @@ void rotate_rows(const Params& p, const Cache& cache, const RowBlock& block, C* 
     rotate(p.dtype, cache.rotary, first + (ordered ? i : 0), d, natural);
 }
 
-// What makes products of queries and keys scores in log2 units. It is multiplied before a score is compared
-// with a maximum: both are then the same number, rounded alike, and 2^(score - max) of the largest is
-// exactly 1, however large the scores are.
-template <class C>
-inline C score_factor(double softmax_scale) {
-  return C(softmax_scale * kLog2e<double>);
+// What makes products of queries and keys scores in log2 units, or, with a soft cap, what tanh is taken of. It is
+// multiplied before a score is compared with a maximum: both are then the same number, rounded alike, and
+// 2^(score - max) of the largest is exactly 1, however large the scores are.
+template <class C, class Params>
+inline C score_factor(const Params& p) {
+  return C(p.softcap > 0 ? p.softmax_scale / p.softcap : p.softmax_scale * kLog2e<double>);
 }
 
 // dst [lanes / NR][n / kPer][NR] = src [count][leading(n)] transposed; lanes >= count are 0.
