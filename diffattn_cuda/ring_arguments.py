@@ -13,6 +13,8 @@ def cached_heads(
     """k_cache and k_stream with a component dimension."""
     if k_stream is None and v_stream is None:
         return arguments.key_heads(k_cache, v_cache, "k_cache", "v_cache", 4), None
+    arguments.require_tensor("k_cache", k_cache)
+    arguments.require_tensor("v_cache", v_cache)
     arguments.require_tensor("k_stream", k_stream)
     arguments.require_tensor("v_stream", v_stream)
     assert k_stream is not None and v_stream is not None

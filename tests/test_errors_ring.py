@@ -37,6 +37,8 @@ def legal(impl: Impl) -> dict[str, Any]:
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "one of the two": ({"v_stream": None}, ["v_stream", "NoneType"]),
     "the other": ({"k_stream": None}, ["k_stream", "NoneType"]),
+    "no k_cache": ({"k_cache": None}, ["k_cache is NoneType", "expected a tensor"]),
+    "no v_cache": ({"v_cache": None}, ["v_cache is NoneType", "expected a tensor"]),
     "not causal": ({"causal": False, "sink_size": 0, "streaming_heads": None},
                    ["k_stream", "causal=False", "causal=True"]),
     "no window": ({"window_size": (-1, -1)}, ["k_stream", "window_size[0]", "unbounded"]),
