@@ -20,13 +20,21 @@ from torch.autograd.function import _SingleLevelFunction
 from . import arguments, groups, ops
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-# Those of decode that could have a gradient, with their places, and the same of decode_components.
-_OF_DECODE = {"q": 0, "k_cache": 1, "v_cache": 2, "lam": 3, "k": 4, "v": 5, "rotary_cos": 6,
-              "rotary_sin": 7, "norm_weight": 12, "k_stream": 22, "v_stream": 23}  # fmt: skip
-_OF_DECODE_COMPONENTS = {"q": 0, "k_cache": 1, "v_cache": 2, "k": 3, "v": 4, "rotary_cos": 5,
-                         "rotary_sin": 6, "k_stream": 18, "v_stream": 19}  # fmt: skip
-_TRAINING = 17  # the place of this flag among fwd's arguments
 _OPS = {op: getattr(ops.kernels, op).default for op in ops.OPS}
+# What of decoding could have a gradient.
+_DIFFERENTIABLE = ("q", "k_cache", "v_cache", "lam", "k", "v", "rotary_cos", "rotary_sin",
+                   "norm_weight", "k_stream", "v_stream")  # fmt: skip
+
+
+def _places(op: str, *names: str) -> dict[str, int]:
+    """Where its arguments of these names stand."""
+    order = [argument.name for argument in _OPS[op]._schema.arguments]
+    return {name: order.index(name) for name in names if name in order}
+
+
+_OF_DECODE = _places("decode", *_DIFFERENTIABLE)
+_OF_DECODE_COMPONENTS = _places("decode_components", *_DIFFERENTIABLE)
+_TRAINING = _places("fwd", "training")["training"]
 
 
 class _Forward(_SingleLevelFunction):
