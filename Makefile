@@ -155,8 +155,10 @@ bench: $(BUILT)
 counts: $(BUILT)
 	$(PY) bench/counts.py --csv docs/counts.csv
 	$(PY) bench/counting/hopper.py
+	$(PY) bench/counting/streaming.py
 	$(PY) bench/plot.py counts
 	$(PY) bench/counting/context.py
+	$(PY) bench/counting/streaming_speed.py
 
 accuracy: $(BUILT)
 	$(PY) bench/accuracy.py --simulate --csv docs/accuracy.csv

@@ -14,7 +14,16 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
 
 import page  # noqa: E402
 import plot  # noqa: E402
-from counting import context, model, runs, sass, tables, training  # noqa: E402
+from counting import (  # noqa: E402
+    context,
+    model,
+    runs,
+    sass,
+    streaming,
+    streaming_speed,
+    tables,
+    training,
+)
 from counting.decoding import Step, decode  # noqa: E402
 from counting.figures import Counts, misses, read, write  # noqa: E402
 from counting.model import (  # noqa: E402
@@ -213,6 +222,32 @@ def test_the_page_of_many_gpus_has_the_costs_of_the_formulas() -> None:
     assert context.text() in context.PAGE.read_text()
     fused, two = (context.ring(2**20, 64, calls) for calls in (1, 2))
     assert two.sent[0] == 1.5 * fused.sent[0]  # V travels twice: 6d instead of 4d
+
+
+def test_the_page_of_streaming_heads_has_its_counts_and_predictions(tmp_path: Path) -> None:
+    shown = streaming_speed.PAGE.read_text()
+    assert all(text in shown for text in streaming_speed.texts().values()), "make counts"
+    streaming_speed.draw(tmp_path / "speed.svg")
+    assert (tmp_path / "speed.svg").stat().st_size > 1000
+
+
+def test_no_prediction_of_streaming_heads_beats_its_bound() -> None:
+    """More context brings a step nearer to it; at 1M only the fixed time is left."""
+    for device in model.DEVICES:
+        for full in streaming_speed.SHARES:
+            shares = [
+                streaming_speed.LAYER.step(device, n, 1)
+                / streaming_speed.LAYER.step(device, n, full)
+                / streaming_speed.bound(n, full)
+                for n in streaming_speed.SEQLENS
+            ]
+            assert shares == sorted(shares) and 0.95 < shares[-1] < 1
+
+
+def test_counts_of_streaming_heads_survive_their_file(tmp_path: Path) -> None:
+    rows = streaming.read()
+    streaming.write(tmp_path / "counts.csv", rows)
+    assert (tmp_path / "counts.csv").read_text() == streaming.CSV.read_text()
 
 
 def test_the_pages_have_the_figures_of_speed_and_accuracy(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ def test_bytes_of_each_kind(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, "--seqlens", "512", "1024", "--rounds", "1", "--csv", target]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 8
     with target.open() as file:
         size = {(int(r["seqlen"]), r["heads"]): float(r["MB"]) for r in csv.DictReader(file)}
     key = 8 * 256 * 4 / 1e6  # a token of all heads
     for seqlen in (512, 1024):
         assert abs(size[seqlen, "all heads full"] - seqlen * key) < 0.01
         assert abs(size[seqlen, "half of them"] - (seqlen + 320) * key / 2) < 0.01
+        assert abs(size[seqlen, "a quarter"] - (seqlen + 3 * 320) * key / 4) < 0.01
         assert abs(size[seqlen, "rings alone"] - 320 * key) < 0.01
