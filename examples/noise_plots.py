@@ -61,9 +61,13 @@ def draw_retrieval(axes: Axes, results: Results) -> None:
 
 
 def draw_rounded(axes: Axes, results: Results) -> None:
-    for kind, result in results.items():
-        axes.plot(list(result["rounded"]), list(result["rounded"].values()), "o-", label=kind)
-    axes.set(ylabel="exact match, 3 keys", title="attention logits rounded", ylim=(-0.03, 1.03))
+    for i, (kind, result) in enumerate(results.items()):
+        for keys, style in (("1 key", "o-"), ("3 keys", "o--")):
+            cells = {n.split(", ")[1]: x for n, x in result["rounded"].items() if keys in n}
+            axes.plot(
+                list(cells), list(cells.values()), style, color=f"C{i}", label=f"{kind}, {keys}"
+            )
+    axes.set(ylabel="exact match", title="attention logits rounded", ylim=(-0.03, 1.03))
     axes.legend()
     axes.grid(alpha=0.3)
 

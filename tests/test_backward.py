@@ -143,7 +143,9 @@ def _gradcheck_cases() -> list[Case]:
         dv = 16 if row.pop("double") else 8
         cases.append(Case(**row, heads=heads, heads_k=heads_k, sq=sq, sk=sk, d=8, dv=dv, batch=1,
                           dtype=torch.float64, seed=seed))  # fmt: skip
-    return cases
+    sinks = Case(batch=1, sq=6, sk=7, heads=4, heads_k=2, d=8, dv=16, causal=True, sink=2,
+                 window=(1, 0), lam="head", norm="affine", dtype=torch.float64)  # fmt: skip
+    return [*cases, sinks, sinks.but(streaming=(False, True), norm="none", lam="token")]
 
 
 @pytest.mark.parametrize("case", _gradcheck_cases(), ids=str)

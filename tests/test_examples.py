@@ -124,7 +124,7 @@ def test_noise_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Cap
     said = capsys.readouterr().out
     sizes = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) parameters", said)]
     assert len(sizes) == 2 and max(sizes) < 1.001 * min(sizes)
-    for row in ("| P1 − λ·P2 | after |", "| ordinary | 4 |", "| DIFF | 4 |", "| rounded | fp32 |"):
+    for row in ("| P1 − λ·P2 | after |", "| ordinary | 4 |", "| DIFF | 4 |", "| rounded | 1 key,"):
         assert row in said
     assert (tmp_path / "noise.svg").stat().st_size > 20000
 

@@ -142,10 +142,14 @@ def hide(cache: Any, sequence: int, hidden: list[int]) -> None:
                 table[sequence, n] = -1
 
 
-def decode(impl: Impl, case: Case, kind: str, new: int, **extra: Any) -> None:
+LENGTHS, PADS = [0, 5, 64, 71, 200, 330], [0, 3, 0, 9, 40, 0]
+
+
+def decode(
+    impl: Impl, case: Case, kind: str, new: int, lengths: list[int] = LENGTHS,
+    pads: list[int] = PADS, **extra: Any,
+) -> None:  # fmt: skip
     """A step over sequences of many lengths, whose hidden keys are NaN or evicted."""
-    lengths = [0, 5, 64, 71, 200, 330]
-    pads = [0, 3, 0, 9, 40, 0]
     cache = make_cache(case, impl, kind, lengths, pads, capacity=512)
     p = cache.problem
     parts = [cache.visible(i, new) for i in range(len(lengths))]
@@ -189,6 +193,29 @@ def test_decoding_every_sink_and_window(impl: Impl, sink: int, left: int, num_sp
     case = Case(sq=sq, heads=heads, heads_k=heads_k, d=64, dv=128, causal=True, window=(left, 0),
                 sink=sink, streaming=streaming, dtype=torch.bfloat16)  # fmt: skip
     decode(impl, case, kind, 0 if number % 2 else min(sq, 16), num_splits=num_splits)
+
+
+@pytest.mark.parametrize("kind", ["plain", "paged16"])
+@pytest.mark.parametrize("sq", [4, 9])
+def test_windows_that_begin_in_the_sinks(impl: Impl, kind: str, sq: int) -> None:
+    """Those of the first rows of a step, while those of the last ones begin behind the sinks."""
+    sink, left = 17, 30  # the last sink begins a block of 16 keys
+    pads = [0, 16, 5] * 4
+    # Row 0 of these sequences sees its window from key 14, 15, 17 or 18 on.
+    lengths = [pad + left + begin for pad, begin in zip(pads, [14, 15, 17, 18] * 3, strict=True)]
+    case = Case(sq=sq, heads=2, heads_k=2, d=64, dv=128, causal=True, window=(left, 0), sink=sink,
+                streaming=(True, False), dtype=impl.dtypes[-1])  # fmt: skip
+    for num_splits in (1, 3):
+        decode(impl, case, kind, sq, lengths, pads, num_splits=num_splits)
+
+
+@pytest.mark.parametrize("kind", ["paged16", "paged64"])
+@pytest.mark.parametrize("sq", [2, 9])
+def test_pages_behind_a_gap(impl: Impl, kind: str, sq: int) -> None:
+    """A split has both many blocks of sinks and many of the window."""
+    case = Case(sq=sq, heads=2, heads_k=2, d=64, dv=128, causal=True, window=(100, 0), sink=70,
+                dtype=impl.dtypes[-1])  # fmt: skip
+    decode(impl, case, kind, 2, num_splits=1)
 
 
 def test_a_nan_in_hidden_keys_reaches_no_row(impl: Impl) -> None:

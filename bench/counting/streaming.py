@@ -1,4 +1,4 @@
-"""What the kernels do where heads stream, counted: products, bytes and busy processors follow the mask.
+"""What the kernels do where heads stream, counted: products, bytes and processors by the mask.
 
     python bench/counting/streaming.py     count anew, into docs/streaming_counts.csv
 
@@ -59,8 +59,8 @@ def visited(kernel: str, streaming: tuple[bool, ...], seqlen: int = 1024) -> Vis
 
     def flop(**mask: Any) -> float:
         def run() -> None:
-            q, k, v = (normal(i, 1, seqlen, *x).requires_grad_()
-                       for i, x in enumerate([(2 * heads, D), (2 * heads, D), (heads, DV)]))  # fmt: skip
+            sizes = [(2 * heads, D), (2 * heads, D), (heads, DV)]
+            q, k, v = (normal(i, 1, seqlen, *n).requires_grad_() for i, n in enumerate(sizes))
             out = diff_flash_attn_func(q, k, v, 0.5, **mask)
             assert isinstance(out, torch.Tensor)
             out.backward(normal(3, *out.shape))
