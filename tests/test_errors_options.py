@@ -21,9 +21,9 @@ pytestmark = pytest.mark.needs("has_ops")
 Arguments = dict[str, Any]
 
 
-def legal(impl: Impl, function: str) -> tuple[Callable[..., Tensor], Arguments]:
+def legal(impl: Impl, function: str, heads_k: int = 1) -> tuple[Callable[..., Tensor], Arguments]:
     """A call of any of the three functions, and what it is called with."""
-    p = make_problem(Case(sq=9, sk=9, dtype=impl.dtypes[-1]), impl.device)
+    p = make_problem(Case(sq=9, sk=9, heads_k=heads_k, dtype=impl.dtypes[-1]), impl.device)
     q, k, v = flat(p.q), flat(p.k), p.v
     if function == "func":
         return impl.func, {"q": q, "k": k, "v": v, "lam": 0.5}

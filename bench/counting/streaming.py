@@ -178,7 +178,11 @@ def write(path: Path, rows: list[Counted]) -> None:
 
 def read(path: Path = CSV) -> list[Counted]:
     with path.open(newline="") as file:
-        return [Counted(**line | {"value": float(line["value"])}) for line in csv.DictReader(file)]
+        names = ("what", "heads", "problem")
+        return [
+            Counted(*(line[n] for n in names), value=float(line["value"]), limit=line["limit"])
+            for line in csv.DictReader(file)
+        ]
 
 
 if __name__ == "__main__":
