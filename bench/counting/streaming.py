@@ -178,12 +178,9 @@ def write(path: Path, rows: list[Counted]) -> None:
 
 def read(path: Path = CSV) -> list[Counted]:
     with path.open(newline="") as file:
-        names = ("what", "heads", "problem")
         return [
-            Counted(*(line[n] for n in names), value=float(line["value"]), limit=line["limit"])
+            Counted(
+                line["what"], line["heads"], line["problem"], float(line["value"]), line["limit"]
+            )
             for line in csv.DictReader(file)
         ]
-
-
-if __name__ == "__main__":
-    write(CSV, list(count()))

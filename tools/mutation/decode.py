@@ -13,7 +13,7 @@ from support.cache import make_cache
 from support.case import Case
 from support.checks import check_answer
 from support.impls import Impl
-from test_components import test_a_cache
+from test_components_cache import test_a_cache
 from test_huge_scores import (
     test_decoding_over_scores_that_come_and_go,
     test_decoding_weighs_equal_scores_alike,

@@ -11,7 +11,7 @@ from support.checks import check_answer
 from support.data import make_problem
 from support.impls import Impl
 from support.ring import make_rings
-from test_components import test_a_cache_whose_heads_stream
+from test_components_cache import test_a_cache_whose_heads_stream
 from test_ring import (
     steps,
     test_next_to_every_cache,
