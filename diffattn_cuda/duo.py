@@ -218,16 +218,16 @@ def attention_scores(
         group, seqlen = q.shape[2] // k.shape[2], q.shape[1]
         k_of_rows, cap = k.repeat_interleave(group, dim=2), options["softcap"]
         p, _ = reference.attention_maps(q, k_of_rows, causal=True, softcap=cap)
-        p = p[:, :, :, None]  # one signal map in each group
-        of_rows = groups.lambda_per_row(lam, p.dtype, q.shape[2], 1)
-        total = (p[0] - of_rows * p[1]).squeeze(2).abs()  # (b, h, sq, sk)
+        of_rows = groups.lambda_per_row(lam, p.dtype, q.shape[2], groups.signals_of(q))
+        signals, noise = p[:-1].movedim(0, 2), p[-1][:, :, None]  # (b, groups, r | 1, sq, sk)
+        total = (signals - of_rows * noise).flatten(1, 2).abs()  # (b, h, sq, sk)
         seen = reference.visible_keys(seqlen, seqlen, True, device=q.device, **mask)
         hidden = total.masked_fill(seen, 0).sum(-1) / total.sum(-1).clamp_min(1e-30)  # (b, h, sq)
         counts = torch.arange(seqlen, device=q.device) >= sink + recent if rows is None else rows
         hidden = hidden.transpose(1, 2)[counts.expand(len(q), seqlen)]  # (rows, h)
         if not len(hidden):
             raise ValueError(f"no row of batch counts, accepted: over {sink + recent} tokens, rows")
-        scores[i] = hidden.mean(0).unflatten(0, (nheads_k, group)).mean(1)
+        scores[i] = hidden.mean(0).unflatten(0, (nheads_k, -1)).mean(1)
         return attend(layers[i], (q, k, v, lam), options | _FULL)
 
     refuse_gates(layers)

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import module_arguments
-from .nn import _IMPLEMENTATIONS, _DiffAttnBase
+from .module_base import IMPLEMENTATIONS, DiffAttnBase
 
 
-def differential_layers(model: nn.Module) -> tuple[list[_DiffAttnBase], int]:
+def differential_layers(model: nn.Module) -> tuple[list[DiffAttnBase], int]:
     """In the model's order, and how many KV heads each has."""
-    layers = [module for module in model.modules() if isinstance(module, _DiffAttnBase)]
+    layers = [module for module in model.modules() if isinstance(module, DiffAttnBase)]
     if not layers:
         raise ValueError(
             f"model is {type(model).__name__}, without differential layers; accepted: a module "
@@ -27,7 +27,7 @@ def differential_layers(model: nn.Module) -> tuple[list[_DiffAttnBase], int]:
     return layers, counts[0]
 
 
-def refuse_gates(layers: list[_DiffAttnBase]) -> None:
+def refuse_gates(layers: list[DiffAttnBase]) -> None:
     if any(layer.attention_override is not None for layer in layers):
         raise ValueError(
             "model has gates already, accepted: one without; call their remove() first"
@@ -52,7 +52,7 @@ class Override:
         raise ValueError("cache was given to a layer with gates: call their remove() first")
 
 
-def attend(layer: _DiffAttnBase, tensors: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+def attend(layer: DiffAttnBase, tensors: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
     """As the layer does without an override."""
-    out: Tensor = _IMPLEMENTATIONS[layer.implementation].diff_flash_attn_func(*tensors, **options)
+    out: Tensor = IMPLEMENTATIONS[layer.implementation].diff_flash_attn_func(*tensors, **options)
     return out

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import arguments
+from . import arguments, groups
 
 
 def integer(name: str, value: Any, accepted: str = "an integer") -> int:
@@ -29,6 +29,22 @@ def head_dim(embed_dim: int, num_heads: int, components: int) -> int:
         name = "num_heads" if components == 1 else f"{components}·num_heads"
         raise ValueError(f"embed_dim is {embed_dim}; it must be a multiple of {name} = {parts}")
     return embed_dim // parts
+
+
+def head_counts(num_heads: int, num_kv_heads: int | None, signal_per_noise: int) -> list[int]:
+    """All three, num_kv_heads also where it was None."""
+    heads, r = integers(num_heads=num_heads, signal_per_noise=signal_per_noise)
+    if not 1 <= r <= groups.MOST_SIGNALS:
+        raise ValueError(f"signal_per_noise is {r}; accepted: 1 to {groups.MOST_SIGNALS}")
+    if heads % r:
+        raise ValueError(f"num_heads is {heads}; it must be a multiple of signal_per_noise = {r}")
+    kv_heads = heads // r if num_kv_heads is None else integer("num_kv_heads", num_kv_heads)
+    if kv_heads < 1 or heads // r % kv_heads:
+        what = "num_heads" if r == 1 else "the number of groups, num_heads / signal_per_noise"
+        raise ValueError(
+            f"num_kv_heads is {kv_heads}; it must divide {what}, which is {heads // r}"
+        )
+    return [heads, kv_heads, r]
 
 
 def check_implementation(implementation: str, known: Iterable[str]) -> None:

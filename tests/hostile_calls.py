@@ -250,6 +250,7 @@ def module(call: Call) -> Arguments:
         "embed_dim": width,
         "num_heads": heads,
         "num_kv_heads": rng.choice([None, 1]),
+        "signal_per_noise": rng.choice([1, 1, heads]),
         "window_size": rng.choice([(-1, -1), (5, 0)]),
         "dtype": dtype,
     }
@@ -261,7 +262,7 @@ def module(call: Call) -> Arguments:
             del args["cos"], args["sin"]
     if rng.random() < 0.5:
         components = 2 if call.target == "v1" else 1
-        slots = batch, capacity, args["num_kv_heads"] or heads
+        slots = batch, capacity, args["num_kv_heads"] or heads // args["signal_per_noise"]
         args["k_cache"] = call.randn(*slots[:2], slots[2] * components, d).to(dtype)
         args["v_cache"] = call.randn(*slots, components * d).to(dtype)
         args["seqlens"] = int32([rng.randint(0, capacity - seqlen) for _ in range(batch)])

@@ -18,7 +18,8 @@ INTS = [0, 1, -1, -2, 3, 17, 2**31 - 1, 2**31, -(2**31), 2**40, 2**61, 2**62, 2*
         -(2**63), 2**63, 2**64]  # fmt: skip
 WRONG = ["x", 1j, [1], (1,), {}, b"x", object, torch.float32]  # for no argument
 ODD = [None, True, np.int64(3), np.float32(0.5), np.bool_(True), torch.tensor(1), *WRONG]
-INTEGERS = ("num_splits", "window_left", "window_right", "sink_size", "streaming_heads", "depth")
+INTEGERS = ("num_splits", "window_left", "window_right", "sink_size", "streaming_heads", "depth",
+            "signal_per_noise")  # fmt: skip
 INDEX_VALUES = [-(2**31), -1, 0, 1, 15, 16, 31, 32, 33, 160, 2**30, 2**31 - 1]
 
 
