@@ -38,6 +38,7 @@ def as_a_script(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("varlen", r"rows 445 to 446: alone the same"),
         ("paged_decode", r"42 tokens, 2 sequences"),
         ("unilm_v1", r"layer 2: λ = 0\.\d+, fused and unilm's formula agree"),
+        ("motif2", r"4 groups of 4 signals and a noise: .* agree"),
         ("variants", r"DINT: .* 4 gradients agree.*\nDGSA: .* 4 gradients agree"),
         ("diff_v2", r"90 tokens at once and 6 from the cache agree"),
         ("hf_diffllama", r"generate: the same 60 tokens.*\n.*42 gradients agree"),
