@@ -84,11 +84,11 @@ struct Varlen {
 };
 
 // Groups of maps: several signal maps share a noise map. Then nheads counts signals, and head h is signal
-// h % signals of group h / signals. In the views of a map's own tensors (q, lse) `head` steps along groups, and
+// h % signals of group h / signals. In the views of a map's own tensors (q, lse, o) `head` steps along groups, and
 // from signal to signal of a group these strides do.
 struct Groups {
   int64_t signals = 1;
-  int64_t q = 0, lse = 0, dq = 0, dlse = 0;
+  int64_t q = 0, lse = 0, o = 0, dq = 0, dlse = 0;
 
   int64_t count(const Shape& s) const { return s.nheads / signals; }
 };
@@ -187,6 +187,7 @@ struct DecodeParams {
   Mask mask;
   Norm norm;
   int64_t num_splits;  // 0: the backend chooses; above the number of keys, that number
+  Groups groups;
 };
 
 namespace cpu {

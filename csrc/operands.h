@@ -320,16 +320,19 @@ inline Extents extents_of(const Shape& s, const Varlen& varlen, const Groups& gr
 }
 
 // With a cache: its sequences, or pages, and the rows of each.
-inline Extents extents_of(const Shape& s, int64_t blocks, int64_t slots) {
-  Extents e = extents_of(s);
+inline Extents extents_of(const Shape& s, int64_t blocks, int64_t slots,
+                          const Groups& groups = {}) {
+  Extents e = extents_of(s, groups);
   e[Dim::blocks] = blocks;
   e[Dim::slots] = slots;
   return e;
 }
 
-inline Extents extents_of(const Shape& s, const Cache& cache, const Mask& mask) {
+inline Extents extents_of(const Shape& s, const Cache& cache, const Mask& mask,
+                          const Groups& groups) {
   const Paging& paging = cache.paging;
-  Extents e = extents_of(s, cache.blocks, paging.block_table ? paging.page_size : s.seqlen_k);
+  Extents e =
+      extents_of(s, cache.blocks, paging.block_table ? paging.page_size : s.seqlen_k, groups);
   if (const Ring& ring = cache.ring; ring.slots) {
     e[Dim::sequences] = paging.block_table ? s.batch : cache.blocks;
     e[Dim::ring_slots] = ring.sink_slots + ring.slots;
@@ -346,7 +349,7 @@ inline Extents extents_of(const Shape& s, const Cache& cache, const Mask& mask) 
 template <class Params>
 Extents extents(const Params& p) {
   if constexpr (std::is_same_v<Params, DecodeParams>)
-    return extents_of(p.shape, p.cache, p.mask);
+    return extents_of(p.shape, p.cache, p.mask, p.groups);
   else
     return extents_of(p.shape, p.varlen, p.groups);
 }

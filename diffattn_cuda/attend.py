@@ -27,15 +27,12 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """The output and the LSEs."""
     norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
-    lam, maps = arguments.expand_lambda(lam, q), q
-    if q.device.type not in groups.NATIVE_DEVICES:
-        maps = groups.as_pairs(q)
     out, lse, *_ = ops.kernels.fwd(
-        maps, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k, max_seqlen_q,
-        max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale, deterministic, False,
-        softcap,
+        groups.for_kernel(q), k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q,
+        cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale,
+        deterministic, False, softcap,
     )  # fmt: skip
-    return out, lse if maps is q else groups.statistics_from_pairs(lse, groups.signals_of(q))
+    return out, groups.statistics_from_pairs(lse, groups.signals_of(q))
 
 
 def attend_apart(
@@ -54,7 +51,7 @@ def attend_apart(
     """Each map's own result."""
     r = groups.signals_of(q)
     o, lse = ops.kernels.components(
-        groups.as_pairs(q), k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        groups.for_kernel(q), k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         softmax_scale, *mask, deterministic, softcap,
     )  # fmt: skip
     return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))

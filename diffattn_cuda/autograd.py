@@ -113,25 +113,34 @@ def gradients_of_components(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv in fp32 (fp64 for fp64), from those of the components' op's results.
 
-    Each map has a gradient of its own, so the kernel runs once per map, on a problem whose two maps
-    are both this one, with λ = 0: its second map adds nothing, and the CPU leaves it out.
+    Each map has a gradient of its own, so the kernel runs once for the signals' and once for the
+    noise's, on problems of pairs whose two maps are both this one, with λ = 0: the second map adds
+    nothing, and the CPU leaves it out.
     """
-    do = do.to(q.dtype)
+    do, r = do.to(q.dtype), groups.signals_of(q)
     less_d = -ops.sums_over_columns(do.to(o.dtype) * o)
-    dlse = less_d if dlse is None else dlse + less_d  # (2, .., nheads, seqlen_q)
-    none, zero = torch.zeros_like(dlse[0]), q.new_zeros((), dtype=o.dtype).expand(q.shape[:-2])
+    dlse = less_d if dlse is None else dlse + less_d  # (r + 1, .., groups, seqlen_q)
     of_maps = []
-    for this in (slice(0, 1), slice(1, 2)):
-        k_this = k if k.shape[-2] == 1 else k[..., this, :]
-        of_maps.append(
-            ops.kernels.bwd_partial(
-                do[..., this, :].squeeze(-2), torch.cat((dlse[this], none[None])),
-                q[..., this, :].expand(q.shape), k_this, v, zero, lse[this].expand(lse.shape),
-                cu_seqlens_q, cu_seqlens_k, *options,
-            )
-        )  # fmt: skip
+    for these, k_map in ((slice(0, r), slice(0, 1)), (slice(r, r + 1), slice(1, 2))):
+        heads = q[..., these, :].flatten(-3, -2)  # (.., heads, d): a head for each map
+        of_heads, lse_of_heads = (
+            x[these].movedim(0, -2).flatten(-3, -2)[None] for x in (dlse, lse)
+        )  # (1, .., heads, seqlen_q)
+        dq_of_heads, *of_keys = ops.kernels.bwd_partial(
+            do[..., these, :].flatten(-3, -2),
+            torch.cat((of_heads, torch.zeros_like(of_heads))),
+            heads[..., None, :].expand(*heads.shape[:-1], 2, -1),
+            k if k.shape[-2] == 1 else k[..., k_map, :],
+            v,
+            q.new_zeros((), dtype=o.dtype).expand(heads.shape[:-1]),
+            torch.cat((lse_of_heads, lse_of_heads)),
+            cu_seqlens_q,
+            cu_seqlens_k,
+            *options,
+        )
+        of_maps.append((dq_of_heads[..., 0, :].unflatten(-2, (q.shape[-3], -1)), *of_keys))
     (dq_signal, dk_signal, dv_signal), (dq_noise, dk_noise, dv_noise) = of_maps
-    dq = torch.cat((dq_signal[..., :1, :], dq_noise[..., :1, :]), -2)
+    dq = torch.cat((dq_signal, dq_noise), -2)
     shared = k.shape[-2] == 1
     dk = dk_signal + dk_noise if shared else torch.cat((dk_signal, dk_noise), -2)
     return dq, dk, dv_signal + dv_noise

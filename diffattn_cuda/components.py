@@ -203,9 +203,12 @@ def diff_flash_attn_backward(
     do, dlam, dweight = gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
     do, lam = do.to(q.dtype), of_rows
     dlse = None if dlse is None else dlse.movedim(-2, 0)
+    lse, taken = lse.movedim(-2, 0), groups.for_kernel(heads)
+    if taken.shape != heads.shape:
+        lse = groups.statistics_to_pairs(lse)
     gradients = ops.kernels.bwd_partial(
-        do, gradient_of_lse(do, o, lam, dlse), groups.as_pairs(heads), keys, v, lam,
-        groups.statistics_to_pairs(lse.movedim(-2, 0)), cu_seqlens_q, cu_seqlens_k,
+        do, gradient_of_lse(do, o, lam, dlse, taken), taken, keys, v, lam, lse, cu_seqlens_q,
+        cu_seqlens_k,
         arguments.integer("max_seqlen_q", max_seqlen_q),
         arguments.integer("max_seqlen_k", max_seqlen_k),
         arguments.softmax_scale_of(softmax_scale, q),
@@ -250,14 +253,21 @@ def gradients_of_combination(
     return do, dlam.sum_to_size(lam.shape).to(lam.dtype), dweight
 
 
-def gradient_of_lse(do: Tensor, o: Tensor, lam: Tensor, dlse: Tensor | None) -> Tensor:
-    """As bwd_partial takes it, (2, .., groups·r, seqlen_q): with −D of each map, whose dS has both.
+def gradient_of_lse(
+    do: Tensor, o: Tensor, lam: Tensor, dlse: Tensor | None, maps: Tensor
+) -> Tensor:
+    """As bwd_partial takes it with this q: with −D of each map, whose dS has both.
 
-    do: of O1. lam: of each row and head. dlse: of the LSEs as the ops have them.
+    do: of O1. lam: of each row and head. dlse: of the LSEs as the ops have them, by group. maps: q,
+    of o's groups or of their pairs, each of which has a part of the noise's D.
     """
     d = ops.sums_over_columns(do.to(o.dtype)[..., None, :] * groups.as_pairs(o))
-    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))
-    return less_d if dlse is None else groups.statistics_to_pairs(dlse, once=True) + less_d
+    less_d = torch.stack((-d[0], lam.transpose(-1, -2) * d[1]))  # (2, .., groups·r, seqlen_q)
+    if maps.shape[-2] == o.shape[-2]:
+        less_d = groups.sum_statistics(less_d, groups.signals_of(o))
+    elif dlse is not None:
+        dlse = groups.statistics_to_pairs(dlse, once=True)
+    return less_d if dlse is None else dlse + less_d
 
 
 def _per_row(statistics: Tensor) -> Tensor:

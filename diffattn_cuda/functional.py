@@ -349,12 +349,12 @@ def diff_flash_attn_with_kvcache(
         arguments.integer("num_splits", num_splits), k_stream, v_stream,
         score_caps.softcap_of(softcap),
     )  # fmt: skip
-    pairs, r = groups.as_pairs(q), groups.signals_of(q)
+    maps, r = groups.for_kernel(q), groups.signals_of(q)
     if apart:
-        o, lse = autograd.decode_components(pairs, k_cache, v_cache, *cache, *options, *last)
+        o, lse = autograd.decode_components(maps, k_cache, v_cache, *cache, *options, *last)
         return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))
     out, lse = autograd.decode(
-        pairs, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
+        maps, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
         norm_eps, out_scale, *last,
     )  # fmt: skip
     return (out, groups.statistics_from_pairs(lse, r)) if return_lse else out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 MOST_SIGNALS = 8  # to one noise map
-# Where `fwd` and `bwd` take groups. Elsewhere, and in the other ops, groups become pairs.
+# Where the ops take groups. Elsewhere groups become pairs.
 NATIVE_DEVICES = {"cpu"}
 
 
@@ -62,6 +62,11 @@ def lambda_per_row(lam: float | Tensor, dtype: torch.dtype, groups: int, r: int)
     return each[..., None, None] if each.dim() == 2 else each.movedim(1, -1)[..., None]
 
 
+def for_kernel(q: Tensor) -> Tensor:
+    """Groups where q's device takes them, else pairs."""
+    return q if q.device.type in NATIVE_DEVICES else as_pairs(q)
+
+
 def as_pairs(x: Tensor) -> Tensor:
     """(.., groups, r + 1, n) as (.., groups·r, 2, n): a copy, unless r is 1."""
     r = signals_of(x)
@@ -72,8 +77,11 @@ def as_pairs(x: Tensor) -> Tensor:
 
 
 def from_pairs(x: Tensor, r: int) -> Tensor:
-    """(.., groups·r, 2, n) as (.., groups, r + 1, n): the noise of a group from its first pair."""
-    if r == 1:
+    """(.., groups·r, 2, n) as (.., groups, r + 1, n): the noise of a group from its first pair.
+
+    What has groups already stays as it is.
+    """
+    if signals_of(x) == r:
         return x
     signals, noise = x.unflatten(-3, (-1, r)).unbind(-2)
     return _joined(torch.cat, (signals, noise[..., :1, :]), -2)
@@ -81,7 +89,7 @@ def from_pairs(x: Tensor, r: int) -> Tensor:
 
 def sum_pairs(x: Tensor, r: int) -> Tensor:
     """The same of gradients: the noise's is the sum over its pairs."""
-    if r == 1:
+    if signals_of(x) == r:
         return x
     signals, noise = x.unflatten(-3, (-1, r)).unbind(-2)
     return _joined(torch.cat, (signals, noise.sum(-2, keepdim=True)), -2)
@@ -89,7 +97,12 @@ def sum_pairs(x: Tensor, r: int) -> Tensor:
 
 def statistics_from_pairs(x: Tensor, r: int) -> Tensor:
     """(2, .., groups·r, seqlen_q) as (r + 1, .., groups, seqlen_q)."""
-    return x if r == 1 else from_pairs(x.movedim(0, -2), r).movedim(-2, 0)
+    return from_pairs(x.movedim(0, -2), r).movedim(-2, 0)
+
+
+def sum_statistics(x: Tensor, r: int) -> Tensor:
+    """The same of gradients."""
+    return sum_pairs(x.movedim(0, -2), r).movedim(-2, 0)
 
 
 def statistics_to_pairs(x: Tensor, once: bool = False) -> Tensor:

@@ -150,7 +150,7 @@ class MultiheadDiffAttn(DiffAttnBase):
             head_dim = module_arguments.head_dim(embed_dim, num_heads, components=2)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 2, signal_per_noise,
-            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, softcap, implementation, device, dtype,
         )  # fmt: skip
         if lambda_init is None:
             lambda_init = lambda_init_fn(depth)
@@ -263,7 +263,7 @@ class MultiheadDiffAttnV2(DiffAttnBase):
             head_dim = module_arguments.head_dim(embed_dim, num_heads, components=1)
         super().__init__(
             embed_dim, num_heads, num_kv_heads, head_dim, 1, signal_per_noise,
-            causal, window_size, sink_size, streaming_heads, implementation, device, dtype,
+            causal, window_size, sink_size, streaming_heads, softcap, implementation, device, dtype,
         )  # fmt: skip
         self.lambda_proj = nn.Linear(embed_dim, num_heads, bias=False, device=device, dtype=dtype)
 

@@ -2,7 +2,7 @@
 
 The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
 2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
-into this form. With cu_seqlens the first two dimensions are one. `fwd` and `bwd` take groups of
+into this form. With cu_seqlens the first two dimensions are one. On the CPU the ops take groups of
 maps too, q (batch, seqlen_q, groups, r + 1, d).
 """
 
@@ -35,12 +35,12 @@ def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
 
 
 def head_major(lse: Tensor) -> Tensor:
-    """(2, .., nheads, seqlen_q) as (.., nheads, 2, seqlen_q), a view."""
+    """(r + 1, .., groups, seqlen_q) as (.., groups, r + 1, seqlen_q), a view."""
     return lse.movedim(0, -2)
 
 
 def sums_over_columns(x: Tensor) -> Tensor:
-    """Of (.., seqlen_q, nheads, 2, dv), as the ops have statistics: (2, .., nheads, seqlen_q)."""
+    """Of (.., seqlen_q, groups, r + 1, dv), as the ops have statistics: (r + 1, .., seqlen_q)."""
     return x.sum(-1).movedim(-1, 0).transpose(-1, -2)
 
 
@@ -134,7 +134,7 @@ def _components_fake(
 ) -> tuple[Tensor, Tensor]:
     _on_one_device(q, k, v, cu_seqlens_q, cu_seqlens_k)
     o = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=compute_dtype(q))
-    return o, o.new_empty((2, *_statistics_shape(q, cu_seqlens_q is not None)))
+    return o, o.new_empty((q.shape[-2], *_statistics_shape(q, cu_seqlens_q is not None)))
 
 
 @torch.library.register_fake(add_op_namespace_prefix("bwd_partial"))
@@ -152,7 +152,7 @@ def _decode_components_fake(
 ) -> tuple[Tensor, Tensor]:
     _on_one_device(q, k_cache, v_cache, *rest)
     o = q.new_empty((*q.shape[:-1], v_cache.shape[-1]), dtype=compute_dtype(q))
-    return o, o.new_empty((2, *_statistics_shape(q, False)))
+    return o, o.new_empty((q.shape[-2], *_statistics_shape(q, False)))
 
 
 @torch.library.register_fake(add_op_namespace_prefix("decode"))
@@ -160,8 +160,9 @@ def _decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     _on_one_device(q, k_cache, v_cache, lam, *rest)
-    out = q.new_empty((*q.shape[:3], v_cache.shape[-1]))
-    return out, q.new_empty((2, *_statistics_shape(q, False)), dtype=compute_dtype(q))
+    out = q.new_empty((*groups.heads_of(q), v_cache.shape[-1]))
+    lse_shape = q.shape[-2], *_statistics_shape(q, False)
+    return out, q.new_empty(lse_shape, dtype=compute_dtype(q))
 
 
 def _refuse_vmap(info: Any, in_dims: Any, *args: Any, **kwargs: Any) -> NoReturn:

@@ -307,8 +307,7 @@ def raw_decode(call: Call) -> Arguments:
     for name in (*optional, "block_table"):
         args.setdefault(name, None)
     args.setdefault("rotary_interleaved", True)
-    raw = _raw(args)
-    return raw | {"q": groups.as_pairs(raw["q"])}  # the op takes no groups
+    return _raw(args)
 
 
 def _unflattened(x: Tensor, dims: int, components: int) -> Tensor:

@@ -50,7 +50,7 @@ def _function(where: Any, **args: Any) -> Any:
 
 
 def raw_components(call: Call) -> Arguments:
-    return _of_pairs(raw_fwd(call))
+    return _of_parts(raw_fwd(call))
 
 
 def raw_decode_components(call: Call) -> Arguments:
@@ -60,9 +60,9 @@ def raw_decode_components(call: Call) -> Arguments:
 
 def raw_bwd_partial(call: Call) -> Arguments:
     args = raw_fwd(call)
-    lam, args = args["lam"], _of_pairs(args)
+    lam, args = args["lam"], _of_parts(args)
     o, lse = torch.ops.diffattn.components(**args)
-    dout = call.randn(*o.shape[:-2], o.shape[-1]).to(args["q"].dtype)
+    dout = call.randn(*groups.heads_of(args["q"]), o.shape[-1]).to(args["q"].dtype)
     return {
         "dout": dout,
         "dlse": call.randn(*lse.shape).to(lse.dtype),
@@ -71,10 +71,9 @@ def raw_bwd_partial(call: Call) -> Arguments:
     } | args
 
 
-def _of_pairs(args: Arguments) -> Arguments:
-    """What the ops of parts take: neither λ nor norm, and no groups of maps."""
-    kept = {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
-    return kept | {"q": groups.as_pairs(kept["q"])}
+def _of_parts(args: Arguments) -> Arguments:
+    """What the ops of parts take: neither λ nor norm."""
+    return {n: x for n, x in args.items() if n not in (*_OF_THE_WHOLE, "training")}
 
 
 def merged(call: Call) -> Arguments:

@@ -69,18 +69,18 @@ Outputs bwd(const FwdArguments& given, Saved saved) {
 
 OutAndLse components(const FwdArguments& given) {
   Attention a = for_kernel(given);
-  check_pairs(a.q, "by components");
   copy_to_rows(a);
   Tensor o = a.new_of(kComponents), lse = a.new_of(kLse);
   auto p = params_of<FwdParams>(a);
   set_views(p, a.packed, {{kComponents, o}, {kLse, lse}});
+  p.groups.o = map_stride(kComponents, o, a.packed);
+  p.groups.lse = map_stride(kLse, lse, a.packed);
   if (!a.empty()) cpu::fwd(p, parallel());
   return {o, lse};
 }
 
 Gradients bwd_partial(const FwdArguments& given, PartialSaved saved) {
   Attention a = for_kernel(given);
-  check_pairs(a.q, "by bwd_partial");
   check_saved(a, saved);
   copy_to_rows(a);
   saved.dout = with_rows(saved.dout);
@@ -95,6 +95,9 @@ Gradients bwd_partial(const FwdArguments& given, PartialSaved saved) {
              {kPartialDq, dq},
              {kPartialDk, dk},
              {kPartialDv, dv}});
+  p.groups.lse = map_stride(kSavedLse, saved.lse, a.packed);
+  p.groups.dlse = map_stride(kDlse, saved.dlse, a.packed);
+  p.groups.dq = map_stride(kPartialDq, dq, a.packed);
   if (!a.empty()) cpu::bwd(p, parallel());
   return {dq, dk, dv};
 }

@@ -19,6 +19,8 @@ OutAndLse decode_to(const Operand& output, const DecodeArguments& given) {
   Tensor out = c.new_of(output), lse = c.new_of(kLse);
   DecodeParams p = params_of(c);
   set_views(p, false, {{output, out}, {kLse, lse}});
+  p.groups.lse = map_stride(kLse, lse, false);
+  p.groups.o = map_stride(output, out, false);
   values.use_in(p.cache);
   if (c.shape.batch > 0) cpu::decode(p, parallel());
   return {out, lse};

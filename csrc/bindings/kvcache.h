@@ -22,7 +22,6 @@ struct KvCache : DecodeArguments {
 
   KvCache(const DecodeArguments& given, const PageSizes& pages) : DecodeArguments(given) {
     check_rank(kQ, q);
-    check_pairs(q, "with a cache");
     check_rank(kKCache, k_cache);
     check_rank(kVCache, v_cache);
     check_together(*this);
@@ -74,7 +73,7 @@ struct KvCache : DecodeArguments {
 
   // Of q and the caches, which have to be checked before; the other arguments need not be.
   Extents extents() const {
-    Extents e = extents_of(shape, k_cache.size(0), page_size());
+    Extents e = extents_of(shape, k_cache.size(0), page_size(), {signals_of(q)});
     e[Dim::cached_heads] = k_cache.size(2);
     return e;
   }
@@ -187,6 +186,8 @@ inline DecodeParams params_of(const KvCache& c) {
   p.mask = c.mask();
   p.norm = norm_of(c.norm_weight, c.norm_eps, c.out_scale);
   p.num_splits = c.num_splits;
+  p.groups.signals = signals_of(c.q);
+  p.groups.q = map_stride(kQ, c.q, false);
   return p;
 }
 

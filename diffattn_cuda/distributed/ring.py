@@ -79,7 +79,7 @@ class _Output(torch.autograd.Function):
             dout, o, lam, norm_weight, *ctx.epilogue
         )
         do, lam = do.to(q.dtype), arguments.expand_lambda(lam, q)
-        dlse = components.gradient_of_lse(do, o, lam, dlse)
+        dlse = components.gradient_of_lse(do, o, lam, dlse, q)
         lse = lse.movedim(-2, 0)
 
         def gradients(rows: slice, k: Tensor, v: Tensor, causal: bool) -> Gradients:

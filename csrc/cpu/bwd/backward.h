@@ -16,7 +16,8 @@ template <class P>
 struct BackwardPlan {
   using C = typename P::C;
   bool whole;  // each thread takes whole units
-  int64_t group, units, rows, row_blocks, blocks, panels, panel_keys, keys, grads, places, slots;
+  int64_t group, units, rows, row_blocks, blocks, panels, signals, panel_keys, keys, grads, places,
+      slots;
 
   BackwardPlan(const Units& of, const Groups& groups, double softcap, int threads) {
     constexpr int64_t kPackedBytes = 16 << 20, kPanelBytes = 3 << 20;
@@ -31,20 +32,25 @@ struct BackwardPlan {
     grads = Gradients<C>::size(of);
     const int64_t packed_bytes = (keys + grads) * int64_t(sizeof(C));
     panels = first_slope(groups) + (softcap > 0 ? 2 : 0);
-    const int64_t panel_bytes = product(panels * rows, panel_keys, int64_t(sizeof(C)));
-    // Of groups the panels of all signals would have to be kept in waves.
-    whole = threads == 1 || groups.signals > 1 || whole_units(packed_bytes + panel_bytes, threads);
+    const int64_t one_panel = product(rows, panel_keys, int64_t(sizeof(C)));
+    // Waves keep panels of all signals of a group, so a group has more from being served by one thread.
+    whole = threads == 1 ||
+            (groups.signals > 1 ? keeps_busy(threads)
+                                : whole_units(packed_bytes + panels * one_panel, threads));
+    signals = whole ? 1 : groups.signals;
+    const int64_t panel_bytes = product(panels + GradBlock<P>::panels_left(signals), one_panel);
     places = whole ? threads : wave_size(units, packed_bytes, kPackedBytes);
     slots = whole ? 1 : wave_size(blocks, places * panel_bytes, kPanelBytes);
     if (slots < ceil_div(threads, places)) slots = ceil_div(threads, places);
     if (slots > blocks) slots = blocks;
   }
 
+  bool keeps_busy(int threads) const { return units % threads == 0 || units >= 4 * threads; }
+
   // Whether that keeps all threads busy, and its memory is modest.
   bool whole_units(int64_t unit_bytes, int threads) const {
     constexpr int64_t kMostBytes = 28 << 20;
-    const bool even = units % threads == 0 || units >= 4 * threads;
-    return even && threads * unit_bytes <= kMostBytes;
+    return keeps_busy(threads) && threads * unit_bytes <= kMostBytes;
   }
 
   // Long sequences are served better by more rows, among which the reading of all keys and the adding to
@@ -75,7 +81,7 @@ class Backward {
         keys_(product(plan_.places, plan_.keys)),
         grads_(product(plan_.places, plan_.grads)),
         scratch_(parallel.threads, p.shape, plan_.rows),
-        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.panels, plan_.rows,
+        blocks_(int(plan_.places * plan_.slots), p.shape, plan_.panels, plan_.signals, plan_.rows,
                 plan_.panel_keys) {}
 
   // A unit for a thread that works alone, in the place of its own.
@@ -164,12 +170,23 @@ class Backward {
         const GradBlock<P>& block = block_in(place, slot);
         for (int n = 0; n < kIntervals; ++n) {
           const KeyBlock keys{n, meet({j, j + kKeys}, block.blocks.keys[n]), 0};
-          if (keys.keys.size())
-            accumulate_keys(p_, mask, block, in_place<P>(block.panels(n, keys.keys.begin)), keys,
-                            grads);
+          if (keys.keys.size()) accumulate_left(mask, block, keys, grads);
         }
       }
     });
+  }
+
+  void accumulate_left(const SequenceMask& mask, const GradBlock<P>& block, const KeyBlock& keys,
+                       const Gradients<C>& grads) {
+    const int64_t first = keys.keys.begin, signals = block.signals;
+    if (signals == 1)
+      return accumulate_keys(p_, mask, block, in_place<P>(block.panels(keys.interval, first)), keys,
+                             grads);
+    for (int64_t i = 0; i < signals; ++i)
+      accumulate_keys<P, Part::signal>(p_, mask, block, block.left_by(i, keys.interval, first),
+                                       keys, grads, i);
+    accumulate_keys<P, Part::noise>(p_, mask, block, block.left_by(signals, keys.interval, first),
+                                    keys, grads);
   }
 
   C* dweight_of(const Step& step) const {
@@ -201,8 +218,7 @@ template <class P>
 void backward(const BwdParams& p, const Parallel& all) {
   using C = typename P::C;
   const Shape& s = p.shape;
-  Parallel parallel = threads_for(all, s);
-  if (p.groups.signals > 1) parallel.threads = int(min(parallel.threads, s.batch * s.nheads_k));
+  const Parallel parallel = threads_for(all, s);
   const int64_t blocks = ceil_div(s.seqlen_q, BackwardPlan<P>::gradient_rows(s));
   const int64_t parts = s.batch * p.groups.count(s) * blocks, dv = s.headdim_v;
   const Buffer<C> dweights(p.dnorm_weight ? product(parts, dv) : 0);

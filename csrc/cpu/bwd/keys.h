@@ -37,19 +37,39 @@ struct GradBlock {
   using C = typename P::C;
   using T = typename P::T;
   int64_t lanes, panel_size;
+  // How many are left for the second half together: all of a group's where it comes later, else 1.
+  int64_t signals;
   Buffer<C> panel;    // [3 to 6][keys][lanes]
-  Buffer<T> q, dout;  // [comp][lanes / kPer][leading(d)], [lanes / kPer][leading(dv)]
+  Buffer<T> left;     // what becomes of the panels of several signals: [panels_left][keys][lanes]
+  Buffer<T> q, dout;  // [signals, noise][lanes / kPer][leading(d)], [signals][..][leading(dv)]
   Range rows;
   int maps = 2;      // 1 where the noise's gives nothing
   KeyBlocks blocks;  // none where there is nothing to add
 
   // keys: the most that its blocks have, in whole blocks
-  GradBlock(const Shape& s, int64_t panels, int64_t lanes, int64_t keys)
+  GradBlock(const Shape& s, int64_t panels, int64_t signals, int64_t lanes, int64_t keys)
       : lanes(lanes),
         panel_size(product(keys, lanes)),
+        signals(signals),
         panel(panels * panel_size),
-        q(2 * lanes / P::kPer * leading<C>(s.headdim)),
-        dout(lanes / P::kPer * leading<C>(s.headdim_v)) {}
+        left(panels_left(signals) * panel_size),
+        q((signals + 1) * lanes / P::kPer * leading<C>(s.headdim)),
+        dout(signals * lanes / P::kPer * leading<C>(s.headdim_v)) {}
+
+  // dS1 and A of each signal, and dS2. A is two panels behind dS1, so two signals share four panels.
+  static int64_t panels_left(int64_t signals) {
+    return signals == 1 ? 0 : 4 * ceil_div(signals, 2) + 1;
+  }
+  // Of a signal, or for the number behind the last signal of the noise.
+  KeyPanels<T> left_by(int64_t map, int interval, int64_t key) const {
+    const int64_t first = map < signals ? map / 2 * 4 + map % 2 : panels_left(signals) - 1 - kNoise;
+    return {left + first * panel_size + blocks.place(interval, key) * lanes, panel_size, lanes};
+  }
+
+  // The first row of q, or of dout, that belongs to a map.
+  int64_t rows_of(int map, int64_t signal) const {
+    return (map == kNoise ? signals : signal) * lanes / P::kPer;
+  }
 
   // From a key of one of its intervals on.
   KeyPanels<C> panels(int interval, int64_t key) const {
@@ -64,11 +84,12 @@ KeyPanels<typename P::T> in_place(const KeyPanels<typename P::C>& panels) {
   return {reinterpret_cast<typename P::T*>(panels.first), panels.distance, panels.lanes};
 }
 
-// Adds what a block of rows gives to a block of keys; panels holds dS1, dS2 and A from its first key on.
+// Adds what a block of rows, or one of the signals that it leaves, gives to a block of keys; panels holds dS1, dS2
+// and A from its first key on.
 template <class P, Part part = Part::pair>
 void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlock<P>& block,
                      const KeyPanels<typename P::T>& panels, const KeyBlock& to,
-                     const Gradients<typename P::C>& grads) {
+                     const Gradients<typename P::C>& grads, int64_t signal = 0) {
   using C = typename P::C;
   const int64_t d = p.shape.headdim, dv = p.shape.headdim_v;
   const int64_t ldk = leading<C>(d), ldv = leading<C>(dv);
@@ -83,11 +104,12 @@ void accumulate_keys(const BwdParams& p, const SequenceMask& mask, const GradBlo
   const int maps = part == Part::pair ? block.maps : kLastMap<part> + 1;
   for (int c = kFirstMap<part>; c < maps; ++c)
     product_over_ranges<P>(keys.size(), d, seen, block.rows.begin, {panels[c].data, block.lanes, 1},
-                           {block.q + c * block.lanes / P::kPer * ldk, 0, ldk},
+                           {block.q + block.rows_of(c, signal) * ldk, 0, ldk},
                            {grads.k_rows[c] + place * ldk, ldk});
   if constexpr (part == Part::noise) return;
   product_over_ranges<P>(keys.size(), dv, seen, block.rows.begin, {panels[2].data, block.lanes, 1},
-                         {block.dout, 0, ldv}, {grads.v_rows + place * ldv, ldv});
+                         {block.dout + block.rows_of(kSignal, signal) * ldv, 0, ldv},
+                         {grads.v_rows + place * ldv, ldv});
 }
 
 template <class C>

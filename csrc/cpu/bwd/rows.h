@@ -64,11 +64,11 @@ class BackwardRows {
   }
 
   // With grads, the second half follows at once, block of keys by block of keys, and what it reads never
-  // leaves the cache; without, it is left in the panels. Groups need grads.
+  // leaves the cache; without, it is left in the panels, or of a group in those of each map.
   void run(const Gradients<C>* grads) {
     for (int64_t r = 0; r < count(); ++r) x_.noise_sum[r] = 0;
     load_signal(0);
-    block_.maps = noise_counts() ? 2 : 1;
+    block_.maps = p_.groups.signals > 1 || noise_counts() ? 2 : 1;
     if (block_.maps == 2) load_map(kNoise, p_.maps[kNoise].q, p_.maps[kNoise].lse);
     if (p_.groups.signals > 1)
       run_group(grads);
@@ -100,21 +100,22 @@ class BackwardRows {
         }
       });
       finish_sums(i);
-      multiply<Part::signal>(grads);
+      multiply<Part::signal>(grads, i);
       store_dq(kSignal, of_signal(p_.map_grads[kSignal].dq, gradient_type<C>(p_), i, p_.groups.dq));
     }
     for (int64_t r = 0; r < count(); ++r) x_.dsum[kNoise][r] = x_.noise_sum[r] + dlse(kNoise, 0, r);
-    multiply<Part::noise>(grads);
+    multiply<Part::noise>(grads, p_.groups.signals);
     store_dq(kNoise, p_.map_grads[kNoise].dq);
   }
 
+  // map: of a group, a signal or for the number behind the last the noise.
   template <Part part>
-  void multiply(const Gradients<C>* grads) {
+  void multiply(const Gradients<C>* grads, int64_t map = 0) {
     constexpr int kLast = part == Part::alone ? kNoise : kLastMap<part>;  // of what is stored
     for (int c = kFirstMap<part>; c <= kLast; ++c)
       __builtin_memset(x_.dq + c * lanes() * ldq(), 0, lanes() * ldq() * sizeof(C));
     visible_.blocks.for_each([&](const KeyBlock& keys) {
-      const KeyPanels<T> to = in_place<P>(grads ? of_one_block() : panels(keys));
+      const KeyPanels<T> to = grads ? in_place<P>(of_one_block()) : left_by<part>(map, keys);
       if (p_.softcap > 0)
         score_gradients<part, true>(keys, to);
       else
@@ -135,9 +136,17 @@ class BackwardRows {
     return block_.panels(keys.interval, keys.keys.begin);
   }
   KeyPanels<C> of_one_block() const { return {x_.block, kKeys * lanes(), lanes()}; }
+  template <Part part>
+  KeyPanels<T> left_by(int64_t map, const KeyBlock& keys) const {
+    if constexpr (part == Part::signal || part == Part::noise)
+      return block_.left_by(map, keys.interval, keys.keys.begin);
+    else
+      return in_place<P>(panels(keys));
+  }
 
   void load_signal(int64_t i) {
     rows_.head = group_.head * p_.groups.signals + i;
+    place_ = block_.signals > 1 ? i : 0;
     load_map(kSignal, of_signal(p_.maps[kSignal].q, p_.dtype, i, p_.groups.q),
              of_signal(p_.maps[kSignal].lse, kComputeType<C>, i, p_.groups.lse));
     load_gradients();
@@ -151,7 +160,7 @@ class BackwardRows {
   void load_map(int c, const View& q, const View& lse) {
     load_queries(p_.dtype, q, group_, d(), x_.natural.get());
     transpose<P>(x_.natural, count(), lanes(), d(), x_.query + c * lanes() * d() / P::kPer);
-    steps_of_rows<P>(x_.natural, count(), d(), block_.q + c * lanes() / P::kPer * ldq());
+    steps_of_rows<P>(x_.natural, count(), d(), block_.q + block_.rows_of(c, place_) * ldq());
     for (int64_t r = 0; r < lanes(); ++r) {
       const bool seen = !visible_.of_row[r].empty();
       x_.lse[c][r] = seen ? number<C>(lse, group_.offset(lse, row(r))) * kLog2e<C> : 0;
@@ -173,7 +182,8 @@ class BackwardRows {
         for (int64_t n = 0; n < dv(); ++n) dy[n] *= C(p_.norm.scale);
     }
     transpose<P>(x_.natural, count(), lanes(), dv(), x_.dout.get());
-    steps_of_rows<P>(x_.natural, count(), dv(), block_.dout.get());
+    steps_of_rows<P>(x_.natural, count(), dv(),
+                     block_.dout + block_.rows_of(kSignal, place_) * ldv());
   }
 
   // Whether the noise map gives anything. Where D2 is known (partial), a λ of 0 without a gradient of its LSE says
@@ -366,7 +376,8 @@ class BackwardRows {
 
   const BwdParams& p_;
   const RowBlock group_;
-  RowBlock rows_;  // of the head of the signal at hand
+  RowBlock rows_;      // of the head of the signal at hand
+  int64_t place_ = 0;  // of that signal among those that the block leaves
   const PackedHead<P>& kv_;
   GradBlock<P>& block_;
   BackwardScratch<P>& x_;

@@ -37,47 +37,82 @@ inline KeyTile keys_of_split(const Intervals& seen, int64_t size, int64_t n) {
   return {0, {0, 0}};
 }
 
-// Merges the splits of row m and writes its output and LSE. sums [2][leading(dv)] is scratch.
+// Merges the splits of the maps of a KV head, and writes outputs and LSEs.
 template <class C, class PartialOf>
-void combine_splits(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t m,
-                    int64_t splits, const PartialOf& partial, C* sums) {
-  const int64_t group = p.shape.nheads / p.shape.nheads_k, rows = group * s.seqlen_q;
-  const int64_t dv = p.shape.headdim_v, ld = leading<C>(dv);
-  const int64_t i = m / group;
-  const RowBlock row{s, kv_head * group + m % group, kv_head, {i, i + 1}};
-  const bool seen = !SequenceMask(p.mask, s, kv_head).keys_of(i).empty();
-  for (int c = 0; c < 2; ++c) {
-    const int64_t r = c * rows + m;
-    C max = -kInf<C>, total = 0, *out = sums + c * ld;
-    for (int64_t n = 0; n < splits; ++n) {
-      const C other = partial(n).max[r];
+class Combination {
+ public:
+  // sums [2][leading(dv)] is scratch.
+  Combination(const DecodeParams& p, const Sequence& s, int64_t kv_head, int64_t splits,
+              const PartialOf& partial, C* sums)
+      : p_(p),
+        s_(s),
+        kv_head_(kv_head),
+        splits_(splits),
+        partial_(partial),
+        mask_(p.mask, s, kv_head),
+        rows_(p.shape, p.groups),
+        signal_(sums),
+        noise_(sums + leading<C>(p.shape.headdim_v)) {}
+
+  // Signals of one group follow each other, so that the noise is merged for the first of them.
+  void run() {
+    for (int64_t m = 0; m < rows_.rows; ++m) {
+      const int64_t nth = m % rows_.signals;
+      if (nth == 0) merge(rows_.noise_of(m), 0, noise_);
+      merge(m, nth, signal_);
+      if (!p_.maps[kSignal].o.data) subtract(m);
+    }
+  }
+
+ private:
+  int64_t dv() const { return p_.shape.headdim_v; }
+  bool sees_keys(int64_t i) const { return !mask_.keys_of(i).empty(); }
+
+  // Row r, of the n-th signal of its group or of the noise.
+  void merge(int64_t r, int64_t nth, C* out) {
+    const int64_t i = rows_.query_row(r), ld = leading<C>(dv());
+    const RowBlock row{s_, rows_.group(r, kv_head_), kv_head_, {i, i + 1}};
+    const bool seen = sees_keys(i);
+    C max = -kInf<C>, total = 0;
+    for (int64_t n = 0; n < splits_; ++n) {
+      const C other = partial_(n).max[r];
       max = other > max ? other : max;
     }
-    for (int64_t x = 0; x < dv; ++x) out[x] = 0;
-    for (int64_t n = 0; n < splits; ++n) {
-      const Partial<C> part = partial(n);
+    for (int64_t x = 0; x < dv(); ++x) out[x] = 0;
+    for (int64_t n = 0; n < splits_; ++n) {
+      const Partial<C> part = partial_(n);
       if (part.max[r] == -kInf<C> && part.sum[r] == 0) continue;  // it saw no key
       const C weight = exp2<C>(Simd<C>::set(part.max[r] - max))[0];
       total += weight * part.sum[r];
-      for (int64_t x = 0; x < dv; ++x) out[x] += weight * part.out[r * ld + x];
+      for (int64_t x = 0; x < dv(); ++x) out[x] += weight * part.out[r * ld + x];
     }
-    for (int64_t x = 0; x < dv; ++x) out[x] = seen ? out[x] / total : 0;
-    const View& lse = p.maps[c].lse;
+    for (int64_t x = 0; x < dv(); ++x) out[x] = seen ? out[x] / total : 0;
+    const CachedMap& map = p_.maps[rows_.map_of(r)];
+    const View lse = of_signal(map.lse, kComputeType<C>, nth, p_.groups.lse);
     put<C>(lse, row.offset(lse, i), seen ? max * kLn2<C> + std::log(total) : -kInf<C>);
+    if (!map.o.data) return;
+    const View o = of_signal(map.o, kComputeType<C>, nth, p_.groups.o);
+    store_row(kComputeType<C>, out, dv(), o.data, row.offset(o, i));
   }
-  if (p.maps[kSignal].o.data) {
-    for (int c = 0; c < 2; ++c) {
-      const View& o = p.maps[c].o;
-      store_row(kComputeType<C>, sums + c * ld, dv, o.data, row.offset(o, i));
-    }
-    return;
+
+  void subtract(int64_t m) {
+    const int64_t i = rows_.query_row(m), each = rows_.signals_each;
+    const RowBlock row{s_, kv_head_ * each + m % each, kv_head_, {i, i + 1}};
+    // of a row without keys 0, because λ may be NaN
+    const C lam = sees_keys(i) ? number<C>(p_.lam, row.offset(p_.lam, i)) : 0;
+    for (int64_t x = 0; x < dv(); ++x) signal_[x] -= lam * noise_[x];
+    apply_norm(p_.norm, dv(), signal_);
+    store_row(p_.dtype, signal_, dv(), p_.out.data, row.offset(p_.out, i));
   }
-  // of a row without keys 0, because λ may be NaN
-  const C lam = seen ? number<C>(p.lam, row.offset(p.lam, i)) : 0;
-  for (int64_t x = 0; x < dv; ++x) sums[x] -= lam * sums[ld + x];
-  apply_norm(p.norm, dv, sums);
-  store_row(p.dtype, sums, dv, p.out.data, row.offset(p.out, i));
-}
+
+  const DecodeParams& p_;
+  const Sequence& s_;
+  const int64_t kv_head_, splits_;
+  const PartialOf& partial_;
+  const SequenceMask mask_;
+  const MapRows rows_;
+  C *const signal_, *const noise_;  // [leading(dv)]
+};
 
 // KV heads that one worker decodes together: as many as leave a tile of them, and the next, in cache,
 // if the rest is work enough for all threads.
@@ -98,7 +133,7 @@ class Decode {
       : p_(p),
         heads_(heads),
         parallel_(parallel),
-        rows_(p.shape.nheads / p.shape.nheads_k * p.shape.seqlen_q),
+        rows_(MapRows(p.shape, p.groups).all),
         split_(split_size(p)),
         splits_(most_blocks(p.shape, p.mask, heads.streaming, p.shape.seqlen_q, split_)),
         together_(heads_together(p.shape, heads.count, p.shape.batch * splits_, parallel.threads)),
@@ -118,8 +153,9 @@ class Decode {
       const int64_t b = item / heads_.count, nth = item % heads_.count;
       const Sequence s = sequence(p_.shape, Varlen{}, p_.cache, b);
       const auto part = [&](int64_t n) { return partial(b, nth, n); };
-      for (int64_t m = 0; m < rows_; ++m)
-        combine_splits<C>(p_, s, heads_[nth], m, splits_, part, sums_ + worker * sums_size());
+      Combination<C, decltype(part)>(p_, s, heads_[nth], splits_, part,
+                                     sums_ + worker * sums_size())
+          .run();
     });
   }
 
@@ -204,6 +240,7 @@ inline FwdParams as_forward(const DecodeParams& p) {
   f.softcap = p.softcap;
   f.mask = p.mask;
   f.norm = p.norm;
+  f.groups = p.groups;
   return f;
 }
 

@@ -23,31 +23,60 @@ struct KeyTile {
   Range keys;
 };
 
+// The query rows of one KV head. Row m of the signals is row m / signals_each of head m % signals_each; behind them
+// are the noise's, one for each group of maps. A row of q and a head make one row here.
+struct MapRows {
+  int64_t signals;       // of a group
+  int64_t signals_each;  // of all groups, in each row of q
+  int64_t rows, all;     // of the signals, and with the noise
+
+  MapRows(const Shape& s, const Groups& groups)
+      : signals(groups.signals),
+        signals_each(s.nheads / s.nheads_k),
+        rows(signals_each * s.seqlen_q),
+        all(rows + rows / signals) {}
+
+  int64_t first(int map) const { return map == kSignal ? 0 : rows; }
+  int64_t end(int map) const { return map == kSignal ? rows : all; }
+  int map_of(int64_t r) const { return r < rows ? kSignal : kNoise; }
+  // The noise's of a signal's row.
+  int64_t noise_of(int64_t m) const { return rows + m / signals; }
+  int64_t query_row(int64_t r) const {
+    return r < rows ? r / signals_each : (r - rows) / (signals_each / signals);
+  }
+  // The group of a row, counted over all KV heads.
+  int64_t group(int64_t r, int64_t kv_head) const {
+    const int64_t groups = signals_each / signals;
+    return kv_head * groups + (r < rows ? r % signals_each / signals : (r - rows) % groups);
+  }
+};
+
 // What is known of each row of each map after some of the keys: O_c·sum is not yet divided.
 template <class C>
 struct Partial {
-  C *max, *sum;  // [2·rows]   max in log2 units; row m of component c is at c·rows + m
-  C* out;        // [2·rows][leading(dv)]
+  C *max, *sum;  // [rows]   max in log2 units
+  C* out;        // [rows][leading(dv)]
 
+  // rows: of all maps
   static int64_t size(int64_t rows, int64_t dv) {
-    return 2 * rows * leading<C>(dv) + round_up(4 * rows, NR<C>);
+    return rows * leading<C>(dv) + round_up(2 * rows, NR<C>);
   }
   Partial(int64_t rows, int64_t dv, C* data)
-      : max(data + 2 * rows * leading<C>(dv)), sum(max + 2 * rows), out(data) {}
+      : max(data + rows * leading<C>(dv)), sum(max + rows), out(data) {}
 };
 
 template <class C>
 struct DecodeScratch {
-  Buffer<C> q;     // [heads][2][rows][leading(d)]
+  Buffer<C> q;     // [heads][rows][leading(d)]
   Buffer<C> k, v;  // [kTile][leading(d)], [kTile][leading(dv)]
-  Buffer<C> p;     // [heads][2·rows][kTile]
+  Buffer<C> p;     // [heads][rows][kTile]
 
-  // heads: KV heads that are decoded together
+  // rows: of all maps; heads: KV heads that are decoded together
   DecodeScratch(const Shape& s, int64_t rows, int64_t heads)
-      : q(heads * 2 * rows * leading<C>(s.headdim)),
+      : q(heads * rows * leading<C>(s.headdim)),
         k(kTile * leading<C>(s.headdim)),
         v(kTile * leading<C>(s.headdim_v)),
-        p(heads * 2 * rows * kTile) {}
+        p(heads * rows * kTile) {}
 };
 
 template <class C>
@@ -63,34 +92,33 @@ class DecodeSplit {
         mask_(p.mask, s, run[place]),
         kv_head_(run[place]),
         head_in_keys_(run.in_keys(place)),
-        group_(p.shape.nheads / p.shape.nheads_k),
-        rows_(group_ * s.seqlen_q),
+        rows_(p.shape, p.groups),
         partial_(partial),
-        q_(scratch.q + place * 2 * rows_ * ldq()),
-        probs_(scratch.p + place * 2 * rows_ * kTile),
+        q_(scratch.q + place * rows_.all * ldq()),
+        probs_(scratch.p + place * rows_.all * kTile),
         x_(scratch) {
-    for (int64_t r = 0; r < 2 * rows_; ++r) {
+    for (int64_t r = 0; r < rows_.all; ++r) {
       partial_.max[r] = -kInf<C>;
       partial_.sum[r] = 0;
     }
-    __builtin_memset(partial_.out, 0, 2 * rows_ * ldv() * sizeof(C));
+    __builtin_memset(partial_.out, 0, rows_.all * ldv() * sizeof(C));
     load_queries();
   }
 
   // A tile of keys is added in two steps: its scores become 2^(score - max), then they are
   // multiplied with V. between() is called after each piece of arithmetic, which makes this many calls:
   int64_t score_pieces() const {
-    return 2 * rows_ * ceil_div(kTile, S::W) * (padded<C>(d()) / NR<C>);
+    return rows_.all * ceil_div(kTile, S::W) * (padded<C>(d()) / NR<C>);
   }
-  int64_t value_pieces() const { return ceil_div(dv(), NR<C>) * (rows_ == 1 ? kTile / 2 : 1); }
+  int64_t value_pieces() const { return ceil_div(dv(), NR<C>) * (is_pair() ? kTile / 2 : 1); }
 
   template <class F>
   void score(const KeyTile& tile, const F& between) {
     const Range keys = tile.keys;
-    const int64_t each = 2 * rows_ / p_.shape.k_components;  // rows that share a row of K
-    for (int64_t c = 0; c < p_.shape.k_components; ++c)
+    const bool shared = p_.shape.k_components == 1;  // all rows read the same K
+    for (int c = 0; c < p_.shape.k_components; ++c)
       read(p_.maps[c].k_cache, keys, d(), x_.k, [&](auto reader, const auto& k) {
-        for (int64_t r = c * each; r < (c + 1) * each; ++r)
+        for (int64_t r = rows_.first(c), end = shared ? rows_.all : rows_.end(c); r < end; ++r)
           for (int64_t j = 0; j < keys.size(); j += S::W) {
             const C* q = q_ + r * ldq();
             C* out = probs_ + r * kTile + j;
@@ -101,22 +129,22 @@ class DecodeSplit {
                           between);
           }
       });
-    for (int64_t r = 0; r < 2 * rows_; ++r) softmax(r, tile);
+    for (int64_t r = 0; r < rows_.all; ++r) softmax(r, tile);
   }
 
   template <class F>
   void add_values(const KeyTile& tile, const F& between) {
     const Range keys = tile.keys;
     Range seen[2 * kDecodeRows];
-    for (int64_t r = 0; r < 2 * rows_; ++r) seen[r] = visible(r, tile);
+    for (int64_t r = 0; r < rows_.all; ++r) seen[r] = visible(r, tile);
     read(p_.v_cache, keys, dv(), x_.v, [&](auto reader, const auto& v) {
-      if (rows_ == 1) {  // of both maps, which see the same
+      if (is_pair()) {  // both see the same
         const int64_t skip = seen[0].begin - keys.begin;
         product_of_two_rows<C>(reader, padded<C>(dv()), seen[0].size(), {probs_ + skip, kTile},
                                rows_from(v, skip), {partial_.out, ldv()}, between);
       } else if constexpr (std::is_same_v<decltype(v), const Rows<const C>&>) {
         for (int64_t n = 0; n < dv(); n += NR<C>) {
-          product_over_ranges<Numbers<C>>(2 * rows_, NR<C>, seen, keys.begin, {probs_, kTile, 1},
+          product_over_ranges<Numbers<C>>(rows_.all, NR<C>, seen, keys.begin, {probs_, kTile, 1},
                                           {v.data + n, 0, v.stride}, {partial_.out + n, ldv()});
           between();
         }
@@ -127,7 +155,7 @@ class DecodeSplit {
   // After the last tile.
   void finish() {
     if (!in_pairs(dv())) return;
-    for (int64_t r = 0; r < 2 * rows_; ++r) from_pairs(padded<C>(dv()), partial_.out + r * ldv());
+    for (int64_t r = 0; r < rows_.all; ++r) from_pairs(padded<C>(dv()), partial_.out + r * ldv());
   }
 
  private:
@@ -136,29 +164,33 @@ class DecodeSplit {
   int64_t ldq() const { return leading<C>(d()); }
   int64_t ldv() const { return leading<C>(dv()); }
 
+  // One row of one pair of maps.
+  bool is_pair() const { return rows_.all == 2; }
+
   // Whether rows of n numbers are read where they lie, not through scratch: if they are whole
   // vectors at equal distances. Where many query rows read them, 16-bit ones are better converted once.
   bool in_place(int64_t n) const {
     const Paging& paging = p_.cache.paging;
     const bool native = size_of(p_.dtype) == sizeof(C);
-    return n % NR<C> == 0 && (native || rows_ == 1) &&
+    return n % NR<C> == 0 && (native || is_pair()) &&
            (!paging.block_table || paging.page_size % kTile == 0);
   }
   bool in_pairs(int64_t n) const { return in_place(n) && p_.dtype == DType::bf16; }
 
-  // Row m is row m / group of query head kv_head·group + m % group.
   void load_queries() {
     const C factor = score_factor<C>(p_);
-    for (int c = 0; c < 2; ++c)
-      for (int64_t m = 0; m < rows_; ++m) {
-        const int64_t i = m / group_;
-        const RowBlock row{s_, kv_head_ * group_ + m % group_, kv_head_, {i, i + 1}};
-        C* q = q_ + (c * rows_ + m) * ldq();
-        cpu::load_queries(p_.dtype, p_.maps[c].q, row, d(), q);
-        if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, row, q);
-        for (int64_t i = 0; i < d(); ++i) q[i] *= factor;
-        if (in_pairs(d())) to_pairs(d(), q);
-      }
+    for (int64_t r = 0; r < rows_.all; ++r) {
+      const int64_t i = rows_.query_row(r);
+      const RowBlock row{s_, rows_.group(r, kv_head_), kv_head_, {i, i + 1}};
+      const int map = rows_.map_of(r);
+      const int64_t signal = map == kSignal ? r % rows_.signals : 0;
+      const View from = of_signal(p_.maps[map].q, p_.dtype, signal, p_.groups.q);
+      C* q = q_ + r * ldq();
+      cpu::load_queries(p_.dtype, from, row, d(), q);
+      if (p_.cache.rotary.cos) rotate_rows(p_, p_.cache, row, q);
+      for (int64_t i = 0; i < d(); ++i) q[i] *= factor;
+      if (in_pairs(d())) to_pairs(d(), q);
+    }
   }
 
   // Calls f(reader, rows) for the tile's rows of keys or values, n numbers each.
@@ -178,10 +210,10 @@ class DecodeSplit {
   }
 
   Range visible(int64_t r, const KeyTile& tile) const {
-    return meet(mask_.keys_of(r % rows_ / group_).each[tile.interval], tile.keys);
+    return meet(mask_.keys_of(rows_.query_row(r)).each[tile.interval], tile.keys);
   }
 
-  // The scores of row r (of either component) become 2^(score - max); what was summed before is
+  // The scores of row r become 2^(score - max); what was summed before is
   // scaled to the new maximum.
   void softmax(int64_t r, const KeyTile& tile) {
     const Range whole{tile.keys.begin, tile.keys.begin + kTile}, seen = visible(r, tile);
@@ -220,9 +252,10 @@ class DecodeSplit {
   const DecodeParams& p_;
   const Sequence& s_;
   const SequenceMask mask_;
-  const int64_t kv_head_, head_in_keys_, group_, rows_;
+  const int64_t kv_head_, head_in_keys_;
+  const MapRows rows_;
   const Partial<C> partial_;
-  C *const q_, *const probs_;  // [2][rows][leading(d)], [2·rows][kTile]
+  C *const q_, *const probs_;  // [rows][leading(d)], [rows][kTile], of all maps
   DecodeScratch<C>& x_;
 };
 

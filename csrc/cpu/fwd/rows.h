@@ -77,7 +77,8 @@ class ForwardRows {
     for (int64_t r = 0; r < count(); ++r) store_lse(r, kSignal, lse);
     if (are_separate()) {
       multiply_values<kSignal, kSignal>();
-      store_component(p_.maps[kSignal].o);
+      store_component(of_signal(p_.maps[kSignal].o, kComputeType<C>, i, p_.groups.o));
+      if constexpr (kLast == kSignal) return;  // the noise's is there
       multiply_values<kNoise, kNoise>();
       store_component(p_.maps[kNoise].o);
     } else {
@@ -127,7 +128,7 @@ class ForwardRows {
     }
   }
 
-  // Whether each map's own result is asked for. That takes two products with V, of 12·d flop together.
+  // Whether each map's own result is asked for. That takes a product with V for each map, of 6·d flop with its scores.
   bool are_separate() const { return p_.maps[kSignal].o.data != nullptr; }
 
   template <int kFirst, int kLast>
@@ -223,7 +224,7 @@ class ForwardRows {
       const C sum = x_.rounded_sum[r];
       if (P::kPer == 2 && sum > 0)
         for (int64_t n = 0; n < dv(); ++n) values[n] /= sum;
-      store_row(kComputeType<C>, values, dv(), to.data, rows_.offset(to, row(r)));
+      store_row(kComputeType<C>, values, dv(), to.data, group_.offset(to, row(r)));
     }
   }
 
