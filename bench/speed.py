@@ -4,14 +4,16 @@
     python bench/speed.py --dtype bf16 --direction fwdbwd --csv out.csv
     python bench/speed.py --direction decode --seqlens 65536 --dtype fp32 bf16
     python bench/speed.py --seqlens 4096 --sink 64 --left 255 --streaming-share 0.5 1
+    python bench/speed.py --headdim 128 --signal-per-noise 4 --direction fwd fwdbwd
     python bench/speed.py --memory --seqlens 4096 --direction fwd fwdbwd
     python bench/speed.py --device cuda --config tools/gpu_day/speed.toml --csv gpu.csv
 
 Columns: median milliseconds and their quartiles over interleaved rounds; "ours ×" how many times
 faster ours is than this peer; GF/s of ours counting 8d flop a visible (query, key) pair forward and
-20d backward; "% mm" of the rate that torch.mm reaches in the same rounds, in the problem's dtype
-(on a CPU in fp32 where that is faster); for decode the bytes of the cache per second, and "% bw" of
-the bytes per second of a large read in the same rounds.
+20d backward, of r signals to a noise (6 + 2/r)d and (14 + 6/r)d; "% mm" of the rate that torch.mm
+reaches in the same rounds, in the problem's dtype (on a CPU in fp32 where that is faster); for
+decode the bytes of the cache per second, and "% bw" of the bytes per second of a large read in the
+same rounds.
 
 On CUDA time is the GPU's own, with a cold L2 cache; SDPA's backends are peers one by one, and so
 are flash-attn, FlashAttention-3 and 4, FlashInfer and flex_head_fa where they are installed. This
@@ -56,7 +58,7 @@ def clock_of(args: argparse.Namespace) -> Clock:
 
 
 def chosen(args: argparse.Namespace, p: Problem) -> dict[str, Peer]:
-    every = peers_for(p.direction, args.device, p.streaming)
+    every = peers_for(p.direction, args.device, p.streaming, p.signal_per_noise > 1)
     return {n: f for n, f in every.items() if n == "ours" or args.peers is None or n in args.peers}
 
 

@@ -44,7 +44,7 @@ def step(peer: Peer, x: Inputs) -> list[Tensor]:
 
 def extra_bytes(name: str, p: Problem) -> int:
     """Peak − before − outputs, after a small call has loaded libraries and started threads."""
-    peer = peers_for(p.direction, streaming=p.streaming)[name]
+    peer = peers_for(p.direction, streaming=p.streaming, grouped=p.signal_per_noise > 1)[name]
     small = dataclasses.replace(p, seqlen_q=min(p.seqlen_q, 64), seqlen_k=64)
     step(peer, inputs_for(name, make_inputs(small)))
     x = inputs_for(name, make_inputs(p))

@@ -62,6 +62,13 @@ def ours_by_kind(attend: Peer, x: Inputs) -> Tensor:
     return torch.cat(outs, 2)
 
 
+def ours_in_pairs(x: Inputs) -> Tensor:
+    """Our own call with a pair for each signal of a group, in which the noise's queries repeat."""
+    from diffattn_cuda.groups import as_pairs
+
+    return ours(replace(x, q=as_pairs(x.q)))
+
+
 def eager(x: Inputs) -> Tensor:
     """Naive eager PyTorch: the formula, with two S×S maps in memory."""
     from diffattn_cuda import reference
@@ -112,6 +119,7 @@ ONE_BACKEND: dict[str, Peer] = {
 PEERS: dict[str, Peer] = {
     "full": ours,
     "ours2": partial(ours_by_kind, ours),
+    "pairs": ours_in_pairs,
     "eager": eager,
     "sdpa2": sdpa2,
     "sdpa4": sdpa4,
@@ -122,12 +130,14 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def peers_for(direction: str, device: str = "cpu", streaming: bool = False) -> dict[str, Peer]:
+def peers_for(
+    direction: str, device: str = "cpu", streaming: bool = False, grouped: bool = False
+) -> dict[str, Peer]:
     """Ours first, then every peer that this machine has for it.
 
     FlexAttention has no backward on a CPU, and the flash-attn family no CPU at all; SDPA has one
     fused backend there, which it takes by itself. Only FlexAttention can give heads masks of their
-    own; "full" is ours without heads that stream.
+    own; "full" is ours without heads that stream. DiffLlama has no groups of maps.
     """
     first: Peer = ours_decode if direction == "decode" else ours
     names = ["eager"] if streaming else ["eager", "sdpa2", "sdpa4", "sdpa_hf"]
@@ -138,6 +148,9 @@ def peers_for(direction: str, device: str = "cpu", streaming: bool = False) -> d
         return {"ours": first, **kinds} | {name: PEERS[name] for name in names}
     if device == "cuda":
         names += [*ONE_BACKEND, *libraries.installed(direction)]
+    if grouped:
+        names = [name for name in names if not name.endswith("_hf")]
+        names += [] if direction == "decode" else ["pairs"]
     return {"ours": first} | {name: PEERS[name] for name in names}
 
 

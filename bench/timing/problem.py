@@ -41,6 +41,7 @@ class Problem:
     sink: int = 0  # of the heads that stream, with `left`
     left: int = -1
     streaming_share: float = 0.0  # of the KV heads, rounded; the last ones stream
+    signal_per_noise: int = 1  # r: nheads counts signals, r of which share a noise map
 
     @property
     def full_heads(self) -> int:
@@ -79,9 +80,15 @@ class Problem:
 
     @property
     def flop(self) -> int:
-        """A visible pair costs 8d forward (two QK of width d, one PV of width 2d), 20d backward."""
-        per_pair = {"fwd": 8, "decode": 8, "bwd": 20, "fwdbwd": 28}[self.direction]
-        return per_pair * self.headdim * self.visible_pairs
+        """A visible pair costs 8d forward (two QK of width d, one PV of width 2d), 20d backward.
+
+        Of a group each signal costs 6d and 14d, and the noise 2d and 6d, which have no PV.
+        """
+        each, once = {"fwd": (6, 2), "decode": (6, 2), "bwd": (14, 6), "fwdbwd": (20, 8)}[
+            self.direction
+        ]
+        groups = self.visible_pairs // self.signal_per_noise
+        return (each * self.signal_per_noise + once) * self.headdim * groups
 
     @property
     def cache_bytes(self) -> int:
@@ -96,6 +103,8 @@ class Problem:
             streams = self.nheads_k - self.full_heads
             mask += f" {streams}/{self.nheads_k} streaming sink{self.sink} left{self.left}"
         heads = f"H{self.nheads}" + (f"/{self.nheads_k}" if self.nheads_k != self.nheads else "")
+        if self.signal_per_noise > 1:
+            heads += f" {self.signal_per_noise}:1"
         return (
             f"{self.direction} {self.dtype} B{self.batch} {heads} "
             f"Sq{self.seqlen_q} Sk{self.seqlen_k} d{self.headdim} {mask}"
@@ -107,7 +116,7 @@ class Inputs:
     """The tensors of a problem, in the layout of the public functions."""
 
     problem: Problem
-    q: Tensor  # (batch, seqlen_q, 2*nheads, d)
+    q: Tensor  # (batch, seqlen_q, 2*nheads, d), or (batch, seqlen_q, groups, r + 1, d) of r > 1
     k: Tensor  # (batch, seqlen_k, 2*nheads_k, d)
     v: Tensor  # (batch, seqlen_k, nheads_k, 2*d)
     lam: Tensor  # () fp32
@@ -128,7 +137,9 @@ def make_inputs(p: Problem, seed: int = 0) -> Inputs:
         x = torch.randn(*shape, generator=gen).to(p.device, DTYPES[p.dtype])
         return x.requires_grad_(backward)
 
-    q = normal(p.batch, p.seqlen_q, 2 * p.nheads, p.headdim)
+    r = p.signal_per_noise
+    heads = (2 * p.nheads,) if r == 1 else (p.nheads // r, r + 1)
+    q = normal(p.batch, p.seqlen_q, *heads, p.headdim)
     k = normal(p.batch, p.seqlen_k, 2 * p.nheads_k, p.headdim)
     v = normal(p.batch, p.seqlen_k, p.nheads_k, 2 * p.headdim)
     dout = normal(p.batch, p.seqlen_q, p.nheads, 2 * p.headdim).detach() if backward else None
@@ -157,7 +168,8 @@ def _one_head(x: Inputs, b: slice, h: int, rep: int) -> list[Tensor]:
     """Of one sequence and KV head, with its query heads."""
     from diffattn_cuda import reference
 
-    q = x.q.detach()[b, :, 2 * rep * h : 2 * rep * (h + 1)].double()  # (1, sq, 2*rep, d)
+    each = x.q.shape[2] // x.problem.nheads_k  # query heads, or groups of maps
+    q = x.q.detach()[b, :, each * h : each * (h + 1)].double()
     k = x.k.detach()[b, :, 2 * h : 2 * h + 2].double()  # (1, sk, 2, d)
     v = x.v.detach()[b, :, h : h + 1].double()  # (1, sk, 1, 2d)
     leaves = [t.requires_grad_(x.dout is not None) for t in (q, k, v)]

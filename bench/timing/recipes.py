@@ -1,7 +1,8 @@
 """Differential attention out of ordinary attention calls, as its models write it.
 
 `attend(q, k, v)` is one call of some library in flash-attn's layout, (batch, seqlen, heads, width);
-it takes care of masks, GQA and caches.
+it takes care of masks, GQA and caches. Groups of maps are written as Motif's models do: the noise's
+result is computed once for a group, and repeated.
 
 Each model has its own order of heads, so that no peer pays for ours. unilm's order is that of
 `Inputs`: component c of head h is flat head 2h + c, and V is 2d wide. DiffLlama's (transformers) is
@@ -24,17 +25,16 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def two_calls(attend: Attend, x: Inputs) -> Tensor:
     """unilm's `multihead_flashdiff_1`: V is 2d wide, for libraries that allow it."""
-    o1, o2 = (attend(*_component(x, c), x.v) for c in (0, 1))
-    return o1 - x.lam * o2
+    return _difference(x, *(attend(*_component(x, c), x.v) for c in (0, 1)))
 
 
 def four_calls(attend: Attend, x: Inputs) -> Tensor:
     """unilm's `multihead_flashdiff_2`: V in halves of width d, each map computed twice."""
     halves = x.v.chunk(2, dim=3)
-    o1, o2 = (
+    of_maps = (
         torch.cat([attend(*_component(x, c), half) for half in halves], dim=3) for c in (0, 1)
     )
-    return o1 - x.lam * o2
+    return _difference(x, *of_maps)
 
 
 def two_calls_of_all_heads(attend: Attend, x: Inputs) -> Tensor:
@@ -48,8 +48,16 @@ def two_calls_of_all_heads(attend: Attend, x: Inputs) -> Tensor:
 
 
 def _component(x: Inputs, c: int) -> tuple[Tensor, Tensor]:
-    """Component c's query and key heads: (b, sq, h, d), (b, sk, hk, d), views."""
-    return x.q[:, :, c::2], x.k[:, :, c::2]
+    """Component c's query and key heads: (b, sq, h, d), (b, sk, hk, d), views but for signals."""
+    r, k = x.problem.signal_per_noise, x.k[:, :, c::2]
+    if r == 1:
+        return x.q[:, :, c::2], k
+    return (x.q[..., :r, :].flatten(2, 3), k) if c == 0 else (x.q[..., r, :], k)
+
+
+def _difference(x: Inputs, o1: Tensor, o2: Tensor) -> Tensor:
+    r = x.problem.signal_per_noise
+    return o1 - x.lam * (o2 if r == 1 else o2.repeat_interleave(r, dim=2))
 
 
 def component_major(x: Inputs) -> Inputs:

@@ -43,13 +43,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--seqlens", nargs="+", type=int, help="default: 512 1024 2048 4096; decode 65536")
     add("--headdim", nargs="+", type=int, default=[64])
     add("--nheads", type=int, default=4)
-    add("--nheads-k", nargs="+", type=int, help="default: as many as --nheads")
+    add("--nheads-k", nargs="+", type=int, help="default: as many as groups of maps")
     add("--batch", nargs="+", type=int, default=[1])
     add("--tokens", type=int, help="batch = tokens / seqlen, instead of --batch")
     add("--mask", nargs="+", choices=["causal", "full"], default=["causal"])
     add("--sink", type=int, default=0, help="keys that a head that streams sees besides its window")
     add("--left", type=int, default=255, help="and how many before its own key")
     add("--streaming-share", nargs="+", type=float, default=[0.0], help="of the KV heads; 0 to 1")
+    add("--signal-per-noise", nargs="+", type=int, default=[1], help="signal maps of a group")
     add("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
     add("--rounds", type=int, default=11)
     add("--budget", type=float, default=20.0, help="seconds a peer may take over all its rounds")
@@ -74,6 +75,18 @@ def sweeps(description: str, command_line: list[str]) -> list[argparse.Namespace
             made.error(f"--streaming-share is {sweep.streaming_share}, accepted: 0 to 1")
         if any(sweep.streaming_share) and sweep.mask == ["full"]:
             made.error("--streaming-share was given with --mask full, accepted: --mask causal")
+        if max(sweep.signal_per_noise) > 1 and any(sweep.streaming_share):
+            made.error("--streaming-share was given with --signal-per-noise, accepted: one of them")
+        for r in sweep.signal_per_noise:
+            if (
+                r < 1
+                or sweep.nheads % r
+                or any(sweep.nheads // r % n for n in sweep.nheads_k or [])
+            ):
+                made.error(
+                    f"--signal-per-noise is {r}, accepted: what divides --nheads {sweep.nheads} "
+                    "into groups of which each of --nheads-k has whole ones"
+                )
         if min(sweep.sink, sweep.left) < 0:
             made.error(f"--sink and --left are {sweep.sink} and {sweep.left}, accepted: 0 or more")
     return found
@@ -91,10 +104,11 @@ def _options(table: dict[str, Any]) -> Iterator[str]:
 def problems(args: argparse.Namespace) -> Iterator[Problem]:
     for direction in args.direction:
         axes = itertools.product(
-            args.dtype, args.headdim, args.nheads_k or [args.nheads], args.mask,
+            args.dtype, args.headdim, args.nheads_k or [None], args.mask,
             args.seqlens or SEQLENS[direction], args.batch, args.streaming_share,
+            args.signal_per_noise,
         )  # fmt: skip
-        for dtype, d, nheads_k, mask, seqlen, batch, share in axes:
+        for dtype, d, nheads_k, mask, seqlen, batch, share, r in axes:
             decode = direction == "decode"
             if share and mask == "full":
                 continue  # heads stream under a causal mask alone
@@ -103,11 +117,14 @@ def problems(args: argparse.Namespace) -> Iterator[Problem]:
                 dtype,
                 max(1, args.tokens // seqlen) if args.tokens else batch,
                 args.nheads,
-                nheads_k,
+                nheads_k or args.nheads // r,
                 1 if decode else seqlen,
                 seqlen,
                 d,
                 mask == "causal" and (not decode or share > 0),
                 args.device,
-                *((args.sink, args.left, share) if share else ()),
+                sink=args.sink if share else 0,
+                left=args.left if share else -1,
+                streaming_share=share,
+                signal_per_noise=r,
             )
