@@ -41,7 +41,7 @@ def test_all_kernels_of_an_instruction_set() -> None:
     report = json.loads(done.stdout)
     assert report["versions"]["torch"] == torch.__version__ and report["failed"] == 0
     found = report["checks"][f"cpu:{isa}"]
-    assert len(found) == len(checks_of("cpu")) == 4 * 4 * 4
+    assert len(found) == len(checks_of("cpu")) == 4 * 5 * 4
     widths = {d for dims in checks.WIDTHS for d, _ in Check("forward", "fp32", dims).shapes()}
     assert widths == set(range(8, 129, 8))
 
@@ -76,6 +76,12 @@ FAULTS = {  # the op of torch.ops, the check that has to see it, the result that
     "dλ": ("bwd", Check("varlen", "fp16", "8-32"), "dlam", lambda r: r[3].mul_(1.5)),
     "the norm weight's gradient": ("bwd", Check("backward", "fp32", "8-32"), "dnorm_weight",
                                    lambda r: r[4].mul_(1.01)),
+    "one signal of a group": ("fwd", Check("groups", "fp16", "8-32"), "out",
+                              lambda r: r[0][:, :, -1].mul_(1.01)),
+    "dq of a group's noise": ("bwd", Check("groups", "bf16", "8-32"), "dq",
+                              lambda r: r[0][..., -1, :].mul_(1.05)),
+    "the LSE of a group's noise": ("decode", Check("groups", "fp16", "8-32"), "lse",
+                                   lambda r: r[1][-1].add_(0.1)),
     "decoding": ("decode", Check("decode", "fp16", "8-32"), "out", lambda r: r[0].mul_(1.01)),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from .problems import CACHES, Problem, Results, cached, dense, ring
+from .problems import CACHES, SIGNALS, Problem, Results, cached, dense, ring
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -22,7 +22,7 @@ DTYPES = {
 ON_CUDA = ("bf16", "fp16")
 # The widths that the CUDA kernels are compiled for serve every multiple of 8 up to them.
 WIDTHS = {"8-32": 32, "40-64": 64, "72-96": 96, "104-128": 128}
-OPS = ("forward", "backward", "varlen", "decode")
+OPS = ("forward", "backward", "varlen", "decode", "groups")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ def _problems(op: str, d: int, dv: int) -> Iterator[tuple[str, Problem]]:
         yield ", contiguous", cached(d, dv, False)
         yield ", paged", cached(d, dv, True)
         yield ", ring", ring(d, dv)
+    elif op == "groups":  # of maps
+        yield ", dense", dense(d, dv, False, SIGNALS)
+        yield ", cached", cached(d, dv, False, SIGNALS)
+        yield ", paged", cached(d, dv, True, SIGNALS)
     else:
         yield "", dense(d, dv, op == "varlen")
 
@@ -97,7 +101,7 @@ def _call(check: Check, problem: Problem, device: torch.device) -> Results:
         name: t.to(device) if isinstance(t, Tensor) else t for name, t in problem.layout.items()
     }
     options = problem.options | layout | {"return_lse": True}
-    if check.op == "decode":
+    if problem.dout is None:
         out, lse = functional.diff_flash_attn_with_kvcache(**x | options)
         return {"out": out, "lse": lse} | {name: x[name] for name in CACHES if name in x}
     varlen = check.op == "varlen"
@@ -108,7 +112,6 @@ def _call(check: Check, problem: Problem, device: torch.device) -> Results:
     out, lse = getattr(functional, name)(**x, **options)
     results = {"out": out, "lse": lse}
     if backward:
-        assert problem.dout is not None
         grads = torch.autograd.grad(out, list(x.values()), problem.dout.to(device, dtype))
         results |= {f"d{name}": grad for name, grad in zip(x, grads, strict=True)}
     return results

@@ -16,6 +16,7 @@ from .. import reference
 from ..ring import Ring
 
 NHEADS, NHEADS_K = 2, 1
+SIGNALS = 3  # that share a noise map, where maps are in groups: NHEADS of these
 # More than one tile each way in every kernel (at most 128 query rows, 96 keys), and a ragged end.
 SEQLEN_Q, SEQLEN_K = 131, 197
 CU_SEQLENS_Q, CU_SEQLENS_K = (0, 70, 70, 131), (0, 101, 106, 197)  # one sequence has no query
@@ -39,6 +40,11 @@ class Problem:
     layout: dict[str, Any] = field(default_factory=dict)  # integers of a packed batch or of a cache
 
 
+def _maps(signals: int) -> tuple[int, ...]:
+    """The dimensions of q's heads and maps."""
+    return (2 * NHEADS,) if signals == 1 else (NHEADS, signals + 1)
+
+
 class Draw:
     """Normal numbers with seven bits of mantissa; none so small that fp16 would round it."""
 
@@ -51,16 +57,16 @@ class Draw:
 
 
 @lru_cache(maxsize=16)
-def dense(d: int, dv: int, packed: bool) -> Problem:
+def dense(d: int, dv: int, packed: bool, signals: int = 1) -> Problem:
     """A training step: V1 (dv = 2d) has a norm, V2 (dv = d) one K for both components."""
     draw, wide = Draw(d + dv), dv == 2 * d
     lengths = (SEQLEN_Q, SEQLEN_K) if packed else (1, SEQLEN_Q, 1, SEQLEN_K)
     rows, keys = lengths[: len(lengths) // 2], lengths[len(lengths) // 2 :]
     tensors = {
-        "q": draw(*rows, 2 * NHEADS, d),
+        "q": draw(*rows, *_maps(signals), d),
         "k": draw(*keys, (2 if wide else 1) * NHEADS_K, d),
         "v": draw(*keys, NHEADS_K, dv),
-        "lam": draw(*rows, NHEADS),
+        "lam": draw(*rows, NHEADS * signals),
     }
     options: dict[str, Any] = dict(MASKS[d // 8 % len(MASKS)])
     if wide:
@@ -74,7 +80,7 @@ def dense(d: int, dv: int, packed: bool) -> Problem:
             "max_seqlen_q": 70,
             "max_seqlen_k": 101,
         }
-    dout = draw(*rows, NHEADS, dv)
+    dout = draw(*rows, NHEADS * signals, dv)
     name = "diff_flash_attn_varlen_func" if packed else "diff_flash_attn_func"
     leaves = {name: x.clone().requires_grad_() for name, x in tensors.items()}
     out, lse = getattr(reference, name)(**leaves, **layout, **options, return_lse=True)
@@ -85,7 +91,7 @@ def dense(d: int, dv: int, packed: bool) -> Problem:
 
 
 @lru_cache(maxsize=16)
-def cached(d: int, dv: int, paged: bool) -> Problem:
+def cached(d: int, dv: int, paged: bool, signals: int = 1) -> Problem:
     """A step of decoding that appends its tokens to caches of three lengths.
 
     The contiguous cache gets 20 tokens a sequence (many query rows), the paged one a token with a
@@ -95,10 +101,10 @@ def cached(d: int, dv: int, paged: bool) -> Problem:
     heads = (2 if dv == 2 * d else 1) * NHEADS_K
     blocks, slots = (batch * CAPACITY // PAGE, PAGE) if paged else (batch, CAPACITY)
     tensors = {
-        "q": draw(batch, new, 2 * NHEADS, d),
+        "q": draw(batch, new, *_maps(signals), d),
         "k_cache": draw(blocks, slots, heads, d),
         "v_cache": draw(blocks, slots, NHEADS_K, dv),
-        "lam": draw(NHEADS),
+        "lam": draw(NHEADS * signals),
         "k": draw(batch, new, heads, d),
         "v": draw(batch, new, NHEADS_K, dv),
     }
