@@ -20,13 +20,6 @@ def test_a_cache(impl: Impl, dtype: torch.dtype, kind: str, sq: int, num_splits:
     check_cache(impl, case, kind, num_splits)
 
 
-@pytest.mark.parametrize("sq", [3, 40])
-def test_a_cache_whose_heads_stream(impl: Impl, sq: int) -> None:
-    case = Case(sq=sq, heads=4, heads_k=2, d=64, dv=128, dtype=impl.dtypes[-1], causal=True,
-                window=(20, 0), sink=5)  # fmt: skip
-    check_cache(impl, case, "plain", num_splits=1)
-
-
 def check_cache(impl: Impl, case: Case, kind: str, num_splits: int) -> None:
     cache = make_cache(case, impl, kind, [120, 33, 0], [0, 5, 0])
     p, new = cache.problem, min(case.sq, 3)

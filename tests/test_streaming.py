@@ -19,6 +19,7 @@ from support.data import Problem, flat, make_problem
 from support.emulation import visible
 from support.impls import Impl
 from support.law import enforce
+from test_components_cache import check_cache
 from torch import Tensor
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=short)
@@ -216,6 +217,14 @@ def test_pages_behind_a_gap(impl: Impl, kind: str, sq: int) -> None:
     case = Case(sq=sq, heads=2, heads_k=2, d=64, dv=128, causal=True, window=(100, 0), sink=70,
                 dtype=impl.dtypes[-1])  # fmt: skip
     decode(impl, case, kind, 2, num_splits=1)
+
+
+@pytest.mark.parametrize("sq", [3, 40])
+def test_each_maps_own_result(impl: Impl, sq: int) -> None:
+    """Of a step over a cache."""
+    case = Case(sq=sq, heads=4, heads_k=2, d=64, dv=128, dtype=impl.dtypes[-1], causal=True,
+                window=(20, 0), sink=5)  # fmt: skip
+    check_cache(impl, case, "plain", num_splits=1)
 
 
 def test_a_nan_in_hidden_keys_reaches_no_row(impl: Impl) -> None:

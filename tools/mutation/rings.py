@@ -11,7 +11,6 @@ from support.checks import check_answer
 from support.data import make_problem
 from support.impls import Impl
 from support.ring import make_rings
-from test_components_cache import test_a_cache_whose_heads_stream
 from test_ring import (
     steps,
     test_next_to_every_cache,
@@ -19,7 +18,11 @@ from test_ring import (
     test_what_a_step_writes,
 )
 from test_streaming import decode as step_over_a_cache
-from test_streaming import test_pages_behind_a_gap, test_windows_that_begin_in_the_sinks
+from test_streaming import (
+    test_each_maps_own_result,
+    test_pages_behind_a_gap,
+    test_windows_that_begin_in_the_sinks,
+)
 
 from . import decode
 from .target import MakeTarget, Target, identifier
@@ -71,7 +74,7 @@ def check_streaming(impl: Impl, group: int) -> None:
         step_over_a_cache(impl, case, kind, min(sq, 2), num_splits=splits)
     test_pages_behind_a_gap(impl, "paged16", 2 if group < 5 else 9)
     test_windows_that_begin_in_the_sinks(impl, "plain", 4 if group < 5 else 9)
-    test_a_cache_whose_heads_stream(impl, 3 if group < 5 else 40)
+    test_each_maps_own_result(impl, 3 if group < 5 else 40)
     for new in (1, 40):
         test_next_to_every_cache(impl, "paged16", new)
     for interleaved in (True, False):
