@@ -64,9 +64,9 @@ def test_products_run_beside_other_work() -> None:
     assert not [line for log in logs for line in serialised(log)]
 
 
-# Of Hopper's forward: instructions of the main loop that are not HGMMA, per warp and step. Those of
-# sketches that had neither masks nor two intervals of keys, and 6 % (docs/kernels_sm90.md).
-BESIDE_PRODUCTS = {(64, 64): 543, (64, 128): 543, (128, 128): 560, (128, 256): 333}
+# Of Hopper's forward: instructions of the main loop that are not HGMMA, per warp and step. No more
+# than those of sketches that had neither masks nor two intervals of keys (docs/kernels_sm90.md).
+BESIDE_PRODUCTS = {(64, 64): 517, (64, 128): 517, (128, 128): 540, (128, 256): 314}
 
 
 @built

@@ -45,36 +45,35 @@ class Consumer {
     clear_behind_the_end(tiles.first_key());
     multiply_qk(q, s);
     finish_products<0>(s);
-    release(barriers_.k_empty[Slot(tile_).stage]);
+    release(barriers_.k_empty[keys_.stage]);
     exponentiate(tiles, softmax, origins, s, exact, factor);
     round(softmax, s, exact, p);
     for (tiles.advance(); tiles.has_one(); tiles.advance()) {
-      ++tile_;
+      keys_.advance();
       clear_behind_the_end(tiles.first_key());
       multiply_qk(q, s);
-      multiply_pv(p, o, tile_ - 1);
+      multiply_pv(p, o);
       finish_products<1>(s);
-      release(barriers_.k_empty[Slot(tile_).stage]);
+      release(barriers_.k_empty[keys_.stage]);
       const bool grew = exponentiate(tiles, softmax, origins, s, exact, factor);
       finish_products<0>(o);
       hand_over(p);
-      release(barriers_.v_empty[Slot(tile_ - 1).stage]);
+      release_values();
       if (grew) scale_rows(o, factor);
       round(softmax, s, exact, p);
     }
     release_queries();
-    multiply_pv(p, o, tile_);
+    multiply_pv(p, o);
     finish_products<0>(o);
-    release(barriers_.v_empty[Slot(tile_).stage]);
-    ++tile_;
+    release_values();
+    keys_.advance();
   }
 
  private:
   // S = Q·Kᵀ, begun.
   __device__ void multiply_qk(uint32_t q, S& s) {
-    const Slot slot(tile_);
-    wait(barriers_.k_full[slot.stage], slot.parity);  // the copy has landed
-    const uint32_t k = k_ + slot.stage * (T::KTile::kBytes / 16);
+    wait(barriers_.k_full[keys_.stage], keys_.parity);  // the copy has landed
+    const uint32_t k = k_ + keys_.stage * (T::KTile::kBytes / 16);
     hand_over(s);
     cute::warpgroup_arrive();
 #pragma unroll
@@ -85,10 +84,9 @@ class Consumer {
   }
 
   // O += P·V, begun.
-  __device__ void multiply_pv(P& p, OFragment<T>& o, unsigned tile) {
-    const Slot slot(tile);
-    wait(barriers_.v_full[slot.stage], slot.parity);  // the copy has landed
-    const uint32_t v = v_ + slot.stage * (T::VTile::kBytes / 16);
+  __device__ void multiply_pv(P& p, OFragment<T>& o) {
+    wait(barriers_.v_full[values_.stage], values_.parity);  // the copy has landed
+    const uint32_t v = v_ + values_.stage * (T::VTile::kBytes / 16);
     hand_over(o);
     hand_over(p);
     cute::warpgroup_arrive();
@@ -108,6 +106,11 @@ class Consumer {
   // This warp has read the tile. One lane says so for all, because a wait for products is one of the warp.
   __device__ void release(uint64_t& empty) const {
     if (seat_.lane == 0) arrive(empty);
+  }
+
+  __device__ void release_values() {
+    release(barriers_.v_empty[values_.stage]);
+    values_.advance();
   }
 
   __device__ void release_queries() const {
@@ -142,14 +145,13 @@ class Consumer {
     if (!p_.varlen.cu_seqlens_k) return;
     const int rows = place_.sequence.seqlen_k - first_key;
     if (rows >= T::kKeys) return;
-    const Slot slot(tile_);
-    wait(barriers_.v_full[slot.stage], slot.parity);  // the copy has landed
+    wait(barriers_.v_full[keys_.stage], keys_.parity);  // the copy has landed
     constexpr int kChunks = kPanelRowBytes / 16;
     for (int i = seat_.thread(); i < (T::kKeys - rows) * T::VTile::kPanels * kChunks;
          i += T::kConsumerThreads) {
       const int row = rows + i / kChunks / T::VTile::kPanels;
       const int panel = i / kChunks % T::VTile::kPanels;
-      *reinterpret_cast<uint4*>(smem_ + T::kV + slot.stage * T::VTile::kBytes +
+      *reinterpret_cast<uint4*>(smem_ + T::kV + keys_.stage * T::VTile::kBytes +
                                 panel * T::VTile::kPanelBytes + row * kPanelRowBytes +
                                 i % kChunks * 16) = {0, 0, 0, 0};
     }
@@ -164,7 +166,7 @@ class Consumer {
   Barriers& barriers_;
   uint32_t q_, k_, v_;  // lower halves of descriptors, of the first of each kind
   float sign_;
-  unsigned tile_ = 0;  // of both maps
+  Turn keys_, values_;  // through both maps
 };
 
 }  // namespace diffattn::cuda::sm90

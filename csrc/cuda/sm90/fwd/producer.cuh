@@ -40,19 +40,21 @@ class Producer {
   }
 
   __device__ void load_keys(int map, int first_key) {
-    const Slot slot(key_tile_++);
-    wait(barriers_.k_empty[slot.stage], slot.parity ^ 1);  // all warps have read the tile before
-    load<typename T::KTile>(smem_ + T::kK + slot.stage * T::KTile::kBytes, maps_.k[map],
+    wait(barriers_.k_empty[keys_.stage],
+         keys_.parity ^ 1);  // all warps have read the tile before
+    load<typename T::KTile>(smem_ + T::kK + keys_.stage * T::KTile::kBytes, maps_.k[map],
                             p_.maps[map].k, place_.head_k, int(place_.sequence.k_begin) + first_key,
-                            barriers_.k_full[slot.stage]);
+                            barriers_.k_full[keys_.stage]);
+    keys_.advance();
   }
 
   __device__ void load_values(int first_key) {
-    const Slot slot(value_tile_++);
-    wait(barriers_.v_empty[slot.stage], slot.parity ^ 1);  // all warps have read the tile before
-    load<typename T::VTile>(smem_ + T::kV + slot.stage * T::VTile::kBytes, maps_.v, p_.v,
+    wait(barriers_.v_empty[values_.stage],
+         values_.parity ^ 1);  // all warps have read the tile before
+    load<typename T::VTile>(smem_ + T::kV + values_.stage * T::VTile::kBytes, maps_.v, p_.v,
                             place_.head_k, int(place_.sequence.k_begin) + first_key,
-                            barriers_.v_full[slot.stage]);
+                            barriers_.v_full[values_.stage]);
+    values_.advance();
   }
 
   // A copy for each panel. A broadcast dimension has one element (make_map).
@@ -71,7 +73,7 @@ class Producer {
   const Place<T>& place_;
   char* smem_;
   Barriers& barriers_;
-  unsigned key_tile_ = 0, value_tile_ = 0;  // of both maps
+  Turn keys_, values_;  // through both maps
 };
 
 }  // namespace diffattn::cuda::sm90

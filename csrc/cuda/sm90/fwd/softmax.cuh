@@ -23,29 +23,35 @@ struct SharedOrigins {
 
 template <class Element>
 struct Softmax : cuda::Softmax<1> {
-  using cuda::Softmax<1>::Softmax;
+  // What exponents are taken from: the reference, or zero in a far row, whose scores have lost their origin.
+  Rows from;
+
+  __device__ explicit Softmax(double softmax_scale) : cuda::Softmax<1>(softmax_scale) {
+    set_from();
+  }
 
   // Whether some P of this warp would reach the limit. Then grown says of each row whether it is one, in the form
   // that raise() expects.
   template <int kKeyTiles>
   __device__ bool outgrown(const float (&s)[1][kKeyTiles][4], Rows& grown) const {
-    bool any = false;
+    float exponent[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float greatest = s[0][0][2 * half];
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n)
         greatest = fmaxf(greatest, fmaxf(s[0][n][2 * half], s[0][n][2 * half + 1]));
-      const bool is_grown = fmaf(greatest, scale, -reference[0][half]) >= kLogOfLimit;
-      grown[0][half] = is_grown ? kLimit : 0;
-      any |= is_grown;
+      exponent[half] = fmaf(greatest, scale, -reference[0][half]);
+      grown[0][half] = exponent[half] >= kLogOfLimit ? kLimit : 0;
     }
-    return __any_sync(0xffffffffu, any);
+    return __any_sync(0xffffffffu, fmaxf(exponent[0], exponent[1]) >= kLogOfLimit);
   }
 
-  // Makes ordinary scores of those of far rows: their origin is taken off before P is computed.
+  // After references were raised. Makes ordinary scores of those of far rows: their origin is taken off before P is
+  // computed.
   template <int kKeyTiles, class Origins>
-  __device__ void take_off_origins(float (&s)[1][kKeyTiles][4], const Origins& origins) const {
+  __device__ void take_off_origins(float (&s)[1][kKeyTiles][4], const Origins& origins) {
+    set_from();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float origin = reference[0][half] == kFar ? origins(0, half) : 0.f;
@@ -61,15 +67,14 @@ struct Softmax : cuda::Softmax<1> {
   __device__ void exponentiate(float (&s)[1][kKeyTiles][4], Rows& exact) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float from = reference[0][half] == kFar ? 0.f : reference[0][half];
-      exact[0][half] = 0;
 #pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n)
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          s[0][n][i] = exp2f(fmaf(s[0][n][i], scale, -from));
-          exact[0][half] += s[0][n][i];
-        }
+      for (int n = 0; n < kKeyTiles; ++n) {
+        float &low = s[0][n][2 * half], &high = s[0][n][2 * half + 1];
+        low = exp2f(fmaf(low, scale, -from[0][half]));
+        high = exp2f(fmaf(high, scale, -from[0][half]));
+        exact[0][half] = n == 0 ? low : exact[0][half] + low;
+        exact[0][half] += high;
+      }
     }
   }
 
@@ -88,6 +93,12 @@ struct Softmax : cuda::Softmax<1> {
  private:
   static constexpr float kLogOfLimit = 1;
   static_assert(kLimit == 2);
+
+  __device__ void set_from() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      from[0][half] = reference[0][half] == kFar ? 0.f : reference[0][half];
+  }
 };
 
 }  // namespace diffattn::cuda::sm90

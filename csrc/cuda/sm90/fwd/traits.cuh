@@ -73,13 +73,15 @@ __device__ Barriers& barriers_in(char* smem) {
   return *reinterpret_cast<Barriers*>(smem + T::kBarriers);
 }
 
-// Where the n-th tile of a pass lies, and which phase of its barriers is the tile's.
-struct Slot {
-  int stage;
-  uint32_t parity;
+// Where a tile of keys or values lies, and which phase of its barriers is the tile's; then those of the next tile.
+struct Turn {
+  uint32_t stage = 0, parity = 0;
+  static_assert(Barriers::kStages == 2);
 
-  __device__ explicit Slot(unsigned n)
-      : stage(int(n % Barriers::kStages)), parity(n / Barriers::kStages % 2) {}
+  __device__ void advance() {
+    parity ^= stage;
+    stage ^= 1;
+  }
 };
 
 }  // namespace diffattn::cuda::sm90
