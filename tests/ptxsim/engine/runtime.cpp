@@ -145,9 +145,41 @@ void Runtime::launch(const void* host, const u32* grid, const u32* block, void**
     config.params.resize(p->param_bytes);
     for (size_t i = 0; i < p->params.size(); ++i)
         std::memcpy(config.params.data() + p->params[i].offset, args[i], p->params[i].size);
-    p->max_dynamic_shared = f->dynamic_shared_limit;
-    reports.emplace_back(f->name, device().launch(*p, config));
+    if (capture_ && capture_->stream == options.stream) capture_->graph.push_back({f, config});
+    else run({f, config});
+}
+
+void Runtime::run(const PreparedLaunch& launch) {
+    HostFunction& f = *launch.function;
+    std::shared_ptr<Program> p = program(f);
+    p->max_dynamic_shared = f.dynamic_shared_limit;
+    reports.emplace_back(f.name, device().launch(*p, launch.config));
     if (reports.size() > 4096) reports.erase(reports.begin());
+}
+
+// A graph as a whole depends on what came before it in the stream, as any launch does.
+void Runtime::run(const Graph& graph, const void* stream) {
+    for (size_t i = 0; i < graph.size(); ++i) {
+        PreparedLaunch launch = graph[i];
+        launch.config.stream = stream;
+        launch.config.programmatic &= i > 0;
+        run(launch);
+    }
+}
+
+int Runtime::synchronise() {
+    if (capture_) {
+        capture_->broken = true;
+        return fail(kCudaStreamCaptureUnsupported);
+    }
+    if (device_) device_->synchronise();
+    return kCudaSuccess;
+}
+
+Capture Runtime::end_capture() {
+    Capture capture = std::move(*capture_);
+    capture_.reset();
+    return capture;
 }
 
 u64 Runtime::variable_address(const void* host, u64* bytes) {

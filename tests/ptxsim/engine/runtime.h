@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "device.h"
+#include "runtime_graph.h"
 
 namespace ptxsim {
 
@@ -31,6 +32,9 @@ enum CudaError : int {
     kCudaLaunchFailure = 719,
     kCudaCooperativeLaunchTooLarge = 720,
     kCudaNotSupported = 801,
+    kCudaStreamCaptureUnsupported = 900,
+    kCudaStreamCaptureInvalidated = 901,
+    kCudaStreamCaptureUnmatched = 903,
     kCudaInvalidClusterSize = 912,
 };
 const char* cuda_error_name(int code);
@@ -97,17 +101,20 @@ class Runtime {
     int peek_last_error() const { return last_error_; }
 
     Device& device();  // throws if none is active
-    // The host has waited for the device.
-    void synchronise() {
-        if (device_) device_->synchronise();
-    }
+    // The host has waited for the device. It may not while a stream captures, whose work has not begun.
+    int synchronise();
     bool has_device() const { return device_ != nullptr; }
     void set_device(std::shared_ptr<Device> device) { device_ = std::move(device); }
     void parse(FatBinary& binary);
     std::shared_ptr<Program> program(HostFunction& function);
     void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared,
                 const LaunchOptions& options);
+    void run(const Graph& graph, const void* stream);
     u64 variable_address(const void* host, u64* bytes);
+
+    const Capture* capture() const { return capture_.get(); }
+    void begin_capture(const void* stream) { capture_ = std::make_unique<Capture>(Capture{stream, {}}); }
+    Capture end_capture();
 
     // Memory of the device is undefined until it is written. Of what the host writes directly nobody can tell, so
     // pinned and managed memory is defined from the start.
@@ -126,7 +133,10 @@ class Runtime {
     static thread_local std::vector<CallConfiguration> calls;
 
   private:
+    void run(const PreparedLaunch& launch);
+
     std::shared_ptr<Device> device_;
+    std::unique_ptr<Capture> capture_;  // of the stream that captures
     std::mutex mutex_;
     std::vector<std::unique_ptr<FatBinary>> binaries_;
     std::map<const void*, HostFunction> functions_;

@@ -58,6 +58,7 @@ struct Pitched {
 
 int copy(void* to, std::size_t to_pitch, Pitched from, std::size_t width, std::size_t height, int kind,
          const char* call) {
+    if (runtime().capture()) return runtime().refuse(std::string(call) + " while a stream captures");
     runtime().synchronise();  // a copy in a stream is ordered after the grids before it
     if (kind < 0 || kind > kLastMemcpyKind) return runtime().fail(ptxsim::kCudaInvalidMemcpyDirection);
     if (height > 1 && (width > to_pitch || width > from.pitch)) return runtime().fail(ptxsim::kCudaInvalidPitchValue);
@@ -76,6 +77,7 @@ int copy(void* to, const void* from, std::size_t bytes, int kind, const char* ca
 }
 
 int fill(void* to, std::size_t pitch, int value, std::size_t width, std::size_t height, const char* call) {
+    if (runtime().capture()) return runtime().refuse(std::string(call) + " while a stream captures");
     runtime().synchronise();
     if (height > 1 && width > pitch) return runtime().fail(ptxsim::kCudaInvalidPitchValue);
     if (width == 0 || height == 0) return ptxsim::kCudaSuccess;

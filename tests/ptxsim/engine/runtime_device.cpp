@@ -264,8 +264,8 @@ int cudaDriverGetVersion(int* version) {
 int cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
 
 int cudaDeviceSynchronize() {
-    runtime().synchronise();
-    return runtime().peek_last_error();
+    int code = runtime().synchronise();
+    return code ? code : runtime().peek_last_error();
 }
 int cudaDeviceReset() { return ptxsim::kCudaSuccess; }
 int cudaDeviceGetLimit(std::size_t* value, int limit) {

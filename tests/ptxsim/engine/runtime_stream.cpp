@@ -82,8 +82,8 @@ int cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 }
 
 int cudaStreamSynchronize(void*) {
-    runtime().synchronise();
-    return runtime().peek_last_error();
+    int code = runtime().synchronise();
+    return code ? code : runtime().peek_last_error();
 }
 int cudaStreamQuery(void*) { return ptxsim::kCudaSuccess; }
 int cudaStreamWaitEvent(void*, void* event, unsigned) {
@@ -103,21 +103,6 @@ int cudaStreamAddCallback(void* stream, void (*callback)(void*, int, void*), voi
     return ptxsim::kCudaSuccess;
 }
 
-// No stream captures: cudaStreamBeginCapture is refused.
-int cudaStreamIsCapturing(void*, int* status) {
-    *status = 0;
-    return ptxsim::kCudaSuccess;
-}
-int cudaStreamGetCaptureInfo(void*, int* status, u64*, void**, const void**, const void**, std::size_t*) {
-    *status = 0;
-    return ptxsim::kCudaSuccess;
-}
-int cudaThreadExchangeStreamCaptureMode(int* mode) {
-    static thread_local int current = 0;
-    std::swap(current, *mode);
-    return ptxsim::kCudaSuccess;
-}
-
 int cudaEventCreateWithFlags(void** event, unsigned flags) {
     if (!event) return runtime().fail(ptxsim::kCudaInvalidValue);
     *event = new Event{flags, false, {}};
@@ -132,7 +117,7 @@ int cudaEventDestroy(void* event) {
 int cudaEventRecord(void* event, void*) { return record(event); }
 int cudaEventRecordWithFlags(void* event, void*, unsigned) { return record(event); }
 int cudaEventSynchronize(void* event) {
-    runtime().synchronise();
+    if (int code = runtime().synchronise()) return code;
     return event ? runtime().peek_last_error() : runtime().fail(ptxsim::kCudaInvalidResourceHandle);
 }
 int cudaEventQuery(void* event) {

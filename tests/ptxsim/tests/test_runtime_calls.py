@@ -189,7 +189,7 @@ def test_streams_and_events(library, inside):
 
 # ---- what is refused ---------------------------------------------------------------------------
 
-REFUSED = {"begin_capture": "cudaStreamBeginCapture", "make_graph": "cudaGraphCreate",
+REFUSED = {"make_graph": "cudaGraphCreate",
            "entry_point": 'cudaGetDriverEntryPointByVersion\\("cuTensorMapEncodeIm2col"\\)',
            "cluster_attribute": "cudaFuncSetAttribute\\(11\\), a required cluster dimension"}
 
@@ -200,6 +200,11 @@ def test_a_refused_call_is_named(library, inside, call):
         getattr(library, call)()
     x = inside.tensor(np.zeros(8, np.int32), "x")
     assert library.add(pointer(x), 8) == 0    # and the process goes on
+
+
+def test_the_default_stream_cannot_be_captured(library, inside):
+    unsupported = 900
+    assert library.begin_capture() == unsupported
 
 
 def test_the_host_sees_a_code_too(library, inside):

@@ -73,5 +73,35 @@ def test_programmatic_launches(library, inside):
         library.launch_dependent(pointer(parts), pointer(out), 1, 0, 0)
 
 
+def test_a_graph_keeps_dependent_launches(library, inside):
+    """What it captures does not run; each launch of the graph runs it all."""
+    parts, out = inside.empty((32,), np.int32, "parts"), inside.tensor(np.zeros(32, np.int32), "out")
+    nodes = ctypes.c_size_t()
+    assert library.capture_dependent(pointer(parts), pointer(out), 0, 0, 0, ctypes.byref(nodes)) == 0
+    assert nodes.value == 2 and not out.numpy().any()
+    inside.launches()
+    assert library.capture_dependent(pointer(parts), pointer(out), 1, 0, 3, ctypes.byref(nodes)) == 0
+    assert len(inside.launches()) == 6 and out.numpy().tolist() == list(range(1, 33))
+    with pytest.raises(ptxsim.Race, match="prerequisite grid"):
+        library.capture_dependent(pointer(parts), pointer(out), 0, 0, 1, ctypes.byref(nodes))
+
+
+def test_a_graph_waits_for_what_came_before(library, inside):
+    """Its first kernel is no dependent of the stream's last, whatever it was captured as."""
+    parts, out = inside.empty((32,), np.int32, "parts"), inside.empty((32,), np.int32, "out")
+    nodes = ctypes.c_size_t()
+    assert library.capture_dependent(pointer(parts), pointer(out), 1, 0, 2, ctypes.byref(nodes)) == 0
+    assert library.capture_dependent(pointer(out), pointer(parts), 1, 0, 1, ctypes.byref(nodes)) == 0
+
+
+def test_what_no_capture_allows(library, inside):
+    parts, out = inside.empty((32,), np.int32, "parts"), inside.empty((32,), np.int32, "out")
+    nodes = ctypes.c_size_t()
+    invalidated = 901
+    assert library.capture_dependent(pointer(parts), pointer(out), 1, 1, 1, ctypes.byref(nodes)) == invalidated
+    with pytest.raises(ptxsim.Unsupported, match="cudaMemcpyAsync while a stream captures"):
+        library.capture_copy(pointer(parts), pointer(out))
+
+
 def test_how_many_clusters_fit(library, inside):
     assert library.most_clusters(4) == 132 * 2 // 4

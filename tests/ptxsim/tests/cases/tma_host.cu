@@ -93,18 +93,55 @@ extern "C" int launch_cluster(int* out, int blocks, unsigned size, int large) {
     return cudaLaunchKernelEx(&config, rank_in_cluster, out);
 }
 
-extern "C" int launch_dependent(int* parts, int* out, int programmatic, int waits, int synchronises) {
-    first<<<1, 32>>>(parts);
-    if (synchronises) cudaDeviceSynchronize();
+static int launch_both(int* parts, int* out, int programmatic, int waits, int synchronises, cudaStream_t stream) {
+    first<<<1, 32, 0, stream>>>(parts);
+    if (synchronises)
+        if (int code = cudaDeviceSynchronize()) return code;
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = programmatic;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(1);
     config.blockDim = dim3(32);
+    config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
     return cudaLaunchKernelEx(&config, second, (const int*)parts, out, waits);
+}
+
+extern "C" int launch_dependent(int* parts, int* out, int programmatic, int waits, int synchronises) {
+    return launch_both(parts, out, programmatic, waits, synchronises, 0);
+}
+
+// Captures both kernels, and launches the graph so many times.
+extern "C" int capture_dependent(int* parts, int* out, int waits, int synchronises, int launches, size_t* nodes) {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaGraphExec_t executable;
+    cudaStreamCaptureStatus status;
+    cudaStreamCreate(&stream);
+    if (int code = cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal)) return code;
+    int inside = launch_both(parts, out, 1, waits, synchronises, stream);
+    if (cudaStreamIsCapturing(stream, &status) || status == cudaStreamCaptureStatusNone) return -1;
+    if (int code = cudaStreamEndCapture(stream, &graph)) return code;
+    if (inside || cudaStreamIsCapturing(stream, &status) || status != cudaStreamCaptureStatusNone) return -2;
+    cudaGraphGetNodes(graph, nullptr, nodes);
+    if (int code = cudaGraphInstantiate(&executable, graph, 0)) return code;
+    cudaGraphDestroy(graph);
+    for (int i = 0; i < launches; ++i)
+        if (int code = cudaGraphLaunch(executable, stream)) return code;
+    cudaGraphExecDestroy(executable);
+    return cudaStreamSynchronize(stream);
+}
+
+extern "C" int capture_copy(int* parts, int* out) {
+    cudaStream_t stream;
+    cudaGraph_t graph;
+    cudaStreamCreate(&stream);
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+    int code = cudaMemcpyAsync(out, parts, 4, cudaMemcpyDefault, stream);
+    cudaStreamEndCapture(stream, &graph);
+    return code;
 }
 
 extern "C" int most_clusters(unsigned size) {
