@@ -169,11 +169,18 @@ def test_rows_that_are_one_row_are_sm_80_s(impl: Impl, monkeypatch: pytest.Monke
     assert torch.equal(impl.func(p.q, keys, p.v, 0.8), impl.func(p.q, keys.contiguous(), p.v, 0.8))
 
 
-@pytest.mark.parametrize(("d", "sk"), [(32, 90), (8, 90), (64, 0)])
-def test_what_is_sm_80_s(impl: Impl, monkeypatch: pytest.MonkeyPatch, d: int, sk: int) -> None:
-    p = make_problem(Case(batch=1, sq=70, sk=sk, heads=1, d=d, dv=2 * d, dtype=BF16))
+@pytest.mark.parametrize(
+    "case",
+    [dict(d=32, dv=64), dict(d=8, dv=16), dict(d=64, dv=128, sk=0), dict(d=64, dv=64, softcap=2.0)],
+    ids=str,
+)
+def test_what_is_sm_80_s(
+    impl: Impl, monkeypatch: pytest.MonkeyPatch, case: dict[str, object]
+) -> None:
+    base = Case(batch=1, sq=70, sk=90, heads=1, dtype=BF16)
+    p = make_problem(base.but(**case))
     with refuses("DIFFATTN_CUDA_KERNELS is sm90", "accepted", "sm80"):
-        impl.func(p.q, p.k, p.v, p.lam)
+        impl.func(p.q, p.k, p.v, p.lam, softcap=p.softcap)
     monkeypatch.delenv("DIFFATTN_CUDA_KERNELS")
     check_forward(impl, p)
 

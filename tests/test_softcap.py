@@ -27,7 +27,6 @@ from torch import Tensor
 from diffattn_cuda import diff_flash_attn_backward, merge_components, reference
 from diffattn_cuda.nn import MultiheadDiffAttn, MultiheadDiffAttnV2
 
-capped = pytest.mark.needs("caps_scores")
 DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=short)
 # Caps below, about and above the scores: of standard deviation 1, or 4 in the sharp regime.
 CASES = [
@@ -44,14 +43,12 @@ CASES = [
 EVERY_CASE = pytest.mark.parametrize("base", CASES, ids=str)  # its dtype is another parameter
 
 
-@capped
 @EVERY_CASE
 @DTYPE
 def test_forward(impl: Impl, base: Case, dtype: torch.dtype) -> None:
     check_forward(impl, make_problem(base.but(dtype=dtype), impl.device))
 
 
-@capped
 @EVERY_CASE
 @DTYPE
 def test_backward(impl: Impl, base: Case, dtype: torch.dtype) -> None:
@@ -74,7 +71,6 @@ def test_the_reference_is_the_formula() -> None:
         torch.testing.assert_close(out[0, i, 0], row)
 
 
-@capped
 def test_gradients_are_differences(impl: Impl) -> None:
     """In fp64, where the implementation has it, else of the formula; λ, norm and LSE as well."""
     own = impl.func if torch.float64 in impl.dtypes else reference.diff_flash_attn_func
@@ -90,7 +86,6 @@ def test_gradients_are_differences(impl: Impl) -> None:
     assert torch.autograd.gradcheck(call, inputs)
 
 
-@capped
 @DTYPE
 def test_no_cap_and_a_cap_far_above_the_scores(impl: Impl, dtype: torch.dtype) -> None:
     p = make_problem(Case(sq=70, sk=90, d=64, dv=128, dtype=dtype, causal=True), impl.device)
@@ -103,7 +98,6 @@ def test_no_cap_and_a_cap_far_above_the_scores(impl: Impl, dtype: torch.dtype) -
         enforce(verdict)
 
 
-@capped
 @DTYPE
 @pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window": (20, 3)}], ids=str)
 def test_huge_scores_weigh_alike_and_have_no_gradient(
@@ -127,7 +121,6 @@ def test_huge_scores_weigh_alike_and_have_no_gradient(
     assert bool(gradients["v"].isfinite().all()) and bool(gradients["v"].any())
 
 
-@capped
 @pytest.mark.needs("contains_nan_backward")
 @DTYPE
 def test_a_hidden_nan_has_no_slope(impl: Impl, dtype: torch.dtype) -> None:
@@ -143,7 +136,6 @@ def test_a_hidden_nan_has_no_slope(impl: Impl, dtype: torch.dtype) -> None:
         enforce(verdict)
 
 
-@capped
 @DTYPE
 @pytest.mark.parametrize("sq", [1, 7, 40])
 @pytest.mark.parametrize("kind", [KINDS[0], *KINDS[2:4]])
@@ -158,7 +150,6 @@ def test_decoding(impl: Impl, kind: str, sq: int, dtype: torch.dtype) -> None:
             check_answer(out[i : i + 1], lse[:, i : i + 1], cache.visible(i, 0))
 
 
-@capped
 @DTYPE
 def test_decoding_from_a_ring(impl: Impl, dtype: torch.dtype) -> None:
     """Next to full heads, with a token appended: as the reference, which spreads the ring."""
@@ -186,7 +177,6 @@ def test_decoding_from_a_ring(impl: Impl, dtype: torch.dtype) -> None:
     torch.testing.assert_close(lse.double(), exact_lse, rtol=0, atol=1e-5)
 
 
-@capped
 @DTYPE
 def test_packed_sequences(impl: Impl, dtype: torch.dtype) -> None:
     lengths = [0, 3, 70, 1, 65]
@@ -210,7 +200,6 @@ def test_packed_sequences(impl: Impl, dtype: torch.dtype) -> None:
                 enforce(verdict)
 
 
-@capped
 @DTYPE
 def test_groups(impl: Impl, dtype: torch.dtype) -> None:
     r, case = 3, Case(sq=65, sk=70, heads=2, heads_k=1, causal=True, softcap=0.9, dtype=dtype)
@@ -222,7 +211,6 @@ def test_groups(impl: Impl, dtype: torch.dtype) -> None:
     check_gradients(dict(zip("qkv", grads, strict=True)), q, p, r)
 
 
-@capped
 @DTYPE
 def test_components_of_parts(impl: Impl, dtype: torch.dtype) -> None:
     """Merged they are the whole's, and so are gradients that each part gives for the merged."""
@@ -242,7 +230,6 @@ def test_components_of_parts(impl: Impl, dtype: torch.dtype) -> None:
         enforce(verdict)
 
 
-@capped
 def test_gradients_of_components(impl: Impl) -> None:
     dtype = impl.dtypes[-1]
     p = make_problem(Case(sq=20, sk=30, dtype=dtype, softcap=0.8), impl.device)
@@ -261,7 +248,6 @@ def test_gradients_of_components(impl: Impl) -> None:
         assert (got - exact).norm() <= tolerance * exact.norm()
 
 
-@capped
 @pytest.mark.needs("traces")
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_ops_and_their_fake_kernels(impl: Impl, training: bool) -> None:
@@ -275,7 +261,6 @@ def test_ops_and_their_fake_kernels(impl: Impl, training: bool) -> None:
     torch.library.opcheck(torch.ops.diffattn.components, (*tensors[:3], *apart))
 
 
-@capped
 @pytest.mark.needs("traces")
 def test_under_compile(impl: Impl) -> None:
     """A cap is a constant of the graph; each cap has its own result."""
@@ -289,7 +274,6 @@ def test_under_compile(impl: Impl) -> None:
             assert torch.equal(gradient, eager[name])
 
 
-@capped
 @pytest.mark.needs("traces")
 def test_under_autocast(impl: Impl) -> None:
     p = make_problem(Case(sq=40, sk=40, dtype=torch.float32, softcap=0.8), impl.device)
@@ -299,7 +283,6 @@ def test_under_autocast(impl: Impl) -> None:
     assert torch.equal(out, impl.func(*half, 0.8, softcap=0.8))
 
 
-@capped
 @pytest.mark.parametrize("version", [MultiheadDiffAttn, MultiheadDiffAttnV2])
 def test_modules(impl: Impl, version: Any) -> None:
     """The layer's cap reaches training, prompts and steps; the eager layer says what is right."""

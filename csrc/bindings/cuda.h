@@ -31,17 +31,11 @@ inline void check_kernel_dtype(const Tensor& q) {
         ", accepted on CUDA: fp16 and bf16; on CPU tensors also fp32 and fp64");
 }
 
-inline void check_uncapped(double softcap) {
-  check(softcap == 0, "softcap is ", softcap,
-        ", accepted on CUDA: 0 (no cap); on CPU tensors also a cap");
-}
-
 // The arguments as the kernels need them.
 inline Attention for_kernel(const FwdArguments& given) {
   Attention a(given);
   check_kernel_dtype(a.q);
   check_pairs(a.q, "on CUDA");
-  check_uncapped(a.softcap);
   if (values_are_wanted()) check_values(a);
   if (a.packed) {  // max_seqlen may be too large, and the grid follows it
     a.shape.seqlen_q = std::min(a.shape.seqlen_q, a.total_q());

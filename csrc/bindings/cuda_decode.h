@@ -20,7 +20,6 @@ inline KvCache for_kernel(const DecodeArguments& given) {
   };
   check_kernel_dtype(given.q);
   KvCache c(given, kPageSizes);
-  check_uncapped(c.softcap);
   check_pairs(c.q, "on CUDA");
   if (values_are_wanted()) CacheValues checked(c);
   check_aligned("k_cache", c.k_cache);

@@ -56,6 +56,11 @@ class Draw:
         return x.masked_fill(x.abs() < 2.0**-14, 0.0)
 
 
+def _cap(d: int) -> dict[str, Any]:
+    """One width of each kernel has its scores capped."""
+    return {"softcap": 2.0} if d // 8 % 4 == 2 else {}
+
+
 @lru_cache(maxsize=16)
 def dense(d: int, dv: int, packed: bool, signals: int = 1) -> Problem:
     """A training step: V1 (dv = 2d) has a norm, V2 (dv = d) one K for both components."""
@@ -68,7 +73,7 @@ def dense(d: int, dv: int, packed: bool, signals: int = 1) -> Problem:
         "v": draw(*keys, NHEADS_K, dv),
         "lam": draw(*rows, NHEADS * signals),
     }
-    options: dict[str, Any] = dict(MASKS[d // 8 % len(MASKS)])
+    options: dict[str, Any] = MASKS[d // 8 % len(MASKS)] | _cap(d)
     if wide:
         tensors["norm_weight"] = draw(dv)
         options |= {"norm_eps": 1e-5, "out_scale": 0.25}
@@ -109,7 +114,7 @@ def cached(d: int, dv: int, paged: bool, signals: int = 1) -> Problem:
         "v": draw(batch, new, NHEADS_K, dv),
     }
     layout: dict[str, Any] = {"cache_seqlens": torch.tensor(CACHED, dtype=torch.int32)}
-    options: dict[str, Any] = dict(STREAMING if d // 8 % 2 else MASKS[0])
+    options: dict[str, Any] = (STREAMING if d // 8 % 2 else MASKS[0]) | _cap(d)
     if paged:
         order = torch.randperm(blocks, generator=torch.Generator().manual_seed(d))
         layout["block_table"] = order.reshape(batch, -1).to(torch.int32)

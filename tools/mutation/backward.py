@@ -21,7 +21,7 @@ from test_huge_scores import test_gradients_are_finite
 from test_sim_backward import ORDERS, test_dq_is_summed_in_one_order
 
 from .forward import in_wide_rows
-from .target import MakeTarget, Target, identifier
+from .target import MakeTarget, Target, identifier, kernel
 
 BF16 = torch.bfloat16
 
@@ -87,7 +87,9 @@ def _of_traits(name: str, *others: str) -> MakeTarget:
 
 TARGETS: dict[str, MakeTarget] = {
     "bwd prepare": _of_traits("prepare_kernel"),
-    "bwd main": _of_traits("bwd_kernel"),
+    "bwd main": lambda shape: Target(
+        (kernel("bwd_kernel", "BwdTraits"), "bfloat16Li64ELi128E"), check_everything
+    ),
     "bwd round": _of_traits("round_dq_kernel", "ELb0E"),
     "bwd sums of dq": lambda shape: Target(
         (identifier("round_dq_kernel"), "bfloat16Li64ELi128E", "ELb1E"), check_parts

@@ -23,7 +23,7 @@ from test_kvcache import check_step
 from test_page_sizes import test_a_step
 from torch import Tensor
 
-from .target import MakeTarget, Target, identifier, spread
+from .target import MakeTarget, Target, identifier, kernel, spread
 
 BF16 = torch.bfloat16
 
@@ -153,12 +153,13 @@ def check_everything(impl: Impl, group: int) -> None:
 
 def _target(name: str, part: str, group: int) -> MakeTarget:
     """Checked with so many query heads per KV head."""
-    parts = identifier(name), f"bfloat16{part}"
+    parts = name, f"bfloat16{part}"
     return lambda shape: Target(parts, lambda impl: check_everything(impl, group))
 
 
+DECODE = kernel("decode_kernel", "DecodeTraits")
 TARGETS: dict[str, MakeTarget] = {
-    "decode few": _target("decode_kernel", "Li64ELi128ELi4ELi1ELb0E", 2),
-    "decode many": _target("decode_kernel", "Li64ELi128ELi2ELi4ELb0E", 5),
-    "combine": _target("combine_kernel", "", 2),
+    "decode few": _target(DECODE, "Li64ELi128ELi4ELi1ELb0E", 2),
+    "decode many": _target(DECODE, "Li64ELi128ELi2ELi4ELb0E", 5),
+    "combine": _target(identifier("combine_kernel"), "", 2),
 }

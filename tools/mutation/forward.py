@@ -18,7 +18,7 @@ from test_huge_scores import (
     test_scores_that_come_and_go,
 )
 
-from .target import MakeTarget, Target, identifier, spread
+from .target import MakeTarget, Target, identifier, kernel, spread
 
 
 def cases(d: int, dv: int) -> list[Case]:
@@ -106,8 +106,21 @@ def check_huge(impl: Impl) -> None:
 
 def _target(shape: tuple[int, int]) -> Target:
     d, dv = shape
-    parts = identifier("fwd_kernel"), f"bfloat16Li{d}ELi{dv}ELb0E"
+    parts = kernel("fwd_kernel", "FwdTraits"), f"bfloat16Li{d}ELi{dv}ELb0E"
     return Target(parts, lambda impl: check_everything(impl, d, dv))
+
+
+def check_capped(impl: Impl, d: int, dv: int) -> None:
+    """Caps below the scores and far above them."""
+    for case in cases(d, dv):
+        check_forward(impl, make_problem(case.but(softcap=2.0)))
+    check_forward(impl, make_problem(cases(d, dv)[0].but(regime="init", softcap=1e6)))
+
+
+def _capped(shape: tuple[int, int]) -> Target:
+    d, dv = shape
+    parts = kernel("fwd_kernel", "FwdTraits", capped=True), f"bfloat16Li{d}ELi{dv}ELb0E"
+    return Target(parts, lambda impl: check_capped(impl, d, dv))
 
 
 def check_hopper(impl: Impl, d: int, dv: int) -> None:
@@ -122,4 +135,8 @@ def _hopper(shape: tuple[int, int]) -> Target:
     return Target(parts, lambda impl: check_hopper(impl, d, dv), architecture=90)
 
 
-TARGETS: dict[str, MakeTarget] = {"fwd": _target, "fwd sm90": _hopper}
+TARGETS: dict[str, MakeTarget] = {
+    "fwd": _target,
+    "fwd capped": _capped,
+    "fwd sm90": _hopper,
+}

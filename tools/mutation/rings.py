@@ -84,12 +84,12 @@ def check_streaming(impl: Impl, group: int) -> None:
 
 
 def _target(name: str, part: str, group: int) -> MakeTarget:
-    parts = identifier(name), f"bfloat16{part}"
+    parts = name, f"bfloat16{part}"
     return lambda shape: Target(parts, lambda impl: check_streaming(impl, group))
 
 
 TARGETS: dict[str, MakeTarget] = {
-    "decode sinks few": _target("decode_kernel", "Li64ELi128ELi4ELi1ELb1E", 2),
-    "decode sinks many": _target("decode_kernel", "Li64ELi128ELi2ELi4ELb1E", 5),
-    "append": _target("append_kernel", "", 2),
+    "decode sinks few": _target(decode.DECODE, "Li64ELi128ELi4ELi1ELb1E", 2),
+    "decode sinks many": _target(decode.DECODE, "Li64ELi128ELi2ELi4ELb1E", 5),
+    "append": _target(identifier("append_kernel"), "", 2),
 }

@@ -25,6 +25,12 @@ def identifier(name: str) -> str:
     return f"{len(name)}{name}"
 
 
+def kernel(name: str, traits: str, capped: bool = False) -> str:
+    """How a kernel's mangled name goes on; with a soft cap it has traits of its own."""
+    own = f"INS1_{identifier(traits)}"
+    return identifier(name) + (f"INS0_{identifier('Capped')}{own}" if capped else own)
+
+
 def spread(x: Tensor) -> Tensor:
     """The same numbers in rows with NaN between them."""
     return pad(x, (0, 128), value=float("nan"))[..., : x.shape[-1]]

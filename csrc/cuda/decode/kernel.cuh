@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 
   const bool only_copies = !T::kOneBlock && rows.begin + role.first_row() >= rows.end;
   const int lane_k = lane_of_keys<T>(shape, role.lane), lane_v = lane_of_values<T>(role.lane);
-  Softmax<1> softmax(params.softmax_scale);
+  Softmax<1> softmax(T::kCapped ? params.softcap : params.softmax_scale);
   RegisterOrigins origins;
   typename T::O o = {};
   int block = blocks.begin + role.group;
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       typename T::P p;
       if (!only_copies) {
         typename T::Logits s;
-        multiply_qk<T>(s, q, k + lane_k, shape.k_components == 1);
+        multiply_scores<T>(s, q, k + lane_k, params);
         const int key = now.blocks.key_of(block);
         const bool found = stream.found(block);
         if (!lane_mask.all_seen(key) || !found) lane_mask.hide(s, key, found);
@@ -95,12 +95,14 @@ void launch_decode_kernel(const DecodeParams& params, const DecodePlan& plan, cu
 template <class Element, int kHeadDim, int kHeadDimV, int kRows>
 void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
   constexpr int kRowWarps = kRows / 8, kGroups = kRows == kFewRows ? 4 : 2;
-  if (params.mask.sink > 0 || params.cache.ring.slots)
-    launch_decode_kernel<DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, true>>(
-        params, plan, stream);
+  using WithSinks = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, true>;
+  using Plain = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, false>;
+  if (params.softcap > 0)  // whatever the mask: one kernel more to compile, not two
+    launch_decode_kernel<Capped<WithSinks>>(params, plan, stream);
+  else if (params.mask.sink > 0 || params.cache.ring.slots)
+    launch_decode_kernel<WithSinks>(params, plan, stream);
   else
-    launch_decode_kernel<DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, false>>(
-        params, plan, stream);
+    launch_decode_kernel<Plain>(params, plan, stream);
 }
 
 }  // namespace diffattn::cuda::decoding

@@ -1,6 +1,7 @@
 // Q·Kᵀ and P·V of a block of keys, and how Q reaches the registers.
 #pragma once
 #include "../common/mma.cuh"
+#include "../common/softcap.cuh"
 #include "append.cuh"
 #include "place.cuh"
 #include "splits.cuh"
@@ -83,6 +84,14 @@ __device__ void multiply_qk(typename T::Logits& s, const typename T::Queries& q,
   for (int n = 0; n < 2; ++n)
 #pragma unroll
     for (int i = 2; i < 4; ++i) s[0][n][i] = s2[0][n][i];
+}
+
+// The same, capped if T says so. Q has the sign of the scale.
+template <class T>
+__device__ void multiply_scores(typename T::Logits& s, const typename T::Queries& q, const char* k,
+                                const DecodeParams& p) {
+  multiply_qk<T>(s, q, k, p.shape.k_components == 1);
+  if (T::kCapped) cap_scores(s, fabsf(cap_factor(p.softmax_scale, p.softcap)));
 }
 
 // O += P·V, both components.

@@ -13,6 +13,7 @@ struct DecodeTraits {
   // Whether keys may be hidden between those that a row sees, or lie in a ring. Kernels of their own, because telling
   // costs others up to a quarter of their instructions.
   static constexpr bool kSinks = kSinks_;
+  static constexpr bool kCapped = false;  // see Capped
   static constexpr int kGroupThreads = 32 * kRowWarps, kThreads = kGroups * kGroupThreads;
   static constexpr int kRows = 8 * kRowWarps;        // packed
   static constexpr bool kOneBlock = kRowWarps == 1;  // few rows are one block of them

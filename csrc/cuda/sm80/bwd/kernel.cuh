@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   load_keys<T>(v, params, place, smem);
   const ScoreShare<T> scores(smem, place);
   const MapWriter<T> maps(smem + T::kMaps, scores.first_row_tile * 16, scores.first_key, place.lane,
-                          float(params.softmax_scale) * float(M_LOG2E));
+                          params);
   const GradShare<T> grads(place);
   GradFragment<T> grad = {};
   const DqShare<T> dq(place);
@@ -86,7 +86,7 @@ void launch_bwd(const BwdParams& params, const BwdWorkspace& work, cudaStream_t 
   check_size("backward: blocks of keys x heads x batch", key_ctas, kMaxCtas);
   if (row_ctas) prepare_kernel<T><<<unsigned(row_ctas), kPrepareThreads, 0, stream>>>(params, work);
   check(cudaGetLastError(), "backward: launch of the preparation");
-  const auto kernel = bwd_kernel<T>;
+  const auto kernel = params.softcap > 0 ? bwd_kernel<Capped<T>> : bwd_kernel<T>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSmemBytes),
         "backward: shared memory");
   if (key_ctas) kernel<<<unsigned(key_ctas), T::kThreads, T::kSmemBytes, stream>>>(params, work);

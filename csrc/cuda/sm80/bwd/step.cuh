@@ -4,6 +4,7 @@
 
 #include "../../common/lanes.cuh"
 #include "../../common/problem.cuh"
+#include "../../common/softcap.cuh"
 #include "traits.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -134,13 +135,14 @@ class MapWriter {
   using MapTile = typename T::MapTile;
 
  public:
-  __device__ MapWriter(char* maps, int first_row, int first_key, int lane, float log2_scale)
+  __device__ MapWriter(char* maps, int first_row, int first_key, int lane, const BwdParams& params)
       : maps_(maps + keep_uniform(MapTile::blocks(first_row / 16, first_key / 16))),
         first_row_(first_row),
         first_key_(first_key),
         lane_(lane),
         target_(keep(MapTile::offset(lane / 4, lane % 4 * 2))),
-        log2_scale_(log2_scale) {}
+        factor_(T::kCapped ? cap_factor(params.softmax_scale, params.softcap) : 1.f),
+        log2_scale_(float(T::kCapped ? params.softcap : params.softmax_scale) * float(M_LOG2E)) {}
 
   // dp is less D1. All of the warp's rows see all of its keys if the step is full.
   __device__ void run(const ScoreFragment<T> (&s)[2], const ScoreFragment<T>& dp,
@@ -172,18 +174,28 @@ class MapWriter {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int key = n * 8 + lane_ % 4 * 2 + i, at = half * 2 + i;
-            float p1 = exp2f(fmaf(s[0][m][n][at], log2_scale_, c.l1));
-            float p2 = exp2f(fmaf(s[1][m][n][at], log2_scale_, c.l2));
+            const Tanh s1 = score(s[0][m][n][at]), s2 = score(s[1][m][n][at]);
+            float p1 = exp2f(fmaf(s1.value, log2_scale_, c.l1));
+            float p2 = exp2f(fmaf(s2.value, log2_scale_, c.l2));
             if (kMasked && (key < begin || key >= end)) p1 = p2 = 0;
             a[i] = fmaf(c.minus_lambda, p2, p1);
             ds1[i] = p1 * dp[m][n][at];
             ds2[i] = p2 * fmaf(c.minus_lambda, dp[m][n][at], c.e2);
+            if (T::kCapped) {
+              ds1[i] *= s1.slope;
+              ds2[i] *= s2.slope;
+            }
           }
           store(0, r, n, a);
           store(1, r, n, ds1);
           store(2, r, n, ds2);
         }
       }
+  }
+
+  // What log2_scale_ makes a logit of.
+  __device__ Tanh score(float product) const {
+    return T::kCapped ? tanh_of(product * factor_) : Tanh{product, 1.f};
   }
 
   __device__ void store(int map, int r, int n, const float (&x)[2]) const {
@@ -194,6 +206,7 @@ class MapWriter {
   char* maps_;
   int first_row_, first_key_, lane_;
   int target_;  // this lane's word of the first row; in the other key tile, it is in the other chunk
+  float factor_;  // of a product, before a cap
   float log2_scale_;
 };
 

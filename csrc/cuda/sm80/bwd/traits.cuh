@@ -10,6 +10,7 @@ template <class Element_, int kHeadDim_, int kHeadDimV_>
 struct BwdTraits {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
+  static constexpr bool kCapped = false;  // see Capped
   static constexpr int kWarps = 8, kThreads = 32 * kWarps;
   static constexpr int kRows = kRowBlock;  // per step
   // Both components share K, so dK is one sum (DIFF V2).

@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Place<T> place(params);
   if (!place.has_rows()) return;
   const HeadMask head_mask(params.mask, place.head_k, place.sequence);
-  const float sign = params.softmax_scale < 0 ? -1.f : 1.f;
+  const float sign = !T::kCapped && params.softmax_scale < 0 ? -1.f : 1.f;  // tanh has it
   IntervalKeys<T> keys(head_mask.first(place.cta_end_row() - 1), place, sign);
 
   int step_key = keys.begin;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   load_queries<T>(q, smem + T::kStageBytes, place);
   OFragment<T> o_own = {};    // P·V of this warp's map, half of V's columns
   OFragment<T> o_other = {};  // P·V of its partner's, the same columns
-  Softmax<T::kRowTiles> softmax(params.softmax_scale);
+  Softmax<T::kRowTiles> softmax(T::kCapped ? params.softcap : params.softmax_scale);
   const Handover<T> handover(smem, place.warp, place.lane);
   StepTiles<T> tiles(smem, params, place);
 
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
         const bool full = keys.seen.are_full(first_key);
         if (T::kSkips && !full && !keys.seen.meets(first_key)) continue;
         SFragment<T> s;
-        multiply_qk<T>(s, q, tiles.keys(part));
+        multiply_scores<T>(s, q, tiles.keys(part), params);
         if (!full) hide(s, keys.mask, place.first_row, first_key, sign, place.lane);
         PFragment<T> p_own, p_other;
         if (part > 0) handover.wait();  // both have read what the part before handed over
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(T::kThreads, 1)
       tiles.advance();
     }
     if (keys.mask.end_key() == place.sequence.seqlen_k) break;
-    keys = {head_mask.window(), place, sign};
+    keys = {window_of(head_mask, params, place), place, sign};
     fill.skip(keys.begin - step_key);
     step_key = keys.begin;
     fill.start(tiles.stage(), step_key);  // all have read what lay there before the last step
@@ -91,10 +91,14 @@ void launch_fwd_kernel(const FwdParams& params, cudaStream_t stream) {
 
 template <class Element, int kHeadDim, int kHeadDimV>
 void launch_fwd(const FwdParams& params, cudaStream_t stream) {
+  const bool capped = params.softcap > 0;
+  using Whole = FwdTraits<Element, kHeadDim, kHeadDimV, false>;
+  using Separate = FwdTraits<Element, kHeadDim, kHeadDimV, true>;
   if (params.maps[kSignal].o.data)
-    launch_fwd_kernel<FwdTraits<Element, kHeadDim, kHeadDimV, true>>(params, stream);
+    (capped ? launch_fwd_kernel<CappedSeparate<Separate>> : launch_fwd_kernel<Separate>)(params,
+                                                                                         stream);
   else
-    launch_fwd_kernel<FwdTraits<Element, kHeadDim, kHeadDimV, false>>(params, stream);
+    (capped ? launch_fwd_kernel<Capped<Whole>> : launch_fwd_kernel<Whole>)(params, stream);
 }
 
 }  // namespace diffattn::cuda::sm80

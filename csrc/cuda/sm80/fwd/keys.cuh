@@ -26,6 +26,17 @@ class SeenParts {
   unsigned some_count_, all_count_;
 };
 
+// The keys of the window of a CTA's rows. With a cap they are found anew, because kept from before the steps they would
+// spill at 128.
+template <class T>
+__device__ KeyInterval window_of(const HeadMask& head_mask, const FwdParams& params,
+                                 const Place<T>& place) {
+  if constexpr (T::kCapped)
+    return HeadMask(params.mask, keep_uniform(place.head_k), place.sequence).window();
+  else
+    return head_mask.window();
+}
+
 // Those of one interval.
 template <class T>
 struct IntervalKeys {

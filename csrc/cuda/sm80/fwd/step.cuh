@@ -1,8 +1,10 @@
 // What a pair of warps does with the keys of a step: where it reads them, its softmax, its exchange of P.
 #pragma once
 #include "../../common/accumulators.cuh"
+#include "../../common/softcap.cuh"
 #include "../../common/softmax.cuh"
 #include "handover.cuh"
+#include "products.cuh"
 #include "tiles.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -52,6 +54,14 @@ class StepTiles {
   char* next_stage_;
   int flip_;
 };
+
+// S of this warp's map, the keys of a part; capped if T says so.
+template <class T>
+__device__ void multiply_scores(SFragment<T>& s, const QFragment<T>& q, const char* k,
+                                const FwdParams& params) {
+  multiply_qk<T>(s, q, k);
+  if (T::kCapped) cap_scores(s, cap_factor(params.softmax_scale, params.softcap));
+}
 
 // P of this warp's map, handed to its partner and added up. Returns whether references were raised, and O
 // scaled to them; then the partner scales too.

@@ -1,6 +1,7 @@
 // The forward kernel's tiles: how large they are, where they lie, how they are filled.
 #pragma once
 #include "../../common/mma.cuh"
+#include "../../common/softcap.cuh"
 #include "place.cuh"
 
 namespace diffattn::cuda::sm80 {
@@ -10,6 +11,7 @@ template <class Element_, int kHeadDim_, int kHeadDimV_, bool kSeparate_>
 struct FwdTraits {
   using Element = Element_;
   static constexpr bool kSeparate = kSeparate_;
+  static constexpr bool kCapped = false;  // see Capped
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
   static constexpr int kPairs = 4, kThreads = 64 * kPairs;
   static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;  // of 16 rows, per pair
@@ -52,6 +54,13 @@ struct FwdTraits {
   __device__ static bool shares_k(int64_t noise_bytes) {
     return kHeadDimV == kHeadDim && noise_bytes == 0;
   }
+};
+
+// Where each map's own result is stored of capped scores, no register is left for tanh at (64, 128) unless parts are
+// halved.
+template <class Separate>
+struct CappedSeparate : Capped<Separate> {
+  static constexpr int kPartKeys = Separate::kHeadDim == 64 ? 16 : Separate::kPartKeys;
 };
 
 template <class T>

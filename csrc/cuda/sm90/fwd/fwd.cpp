@@ -32,7 +32,9 @@ const Variant* find_variant(const Shape& shape) {
 
 }  // namespace
 
-bool takes_fwd(const FwdParams& p) { return find_variant(p.shape) && has_tensor_maps(p); }
+bool takes_fwd(const FwdParams& p) {
+  return p.softcap == 0 && find_variant(p.shape) && has_tensor_maps(p);
+}
 
 void fwd(const FwdParams& params, void* workspace, cudaStream_t stream) {
   const Variant& variant = *find_variant(params.shape);
