@@ -23,6 +23,7 @@ enum class DType { f16, bf16, f32, f64 };
 struct View {
   void* data = nullptr;
   int64_t batch = 0, row = 0, head = 0;
+  int64_t half = 0;  // of V: from the first half of a row to the second, which may lie apart
 };
 
 // A head has two softmax maps, the signal's and the noise's, which is subtracted. What each map has of its

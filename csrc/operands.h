@@ -27,6 +27,8 @@ enum class Dim {
   k_maps,  // the signal's and the noise's
   headdim,
   headdim_v,
+  halves,  // of V: 2, or 1 where V is as wide as Q
+  half_headdim_v,
   offsets,
   max_blocks,
   positions,
@@ -69,6 +71,10 @@ constexpr const char* name_of(Dim dim, bool packed = false) {
       return "headdim";
     case Dim::headdim_v:
       return "headdim_v";
+    case Dim::halves:
+      return "2";
+    case Dim::half_headdim_v:
+      return "headdim";
     case Dim::offsets:
       return "batch + 1";
     case Dim::max_blocks:
@@ -101,6 +107,8 @@ constexpr int64_t View::* stride_along(Dim dim) {
     case Dim::cached_heads:
     case Dim::streaming_heads:
       return &View::head;
+    case Dim::halves:
+      return &View::half;
     default:
       return nullptr;
   }
@@ -133,8 +141,8 @@ inline constexpr Operand kQ{"q",
     kV{"v",
        Holds::elements,
        Role::read,
-       4,
-       {Dim::batch, Dim::seqlen_k, Dim::nheads_k, Dim::headdim_v}},
+       5,
+       {Dim::batch, Dim::seqlen_k, Dim::nheads_k, Dim::halves, Dim::half_headdim_v}},
     kLam{"lam", Holds::sums, Role::read, 3, {Dim::batch, Dim::seqlen_q, Dim::nheads}},
     kNormWeight{"norm_weight", Holds::sums, Role::read, 1, {Dim::headdim_v}},
     kCuSeqlensQ{"cu_seqlens_q", Holds::indices, Role::read, 1, {Dim::offsets}},
@@ -193,18 +201,19 @@ inline constexpr Operand kKCache{
     kVCache{"v_cache",
             Holds::elements,
             Role::updated,
-            4,
-            {Dim::blocks, Dim::slots, Dim::cached_heads, Dim::headdim_v}},
+            5,
+            {Dim::blocks, Dim::slots, Dim::cached_heads, Dim::halves, Dim::half_headdim_v}},
     kKStream{"k_stream",
              Holds::elements,
              Role::updated,
              5,
              {Dim::sequences, Dim::ring_slots, Dim::streaming_heads, Dim::k_maps, Dim::headdim}},
-    kVStream{"v_stream",
-             Holds::elements,
-             Role::updated,
-             4,
-             {Dim::sequences, Dim::ring_slots, Dim::streaming_heads, Dim::headdim_v}},
+    kVStream{
+        "v_stream",
+        Holds::elements,
+        Role::updated,
+        5,
+        {Dim::sequences, Dim::ring_slots, Dim::streaming_heads, Dim::halves, Dim::half_headdim_v}},
     kKNew{"k",
           Holds::elements,
           Role::read,
@@ -213,14 +222,22 @@ inline constexpr Operand kKCache{
     kVNew{"v",
           Holds::elements,
           Role::read,
-          4,
-          {Dim::batch, Dim::seqlen_new, Dim::nheads_k, Dim::headdim_v}},
+          5,
+          {Dim::batch, Dim::seqlen_new, Dim::nheads_k, Dim::halves, Dim::half_headdim_v}},
     kCacheSeqlens{"cache_seqlens", Holds::indices, Role::read, 1, {Dim::batch}},
     kCacheBatchIdx{"cache_batch_idx", Holds::indices, Role::read, 1, {Dim::batch}},
     kCacheLeftpad{"cache_leftpad", Holds::indices, Role::read, 1, {Dim::batch}},
     kBlockTable{"block_table", Holds::indices, Role::read, 2, {Dim::batch, Dim::max_blocks}},
     kRotaryCos{"rotary_cos", Holds::elements, Role::read, 2, {Dim::positions, Dim::half_rotary}},
     kRotarySin{"rotary_sin", Holds::elements, Role::read, 2, {Dim::positions, Dim::half_rotary}};
+
+// V, its gradient and its caches are listed in halves. A tensor may also have whole rows.
+constexpr bool is_in_halves(const Operand& o) { return o.rank == 5 && o.dims[3] == Dim::halves; }
+constexpr Operand with_whole_rows(Operand o) {
+  o.rank = 4;
+  o.dims[3] = Dim::headdim_v;
+  return o;
+}
 
 // Calls f(operand, view) for each operand of params that is a view, and f(operand, signal, noise) for one with
 // a dimension of maps. Params: FwdParams, BwdParams or DecodeParams, const or not.
@@ -307,6 +324,8 @@ inline Extents extents_of(const Shape& s, const Groups& groups = {}) {
   e[Dim::k_maps] = s.k_components;
   e[Dim::headdim] = s.headdim;
   e[Dim::headdim_v] = s.headdim_v;
+  e[Dim::halves] = s.headdim_v == s.headdim ? 1 : 2;
+  e[Dim::half_headdim_v] = s.headdim_v / e[Dim::halves];
   return e;
 }
 

@@ -1,6 +1,7 @@
 """The forward of transformers' DiffLlamaAttention with one fused call; `hf.register` puts it there.
 
-Heads are pairs here: q (b, seqlen, H, 2, d), k (b, seqlen, Hk, 2, d), v (b, seqlen, Hk, 2d).
+Heads are pairs here: q (b, seqlen, H, 2, d), k (b, seqlen, Hk, 2, d), and v in halves, (b, seqlen,
+Hk, 2, d), all of them views; from a cache v is (b, seqlen, Hk, 2d).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def fused_forward(
     q, k, v = (project(hidden_states).view(heads).transpose(1, 2) for project in projections)
     q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
     q, k, v = (pairs(x.transpose(1, 2)) for x in (q, k, v))
-    q, k, v = q.to(v.dtype), k.to(v.dtype), v.flatten(3)  # under autocast rotary tables are fp32
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast rotary tables are fp32
     packed = packing(module, attention_mask, cache, q.shape[1], **kwargs)
     room = None  # how many keys a static cache holds
     if cache is not None:
@@ -162,7 +163,8 @@ def append(module: Any, k: Tensor, v: Tensor, cache: Any) -> tuple[Tensor, Tenso
         require(empty, 'the cache was filled by another attn_implementation than "diffattn"')
         shape = (k.shape[0], k.shape[2], -1, width)
         layer.keys, layer.values = layer.keys.view(shape), layer.values.view(shape)
-    k, v = cache.update(k.flatten(3).transpose(1, 2), v.transpose(1, 2), index)
+    k, v = (x.flatten(3).transpose(1, 2) for x in (k, v))
+    k, v = cache.update(k, v, index)
     k, v = k.transpose(1, 2).unflatten(3, (2, -1)), v.transpose(1, 2)
     static = type(cache.layers[index]) is StaticLayer
     return k, v, cache.get_seq_length(index) if static else None
@@ -255,7 +257,7 @@ def attend_blindly(
 ) -> Tensor:
     """Rows that see no key, (b, 1, H, 2d): eager attention gives all keys the same weight there."""
     dtype = torch.promote_types(v.dtype, torch.float32)
-    o = (1 - lam) * v.mean(1, keepdim=True, dtype=dtype)  # (b, 1, Hk, 2d)
+    o = (1 - lam) * v.mean(1, keepdim=True, dtype=dtype).flatten(3)  # (b, 1, Hk, 2d)
     o = o * torch.rsqrt(o.square().mean(-1, keepdim=True) + norm_eps) * out_scale
     return o.to(q.dtype).repeat_interleave(q.shape[2] // v.shape[2], 2)
 

@@ -111,14 +111,14 @@ def key_heads(k: Tensor, v: Tensor, k_name: str, v_name: str, dims: int) -> Tens
     """k with a component dimension: 2, or 1 where k has as many heads as v (DIFF V2)."""
     require_tensor(k_name, k)
     require_tensor(v_name, v)
-    if v.dim() != dims:
+    if v.dim() != dims and (v.dim() != dims + 1 or v.shape[-2] != 2):
         raise ValueError(
             f"{v_name} has shape {tuple(v.shape)}, expected {dims} dimensions (.., nheads_k, "
-            "headdim_v)"
+            f"headdim_v), or its halves, {dims + 1} dimensions (.., nheads_k, 2, headdim)"
         )
     if k.dim() == dims + 1:
         return k
-    nheads_k = v.shape[-2]
+    nheads_k = v.shape[dims - 2]
     if k.dim() == dims and k.shape[-2] == 2 * nheads_k:
         return k.unflatten(-2, (nheads_k, 2))
     if k.dim() == dims and k.shape[-2] == nheads_k:
@@ -193,7 +193,11 @@ def expand_lambda(lam: Lambda | None, q: Tensor) -> Tensor:
 
 
 def epilogue(
-    norm_weight: Tensor | None, norm_eps: float | None, out_scale: float, q: Tensor, v: Tensor
+    norm_weight: Tensor | None,
+    norm_eps: float | None,
+    out_scale: float,
+    q: Tensor,
+    headdim_v: int,
 ) -> tuple[Tensor | None, float | None, float]:
     """(norm_weight, norm_eps, out_scale) as the ops take them."""
     if norm_weight is not None:
@@ -201,7 +205,6 @@ def epilogue(
             raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
         if not norm_weight.is_floating_point():
             raise TypeError(f"norm_weight has dtype {norm_weight.dtype}, accepted: floating point")
-        headdim_v = v.shape[-1]
         if norm_weight.dim() != 1 or norm_weight.shape[0] != headdim_v:
             shape = ", ".join(map(str, norm_weight.shape))
             raise ValueError(
@@ -215,7 +218,7 @@ def epilogue(
     if torch.compiler.is_compiling() and not _is_static(scale):
         # Layers that differ in out_scale, such as 1 − λ_init, then share one compiled graph.
         if norm_weight is None:
-            norm_weight = torch.ones(v.shape[-1], dtype=ops.compute_dtype(q), device=q.device)
+            norm_weight = torch.ones(headdim_v, dtype=ops.compute_dtype(q), device=q.device)
         return norm_weight * scale, norm_eps, 1.0
     return norm_weight, norm_eps, static_number("out_scale", scale, "a number")
 
@@ -255,14 +258,12 @@ def mask_of(
     causal: bool,
     sink_size: int,
     streaming_heads: Heads,
-    v: Tensor,
-    v_stream: Tensor | None = None,
+    nheads_k: int,
 ) -> tuple[int, int, int, int]:
     """The mask as the ops take it: (left, right, sink_size, a bit for each head that streams)."""
     causal = flag("causal", causal)
     left, right = window_of(window_size)
     right = 0 if causal else right
-    nheads_k = v.shape[-2] + (0 if v_stream is None else v_stream.shape[-2])
     sink, heads = _sink_of(sink_size), _bits_of(streaming_heads, nheads_k)
     for name, value, unused in (("sink_size", sink, 0), ("streaming_heads", heads, ALL_STREAM)):
         if value != unused and not causal:

@@ -26,7 +26,9 @@ def attend(
     out_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The output and the LSEs."""
-    norm_weight, norm_eps, out_scale = arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
+    norm_weight, norm_eps, out_scale = arguments.epilogue(
+        norm_weight, norm_eps, out_scale, q, ops.width_of(v, k)
+    )
     out, lse, *_ = ops.kernels.fwd(
         groups.for_kernel(q), k, v, arguments.expand_lambda(lam, q), norm_weight, cu_seqlens_q,
         cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, *mask, norm_eps, out_scale,

@@ -59,7 +59,7 @@ class _Forward(_SingleLevelFunction):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, *_: Any) -> tuple[Any, ...]:
         q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
         if dout is None:
-            dout = q.new_zeros((*groups.heads_of(q), v.shape[-1]))
+            dout = q.new_zeros((*groups.heads_of(q), ops.width_of(v, k)))
         dq, dk, dv, dlam, weight_gradient = ops.kernels.bwd(
             dout, dlse, q, k, v, lam, norm_weight, o, o2, lse, rstd, cu_seqlens_q, cu_seqlens_k,
             *ctx.options,

@@ -98,7 +98,9 @@ def combine_components(
     arguments.check_tensors(o, lam=lam, norm_weight=norm_weight)
     if isinstance(lam, Tensor) and lam.dtype == out_dtype:
         lam = lam.to(o.dtype)
-    norm_weight, norm_eps, scale = arguments.epilogue(norm_weight, norm_eps, out_scale, o, o)
+    norm_weight, norm_eps, scale = arguments.epilogue(
+        norm_weight, norm_eps, out_scale, o, o.shape[-1]
+    )
     r = groups.signals_of(o)
     signals, noise = o.split((r, 1), -2)
     lam = arguments.expand_lambda(lam, o).unflatten(-1, (-1, r))[..., None]
@@ -189,17 +191,17 @@ def diff_flash_attn_backward(
     )  # fmt: skip
     heads = arguments.query_heads(q, "q", 4 if packed else 5)
     keys = arguments.key_heads(k, v, "k", "v", 3 if packed else 4)
-    groups.check_key_heads(heads, keys, "k", v.shape[-2])
-    r = groups.signals_of(heads)
-    _check_shape("o", o, (*heads.shape[:-1], v.shape[-1]), ops.compute_dtype(q))
+    groups.check_key_heads(heads, keys, "k", keys.shape[-3])
+    r, width = groups.signals_of(heads), ops.width_of(v, keys)
+    _check_shape("o", o, (*heads.shape[:-1], width), ops.compute_dtype(q))
     *batch, seqlen_q, ngroups, maps, _ = o.shape
     for name, t in (("lse", lse), ("dlse", dlse)):
         if t is not None:
             _check_shape(name, t, (*batch, ngroups, maps, seqlen_q), o.dtype)
-    _check_shape("dout", dout, (*batch, seqlen_q, ngroups * r, v.shape[-1]), q.dtype)
+    _check_shape("dout", dout, (*batch, seqlen_q, ngroups * r, width), q.dtype)
 
     of_rows = arguments.expand_lambda(lam, heads)
-    arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
+    arguments.epilogue(norm_weight, norm_eps, out_scale, q, width)
     do, dlam, dweight = gradients_of_combination(dout, o, lam, norm_weight, norm_eps, out_scale)
     do, lam = do.to(q.dtype), of_rows
     dlse = None if dlse is None else dlse.movedim(-2, 0)
@@ -212,7 +214,7 @@ def diff_flash_attn_backward(
         arguments.integer("max_seqlen_q", max_seqlen_q),
         arguments.integer("max_seqlen_k", max_seqlen_k),
         arguments.softmax_scale_of(softmax_scale, q),
-        *arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
+        *arguments.mask_of(window_size, causal, sink_size, streaming_heads, keys.shape[-3]),
         arguments.flag("deterministic", deterministic),
         score_caps.softcap_of(softcap),
     )  # fmt: skip

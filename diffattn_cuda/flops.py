@@ -46,7 +46,9 @@ def _formula(op: str) -> Callable[..., int]:
 
     def flops(*args: Any, **named: Any) -> int:
         given = dict(zip(names, args, strict=False)) | named
-        q, dv = given["q"], given["v_cache" if "v_cache" in names else "v"][-1]
+        q, of_cache = given["q"], "_cache" * ("k_cache" in names)
+        k, v = given["k" + of_cache], given["v" + of_cache]
+        dv = v[-1] * (2 if len(v) == len(k) else 1)  # whole rows, or halves
         maps, d = q[-2:]
         products = maps * (2 * d + 2 * dv)  # S and P·V of each map
         if op.startswith("bwd"):

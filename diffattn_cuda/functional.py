@@ -53,7 +53,8 @@ def diff_flash_attn_func(
         k: (batch, seqlen_k, 2·nheads_k, d), or 5-D, (batch, seqlen_k, nheads_k, 2, d): K of signal
             maps, K of noise maps. With nheads_k heads (5-D: one component) both share K, as in DIFF
             V2. groups is a multiple of nheads_k: group g reads KV head g // (groups // nheads_k).
-        v: (batch, seqlen_k, nheads_k, dv).
+        v: (batch, seqlen_k, nheads_k, dv), or its halves, (batch, seqlen_k, nheads_k, 2, d), with
+            any strides whose last is 1. Its gradient has the same form.
         lam: λ, any real: a number, or a tensor of shape (), (nheads,), (batch, seqlen_q, nheads) or
             (batch, seqlen_q, groups), in fp32 or q's dtype. It is computed in fp32; its gradient
             has its shape.
@@ -109,11 +110,11 @@ def diff_flash_attn_func(
     """
     arguments.check_tensors(q, k=k, v=v, lam=lam, norm_weight=norm_weight)
     q, k = arguments.query_heads(q, "q", 5), arguments.key_heads(k, v, "k", "v", 4)
-    groups.check_key_heads(q, k, "k", v.shape[-2])
+    groups.check_key_heads(q, k, "k", k.shape[-3])
     return_lse = arguments.flag("return_lse", return_lse)
     options = (
         arguments.softmax_scale_of(softmax_scale, q),
-        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
+        arguments.mask_of(window_size, causal, sink_size, streaming_heads, k.shape[-3]),
         arguments.flag("deterministic", deterministic),
         score_caps.softcap_of(softcap),
     )
@@ -155,7 +156,7 @@ def diff_flash_attn_varlen_func(
     Args:
         q: (total_q, 2·nheads, d) or (total_q, groups, r + 1, d).
         k: (total_k, 2·nheads_k, d), (total_k, nheads_k, 1 or 2, d), or V2's (total_k, nheads_k, d).
-        v: (total_k, nheads_k, dv).
+        v: (total_k, nheads_k, dv), or its halves, (total_k, nheads_k, 2, d).
         lam: per token it is (total_q, nheads) or (total_q, groups).
         cu_seqlens_q: (batch + 1,) int32 on q's device, non-decreasing from 0 to total_q: where
             each sequence starts. A length may be 0.
@@ -188,14 +189,14 @@ def diff_flash_attn_varlen_func(
         cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
     q, k = arguments.query_heads(q, "q", 4), arguments.key_heads(k, v, "k", "v", 3)
-    groups.check_key_heads(q, k, "k", v.shape[-2])
+    groups.check_key_heads(q, k, "k", k.shape[-3])
     max_seqlen_q = arguments.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = arguments.integer("max_seqlen_k", max_seqlen_k)
     return_lse = arguments.flag("return_lse", return_lse)
     packing = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
     options = (
         arguments.softmax_scale_of(softmax_scale, q),
-        arguments.mask_of(window_size, causal, sink_size, streaming_heads, v),
+        arguments.mask_of(window_size, causal, sink_size, streaming_heads, k.shape[-3]),
         arguments.flag("deterministic", deterministic),
         score_caps.softcap_of(softcap),
     )
@@ -244,7 +245,8 @@ def diff_flash_attn_with_kvcache(
             (num_blocks, page_size, 2·nheads_k, d), page_size a multiple of 16 (on the
             CPU any size); 5-D and V2's nheads_k heads as in k. Its last stride is 1. Slots that
             hold no key are never read.
-        v_cache: like k_cache, (.., .., nheads_k, dv).
+        v_cache: like k_cache, (.., .., nheads_k, dv), or its halves, (.., .., nheads_k, 2, d); on
+            CUDA one half behind the other. v may have either form.
         k: (batch, seqlen_new, ..): appended to the cache at cache_seqlens, before attending. A
             slot that is appended to belongs to one sequence: pages may be shared for reading,
             but two sequences cannot append to one page or row of the cache.
@@ -325,7 +327,7 @@ def diff_flash_attn_with_kvcache(
     groups.check_key_heads(q, k_cache, "k_cache", nheads_k)
     if k is not None and v is not None:
         k = arguments.key_heads(k, v, "k", "v", 4)
-    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v_cache, v_stream)
+    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, nheads_k)
     if k_stream is not None:
         ring_arguments.check_mask(mask, causal)
     return_lse = arguments.flag("return_lse", return_lse)  # before the caches are written
@@ -333,7 +335,7 @@ def diff_flash_attn_with_kvcache(
         return_components, return_lse, norm_weight, norm_eps, out_scale
     )
     norm_weight, norm_eps, out_scale = arguments.epilogue(
-        norm_weight, norm_eps, out_scale, q, v_cache
+        norm_weight, norm_eps, out_scale, q, ops.width_of(v_cache, k_cache)
     )
     per_sequence = (block_table, cache_batch_idx, v_cache)
     of_caches = next(t for t in per_sequence if t is not None and t.dim())

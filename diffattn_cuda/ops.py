@@ -1,9 +1,10 @@
 """The ops of this build (torch.ops.diffattn): fake kernels, vmap and autocast over the C++ schemas.
 
 The schemas are in csrc/bindings/schemas.cpp. q is (batch, seqlen_q, nheads, 2, d) here, k has 1 or
-2 components, and λ is expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments
-into this form. With cu_seqlens the first two dimensions are one. On the CPU the ops take groups of
-maps too, q (batch, seqlen_q, groups, r + 1, d).
+2 components, v is (batch, seqlen_k, nheads_k, dv) or in halves (.., nheads_k, 2, d), and λ is
+expanded to (batch, seqlen_q, nheads); `functional` brings users' arguments into this form. With
+cu_seqlens the first two dimensions are one. On the CPU the ops take groups of maps too, q (batch,
+seqlen_q, groups, r + 1, d).
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def compute_dtype(q: Tensor) -> torch.dtype:
     """What is summed in, and the dtype of λ, the LSE and the norm weight: fp32, or q's fp64."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def width_of(v: Tensor, k: Tensor) -> int:
+    """dv. V in halves, (.., nheads_k, 2, d), has as many dimensions as the ops' K."""
+    return v.shape[-1] * (2 if v.dim() == k.dim() else 1)
 
 
 def _statistics_shape(q: Tensor, packed: bool) -> tuple[int, ...]:
@@ -95,7 +101,7 @@ def _fwd_fake(
 ) -> Outputs:
     _on_one_device(q, k, v, lam, norm_weight, cu_seqlens_q, cu_seqlens_k)
     packed = cu_seqlens_q is not None
-    out = q.new_empty((*groups.heads_of(q), v.shape[-1]))
+    out = q.new_empty((*groups.heads_of(q), width_of(v, k)))
     lse = q.new_empty((q.shape[-2], *_statistics_shape(q, packed)), dtype=compute_dtype(q))
     # What else backward needs, by device: see csrc/diffattn.h and docs/cpu.md.
     norm, cuda = training and norm_eps is not None, training and q.device.type == "cuda"
@@ -133,7 +139,7 @@ def _components_fake(
     *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     _on_one_device(q, k, v, cu_seqlens_q, cu_seqlens_k)
-    o = q.new_empty((*q.shape[:-1], v.shape[-1]), dtype=compute_dtype(q))
+    o = q.new_empty((*q.shape[:-1], width_of(v, k)), dtype=compute_dtype(q))
     return o, o.new_empty((q.shape[-2], *_statistics_shape(q, cu_seqlens_q is not None)))
 
 
@@ -151,7 +157,7 @@ def _decode_components_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     _on_one_device(q, k_cache, v_cache, *rest)
-    o = q.new_empty((*q.shape[:-1], v_cache.shape[-1]), dtype=compute_dtype(q))
+    o = q.new_empty((*q.shape[:-1], width_of(v_cache, k_cache)), dtype=compute_dtype(q))
     return o, o.new_empty((q.shape[-2], *_statistics_shape(q, False)))
 
 
@@ -160,7 +166,7 @@ def _decode_fake(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lam: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     _on_one_device(q, k_cache, v_cache, lam, *rest)
-    out = q.new_empty((*groups.heads_of(q), v_cache.shape[-1]))
+    out = q.new_empty((*groups.heads_of(q), width_of(v_cache, k_cache)))
     lse_shape = q.shape[-2], *_statistics_shape(q, False)
     return out, q.new_empty(lse_shape, dtype=compute_dtype(q))
 

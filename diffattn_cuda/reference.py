@@ -54,7 +54,7 @@ def diff_flash_attn_func(
     if norm_weight is not None and norm_eps is None:
         raise ValueError("norm_weight was given without norm_eps, which switches the norm on")
     q = split_components(q, q.shape[2] // 2 if q.dim() == 4 else q.shape[2])
-    k = split_components(k, v.shape[2])
+    k, v = split_components(k, v.shape[2]), v.flatten(3)
     group, r = q.shape[2] // k.shape[2], groups.signals_of(q)  # head h reads KV head h // group
     if streaming_heads is not None:
         streaming_heads = [bool(streaming_heads[h // group]) for h in range(q.shape[2])]
@@ -113,7 +113,7 @@ def diff_flash_attn_varlen_func(
         >>> diff_flash_attn_varlen_func(q, k, v, 0.8, cu_seqlens, cu_seqlens, 5, 5).shape
         torch.Size([7, 4, 128])
     """
-    dv, dtype = v.shape[-1], _accumulate_dtype(q)
+    dv, dtype = v[:0].flatten(2).shape[-1], _accumulate_dtype(q)
     nheads, maps = (q.shape[1] // 2, 2) if q.dim() == 3 else q.shape[1:3]
     outs = [q.new_zeros(0, nheads * (maps - 1), dv)]
     lses = [q.new_zeros(maps, nheads, 0, dtype=dtype)]
@@ -227,7 +227,7 @@ def diff_flash_attn_with_kvcache(
                 )
             slots = _slots(appended, pages, page)
             k_cache[slots] = k_new[0].reshape(k.shape[1], *k_cache.shape[2:])
-            v_cache[slots] = v[i]
+            v_cache[slots] = v[i].reshape(v.shape[1], *v_cache.shape[2:])
             seqlen += k.shape[1]
         slots = _slots(range(min(leftpads[i], seqlen), seqlen), pages, page)
         lam_i = lam[i : i + 1] if isinstance(lam, Tensor) and lam.dim() == 3 else lam

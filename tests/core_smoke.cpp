@@ -40,11 +40,11 @@ std::vector<float> forward(Tensors& t) {
   p.dtype = DType::f32;
   p.shape = {1, kRows, kRows, kHeads, kHeads, kDim, kDimV, 2};
   for (int map : {kSignal, kNoise}) {
-    p.maps[map].q = {t.q.data() + map * kDim, 0, kHeads * 2 * kDim, 2 * kDim};
-    p.maps[map].k = {t.k.data() + map * kDim, 0, kHeads * 2 * kDim, 2 * kDim};
+    p.maps[map].q = {t.q.data() + map * kDim, 0, kHeads * 2 * kDim, 2 * kDim, kDim / 2};
+    p.maps[map].k = {t.k.data() + map * kDim, 0, kHeads * 2 * kDim, 2 * kDim, kDim / 2};
     p.maps[map].lse = {lse.data() + map * kHeads * kRows, 0, 1, kRows};
   }
-  p.v = {t.v.data(), 0, kHeads * kDimV, kDimV};
+  p.v = {t.v.data(), 0, kHeads * kDimV, kDimV, kDimV / 2};
   p.lam = {&t.lam, 0, 0, 0};
   p.out = {out.data(), 0, kHeads * kDimV, kDimV};
   p.softmax_scale = 1 / std::sqrt(double(kDim));

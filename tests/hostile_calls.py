@@ -142,11 +142,20 @@ def _heads(call: Call, x: Tensor) -> Tensor:
     return x if x.shape[-2] > 2 or call.rng.random() < 0.3 else x.flatten(-3, -2)
 
 
+def _values(call: Call, s: Sizes, *keys: int) -> Tensor:
+    """V as it is or, where a public function takes it, as two halves that lie apart."""
+    v = call.randn(*keys, s.nheads_k, s.dv).to(s.dtype)
+    public = call.target in ("dense", "packed", "kvcache")
+    if not public or s.dv == s.d or call.rng.random() < 0.8:
+        return v
+    return v.unflatten(-1, (2, -1)).transpose(-3, -2).contiguous().transpose(-3, -2)
+
+
 def _qkv(call: Call, s: Sizes, rows: tuple[int, ...], keys: tuple[int, ...]) -> Arguments:
     return {
         "q": _heads(call, call.randn(*rows, s.groups, s.signals + 1, s.d).to(s.dtype)),
         "k": _heads(call, call.randn(*keys, s.nheads_k, s.components, s.d).to(s.dtype)),
-        "v": call.randn(*keys, s.nheads_k, s.dv).to(s.dtype),
+        "v": _values(call, s, *keys),
         "lam": _lam(call, s, rows),
     }
 
@@ -193,7 +202,7 @@ def kvcache(call: Call) -> Arguments:
     args["k_cache"], args["v_cache"] = args.pop("k"), args.pop("v")
     if new is not None:
         args["k"] = call.randn(s.batch, new, *args["k_cache"].shape[2:]).to(s.dtype)
-        args["v"] = call.randn(s.batch, new, s.nheads_k, s.dv).to(s.dtype)
+        args["v"] = _values(call, s, s.batch, new)
     args["cache_seqlens"] = int32(lengths)
     if rng.random() < 0.2:
         args["cache_seqlens"] = min(lengths)

@@ -82,7 +82,7 @@ DENSE: dict[str, tuple[Change, list[str]]] = {
     "length of v": (lambda _: {"v": randn(2, 8, 2, 32)}, ["v", "(2, 8, 2, 32)", "(2, 7, 2, 32)"]),
     "q of rank 3": (lambda _: {"q": randn(9, 8, 16)}, ["q", "(9, 8, 16)"]),
     "k of rank 3": (lambda _: {"k": randn(7, 4, 16)}, ["k", "(7, 4, 16)"]),
-    "v of rank 5": (lambda _: {"v": randn(2, 7, 2, 2, 16)}, ["v", "(2, 7, 2, 2, 16)"]),
+    "v in three parts": (lambda _: {"v": randn(2, 7, 2, 3, 16)}, ["v", "(2, 7, 2, 3, 16)"]),
     "q not a tensor": (lambda _: {"q": [1.0]}, ["q", "list", "tensor"]),
     "k not a tensor": (lambda _: {"k": None}, ["k", "NoneType", "tensor"]),
     "v not a tensor": (lambda _: {"v": 1.0}, ["v", "float", "tensor"]),

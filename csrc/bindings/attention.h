@@ -44,6 +44,8 @@ struct Attention : FwdArguments {
   int64_t total_k() const { return k.size(0); }
 
   Tensor new_of(const Operand& o) const { return new_operand(o, q, extents()); }
+  // dV has the form in which V was given.
+  Tensor new_dv(ScalarType type) const { return torch::stable::new_empty(q, v.sizes(), type); }
   Tensor new_absent() const { return torch::stable::new_empty(q, {0}); }
 
  private:

@@ -110,14 +110,16 @@ inline void check_pairs(const Tensor& q, const char* where) {
 }
 
 // Head counts and dims of q (.., nheads, 2, d), or (.., groups, r + 1, d) of groups of r signal maps,
-// k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv); the caller sets seqlens and batch. k_name and v_name: the user's names of k and v. There may be KV heads that are
+// k (.., nheads_k, 1 or 2, d), v (.., nheads_k, dv) or (.., nheads_k, 2, d); the caller sets seqlens and batch. k_name and v_name: the user's names of k and v. There may be KV heads that are
 // elsewhere.
 inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const char* k_name = "k",
                       const char* v_name = "v", int64_t heads_elsewhere = 0) {
   const int64_t at = q.dim() - 3, d = q.size(at + 2), groups = q.size(at), maps = q.size(at + 1);
   const int64_t nheads_here = k.size(k.dim() - 3), comps = k.size(k.dim() - 2);
   const int64_t nheads_k = nheads_here + heads_elsewhere;
-  const int64_t dv = v.size(v.dim() - 1);
+  // V in halves, (.., nheads_k, 2, d), has as many dimensions as K.
+  const bool halves = v.dim() == k.dim();
+  const int64_t dv = v.size(v.dim() - 1) * (halves ? 2 : 1);
   check(maps >= 2 && maps <= kMostSignals + 1, "q has shape ", shape_of(q),
         ", expected (.., nheads, 2, headdim), or (.., groups, r + 1, headdim) with r = 1 to ",
         kMostSignals);
@@ -127,9 +129,11 @@ inline Shape heads_of(const Tensor& q, const Tensor& k, const Tensor& v, const c
         ", accepted: every multiple of 8 from 8 to ", kMostHeaddim);
   check(k.size(k.dim() - 1) == d, k_name, " has headdim ", k.size(k.dim() - 1), ", q has ", d,
         ": they must be equal");
+  check(!halves || (v.size(v.dim() - 2) == 2 && dv == 2 * d), v_name, " has shape ", shape_of(v),
+        ", expected for its halves (.., nheads_k, 2, headdim) with q's headdim ", d);
   check(dv == d || dv == 2 * d, v_name, " has headdim ", dv, ", accepted for q's headdim ", d, ": ",
         d, " or ", 2 * d);
-  check(v.size(v.dim() - 2) == nheads_here, v_name, " has ", v.size(v.dim() - 2), " heads, ",
+  check(v.size(k.dim() - 3) == nheads_here, v_name, " has ", v.size(k.dim() - 3), " heads, ",
         k_name, " has ", nheads_here, " (pairs): they must be equal");
   check(groups > 0 && nheads_k > 0 && groups % nheads_k == 0, "q has ", groups, " heads (pairs), ",
         k_name, heads_elsewhere ? " and k_stream have " : " has ", nheads_k,

@@ -84,7 +84,7 @@ Gradients bwd_partial(const FwdArguments& given, PartialSaved saved) {
   check_saved(a, saved);
   copy_to_rows(a);
   saved.dout = with_rows(saved.dout);
-  Tensor dq = a.new_of(kPartialDq), dk = a.new_of(kPartialDk), dv = a.new_of(kPartialDv);
+  Tensor dq = a.new_of(kPartialDq), dk = a.new_of(kPartialDk), dv = a.new_dv(compute_type(a.q));
   for (Tensor* t : {&dk, &dv}) torch::stable::zero_(*t);
   auto p = params_of<BwdParams>(a);
   p.partial = true;

@@ -22,6 +22,14 @@ inline Tensor with_aligned_rows(const Tensor& t) {
   return t.is_contiguous() ? torch::stable::clone(t) : torch::stable::contiguous(t);
 }
 
+// The kernels read whole rows of V.
+inline bool has_whole_rows(const Tensor& v, const Tensor& k) {
+  return v.dim() != k.dim() || v.stride(v.dim() - 2) == v.size(v.dim() - 1);
+}
+inline Tensor with_whole_rows(const Tensor& v, const Tensor& k) {
+  return has_whole_rows(v, k) ? with_aligned_rows(v) : torch::stable::contiguous(v);
+}
+
 // DIFFATTN_CHECK=1 reads what only the device knows, at the cost of a sync per call.
 inline bool values_are_wanted() { return environment_flag("DIFFATTN_CHECK"); }
 
@@ -43,7 +51,7 @@ inline Attention for_kernel(const FwdArguments& given) {
   }
   a.q = with_aligned_rows(a.q);
   a.k = with_aligned_rows(a.k);
-  a.v = with_aligned_rows(a.v);
+  a.v = with_whole_rows(a.v, a.k);
   if (a.norm_weight) a.norm_weight = with_aligned_rows(*a.norm_weight);
   return a;
 }

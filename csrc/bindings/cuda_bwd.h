@@ -12,7 +12,7 @@ Outputs cuda_bwd(const FwdArguments& given, Saved saved) {
   check_operand(kSavedOComplement, saved.o2, a.q, a.extents());
   for (Tensor* t : {&saved.dout, &saved.o, &saved.o2}) *t = with_aligned_rows(*t);
   Tensor dq = written(a.new_of(kDq), a), dk = written(a.new_of(kDk), a);
-  Tensor dv = written(a.new_of(kDv), a), dlam = written(a.new_of(kDlam), a);
+  Tensor dv = written(a.new_dv(a.q.scalar_type()), a), dlam = written(a.new_of(kDlam), a);
   Tensor dweight = a.norm_weight ? a.new_of(kDnormWeight) : a.new_absent();
   if (a.empty()) {
     for (Tensor* t : {&dk, &dv, &dweight}) torch::stable::zero_(*t);
@@ -42,7 +42,7 @@ Gradients cuda_bwd_partial(const FwdArguments& given, PartialSaved saved) {
   check_saved(a, saved);
   saved.dout = with_aligned_rows(saved.dout);
   Tensor dq = written(a.new_of(kPartialDq), a), dk = written(a.new_of(kPartialDk), a);
-  Tensor dv = written(a.new_of(kPartialDv), a), dlam = a.new_of(kDlam);
+  Tensor dv = written(a.new_dv(compute_type(a.q)), a), dlam = a.new_of(kDlam);
   if (a.empty()) return {dq, torch::stable::zero_(dk), torch::stable::zero_(dv)};
   auto p = params_of<BwdParams>(a);
   p.partial = true;

@@ -14,6 +14,11 @@ inline void check_aligned(const char* name, const Tensor& t) {
         "written in place, never copied");
 }
 
+inline void check_halves(const char* name, const Tensor& v, const Tensor& k) {
+  check(has_whole_rows(v, k), name, " has halves that lie ", v.stride(v.dim() - 2),
+        " numbers apart, accepted on CUDA: ", v.size(v.dim() - 1), ", one behind the other");
+}
+
 inline KvCache for_kernel(const DecodeArguments& given) {
   const auto aligned = [](const OptionalTensor& t) {
     return t ? OptionalTensor(with_aligned_rows(*t)) : t;
@@ -22,15 +27,17 @@ inline KvCache for_kernel(const DecodeArguments& given) {
   KvCache c(given, kPageSizes);
   check_pairs(c.q, "on CUDA");
   if (values_are_wanted()) CacheValues checked(c);
+  check_halves("v_cache", c.v_cache, c.k_cache);
   check_aligned("k_cache", c.k_cache);
   check_aligned("v_cache", c.v_cache);
   if (c.k_stream) {
+    check_halves("v_stream", *c.v_stream, *c.k_stream);
     check_aligned("k_stream", *c.k_stream);
     check_aligned("v_stream", *c.v_stream);
   }
   c.q = with_aligned_rows(c.q);
   c.k = aligned(c.k);
-  c.v = aligned(c.v);
+  if (c.v) c.v = with_whole_rows(*c.v, *c.k);
   c.norm_weight = aligned(c.norm_weight);
   return c;
 }

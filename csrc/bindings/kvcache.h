@@ -85,7 +85,7 @@ struct KvCache : DecodeArguments {
     check_type(kVCache, v_cache, q);
     check(last_is_contiguous(k_cache), "k_cache has stride ", k_cache.stride(4),
           " in its last dimension, expected 1: it is written in place, never copied");
-    check(last_is_contiguous(v_cache), "v_cache has stride ", v_cache.stride(3),
+    check(last_is_contiguous(v_cache), "v_cache has stride ", v_cache.stride(v_cache.dim() - 1),
           " in its last dimension, expected 1: it is written in place, never copied");
     if (block_table) {
       check_pages(pages);

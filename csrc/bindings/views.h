@@ -42,14 +42,21 @@ inline void check_given(const Operand& o, const Tensor& t) {
   check(t.defined(), o.name, " is None, expected a tensor");
 }
 
-inline void check_rank(const Operand& o, const Tensor& t, bool packed = false) {
-  check_given(o, t);
+// The operand in the form that a tensor has it, if this is a form of it.
+inline Operand as_given(const Operand& o, const Tensor& t, bool packed) {
+  return is_in_halves(o) && t.dim() != rank_of(o, packed) ? with_whole_rows(o) : o;
+}
+
+inline void check_rank(const Operand& listed, const Tensor& t, bool packed = false) {
+  check_given(listed, t);
+  const Operand o = as_given(listed, t, packed);
   check(t.dim() == rank_of(o, packed), o.name, " has shape ", shape_of(t), ", expected ",
         in_words(o, packed));
 }
 
-inline void check_shape(const Operand& o, const Tensor& t, const Extents& e) {
-  check_given(o, t);
+inline void check_shape(const Operand& listed, const Tensor& t, const Extents& e) {
+  check_given(listed, t);
+  const Operand o = as_given(listed, t, e.packed);
   bool same = t.dim() == rank_of(o, e.packed);
   for_each_dim(o, e.packed, [&](int64_t at, Dim dim) { same = same && t.size(at) == e[dim]; });
   if (same) return;
@@ -105,7 +112,8 @@ inline Tensor new_operand(const Operand& o, const Tensor& q, const Extents& e) {
 inline View view_of(const Operand& o, const Tensor& t, bool packed) {
   View v;
   v.data = t.data_ptr();
-  for_each_dim(o, packed, [&](int64_t at, Dim dim) {
+  v.half = t.size(t.dim() - 1) / 2;
+  for_each_dim(as_given(o, t, packed), packed, [&](int64_t at, Dim dim) {
     if (const auto along = stride_along(dim)) v.*along = stride_of(t, at);
   });
   return v;

@@ -19,7 +19,7 @@ import torch  # noqa: F401  the examples below use it
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from .. import arguments, score_caps
+from .. import arguments, ops, score_caps
 from ..arguments import Lambda, Window
 from . import allgather, checks, ring, ulysses
 from .checks import MODES
@@ -121,11 +121,11 @@ def attention(
         "return_components": return_components,
         "softcap": score_caps.softcap_of(softcap),
     }
-    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, v)
+    mask = arguments.mask_of(window_size, causal, sink_size, streaming_heads, k.shape[-3])
     apart = arguments.components_asked(
         return_components, options["return_lse"], norm_weight, norm_eps, out_scale
     )
-    arguments.epilogue(norm_weight, norm_eps, out_scale, q, v)
+    arguments.epilogue(norm_weight, norm_eps, out_scale, q, ops.width_of(v, k))
     if not apart:
         arguments.expand_lambda(lam, q)
     checks.check_tokens(q, k, v, mode, packed)

@@ -52,7 +52,7 @@ def attend(
     max_seqlen: int,
 ) -> tuple[Tensor, ...]:
     """Dense, q (batch, own seqlen_q, nheads, 2, d), or packed, (own total, nheads, 2, d)."""
-    nheads, nheads_k = q.shape[-3], v.shape[-2]
+    nheads, nheads_k = q.shape[-3], k.shape[-3]
     if nheads_k % ranks.size or nheads % nheads_k:
         raise ValueError(
             f"v has {nheads_k} heads and q {nheads}: mode='ulysses' accepts a number of KV heads "

@@ -49,7 +49,9 @@ class Problem:
 
     def mask(self) -> tuple[int, int, int, int]:
         """As the raw ops take it."""
-        return arguments.mask_of(self.window, self.causal, self.sink, self.streaming, self.v)
+        return arguments.mask_of(
+            self.window, self.causal, self.sink, self.streaming, self.k.shape[2]
+        )
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments that follow q, k, v and lam."""

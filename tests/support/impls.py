@@ -21,6 +21,7 @@ CUDA = {
     "any_page": False,
     "zero_without_keys": False,
     "divides_first": False,
+    "any_layout": False,
 }
 # Rows and keys, by compute capability; elsewhere SMALL_TILE.
 TILES, SMALL_TILE = {"90": (128, 128)}, (64, 32)
@@ -48,6 +49,7 @@ class Impl:
     any_page: bool = True  # pages of any size
     zero_without_keys: bool = True  # O of a row that sees no key, also where λ is NaN
     divides_first: bool = True  # forward weighs V by probabilities, not by their numerators
+    any_layout: bool = True  # reads V's halves where they lie
     same_bits: bool = True  # for any number of threads, which torch's own matmul does not give
 
     @property

@@ -137,8 +137,11 @@ void store_keys(const BwdParams& p, const Keys& keys, const Gradients<C>& grads)
       store_row(gradient_type<C>(p), grads.k_rows[c] + place * leading<C>(d), d,
                 p.map_grads[c].dk.data,
                 KeyRows{p.map_grads[c].dk, none, keys.sequence, keys.head}.offset(j));
-    store_row(gradient_type<C>(p), grads.v_rows + place * leading<C>(dv), dv, p.dv.data,
-              KeyRows{p.dv, none, keys.sequence, keys.head}.offset(j));
+    const int64_t to = KeyRows{p.dv, none, keys.sequence, keys.head}.offset(j);
+    for_pieces(p.dv, dv, [&](int64_t col, int64_t at, int64_t count) {
+      store_row(gradient_type<C>(p), grads.v_rows + place * leading<C>(dv) + col, count, p.dv.data,
+                to + at);
+    });
   }
 }
 

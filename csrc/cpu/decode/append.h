@@ -26,9 +26,16 @@ struct NewKey {
     return element(p.dtype, v.data, KeyRows{v, p.cache, s, cached_head}.offset(number()));
   }
 
+  void move(const View& from, int64_t from_at, const View& to, int64_t to_at, int64_t n) const {
+    __builtin_memmove(element(p.dtype, slot(to), to_at), element(p.dtype, source(from), from_at),
+                      n * size_of(p.dtype));
+  }
+
   // The new rows may be a view of the cache itself, and lie in their slots already.
   void copy(const View& from, const View& to, int64_t n) const {
-    __builtin_memmove(slot(to), source(from), n * size_of(p.dtype));
+    if (longest_piece(from, n) == n && longest_piece(to, n) == n) return move(from, 0, to, 0, n);
+    move(from, 0, to, 0, n / 2);
+    move(from, from.half, to, to.half, n / 2);
   }
 
   template <class C>

@@ -186,7 +186,8 @@ class Decode {
     const View &k_cache = p_.maps[kSignal].k_cache, &v_cache = p_.v_cache;
     const auto k_stretches =
         stretches(k_cache, run, shape.k_components * shape.headdim, key_span());
-    const auto v_stretches = stretches(v_cache, run, shape.headdim_v, shape.headdim_v);
+    const auto v_stretches =
+        stretches(v_cache, run, shape.headdim_v, v_cache.half + shape.headdim_v / 2);
     // Tiles start at multiples of kTile, so that none crosses the end of a page of whole tiles.
     for (int64_t j = keys.begin - keys.begin % kTile; j < keys.end; j += kTile) {
       const KeyTile tile{split.interval, meet({j, j + kTile}, keys)};

@@ -49,8 +49,8 @@ class LongerRing {
     v_.reset(new Buffer<char>(product(rows, v_bytes_)));
     for (int64_t c = 0; c < 2; ++c)
       p_.maps[c].k_cache = view(*k_ + (c < p.shape.k_components ? c * k_bytes_ : 0),
-                                p.shape.k_components * p.shape.headdim);
-    p_.v_cache = view(*v_, p.shape.headdim_v);
+                                p.shape.k_components * p.shape.headdim, p.shape.headdim);
+    p_.v_cache = view(*v_, p.shape.headdim_v, p.shape.headdim_v);
     for_each(parallel, p.shape.batch, [&](int64_t b, int) { copy_seen_keys(p, b); });
   }
 
@@ -59,9 +59,9 @@ class LongerRing {
  private:
   static constexpr int64_t kBlock = 16;
 
-  // [batch, slot, head, ..], a head's numbers `head` apart
-  View view(char* data, int64_t head) const {
-    return {data, slots_of(p_) * heads_ * head, heads_ * head, head};
+  // [batch, slot, head, ..], rows of n numbers, a head's `head` apart
+  View view(char* data, int64_t head, int64_t n) const {
+    return {data, slots_of(p_) * heads_ * head, heads_ * head, head, n / 2};
   }
 
   void copy_seen_keys(const DecodeParams& from, int64_t b) const {
@@ -74,16 +74,18 @@ class LongerRing {
     for (const Range keys : {sinks, window})
       for (int64_t j = keys.begin; j < keys.end; ++j)
         for (int64_t head = 0; head < heads_; ++head) {
-          const auto copy = [&](const View& source, const View& to, int64_t bytes) {
-            const void* row = element(from.dtype, static_cast<const void*>(source.data),
-                                      KeyRows{source, from.cache, own, head}.offset(j));
-            void* slot =
-                element(from.dtype, to.data, KeyRows{to, p_.cache, longer, head}.offset(j));
-            __builtin_memcpy(slot, row, bytes);
+          const auto copy = [&](const View& source, const View& to, int64_t n) {
+            const int64_t row = KeyRows{source, from.cache, own, head}.offset(j);
+            const int64_t slot = KeyRows{to, p_.cache, longer, head}.offset(j);
+            for_pieces(source, n, [&](int64_t col, int64_t at, int64_t count) {
+              __builtin_memcpy(element(from.dtype, to.data, slot + col),
+                               element(from.dtype, static_cast<const void*>(source.data), row + at),
+                               count * size_of(from.dtype));
+            });
           };
           for (int64_t c = 0; c < from.shape.k_components; ++c)
-            copy(from.maps[c].k_cache, p_.maps[c].k_cache, k_bytes_);
-          copy(from.v_cache, p_.v_cache, v_bytes_);
+            copy(from.maps[c].k_cache, p_.maps[c].k_cache, from.shape.headdim);
+          copy(from.v_cache, p_.v_cache, from.shape.headdim_v);
         }
   }
 

@@ -117,7 +117,7 @@ class DecodeSplit {
     const Range keys = tile.keys;
     const bool shared = p_.shape.k_components == 1;  // all rows read the same K
     for (int c = 0; c < p_.shape.k_components; ++c)
-      read(p_.maps[c].k_cache, keys, d(), x_.k, [&](auto reader, const auto& k) {
+      read(p_.maps[c].k_cache, keys, d(), x_.k, [&](auto reader, const auto& k, int64_t, int64_t) {
         for (int64_t r = rows_.first(c), end = shared ? rows_.all : rows_.end(c); r < end; ++r)
           for (int64_t j = 0; j < keys.size(); j += S::W) {
             const C* q = q_ + r * ldq();
@@ -137,15 +137,16 @@ class DecodeSplit {
     const Range keys = tile.keys;
     Range seen[2 * kDecodeRows];
     for (int64_t r = 0; r < rows_.all; ++r) seen[r] = visible(r, tile);
-    read(p_.v_cache, keys, dv(), x_.v, [&](auto reader, const auto& v) {
+    read(p_.v_cache, keys, dv(), x_.v, [&](auto reader, const auto& v, int64_t col, int64_t width) {
       if (is_pair()) {  // both see the same
         const int64_t skip = seen[0].begin - keys.begin;
-        product_of_two_rows<C>(reader, padded<C>(dv()), seen[0].size(), {probs_ + skip, kTile},
-                               rows_from(v, skip), {partial_.out, ldv()}, between);
+        product_of_two_rows<C>(reader, padded<C>(width), seen[0].size(), {probs_ + skip, kTile},
+                               rows_from(v, skip), {partial_.out + col, ldv()}, between);
       } else if constexpr (std::is_same_v<decltype(v), const Rows<const C>&>) {
-        for (int64_t n = 0; n < dv(); n += NR<C>) {
+        for (int64_t n = 0; n < width; n += NR<C>) {
           product_over_ranges<Numbers<C>>(rows_.all, NR<C>, seen, keys.begin, {probs_, kTile, 1},
-                                          {v.data + n, 0, v.stride}, {partial_.out + n, ldv()});
+                                          {v.data + n, 0, v.stride},
+                                          {partial_.out + col + n, ldv()});
           between();
         }
       }
@@ -154,7 +155,7 @@ class DecodeSplit {
 
   // After the last tile.
   void finish() {
-    if (!in_pairs(dv())) return;
+    if (!in_pairs(longest_piece(p_.v_cache, dv()))) return;
     for (int64_t r = 0; r < rows_.all; ++r) from_pairs(padded<C>(dv()), partial_.out + r * ldv());
   }
 
@@ -193,19 +194,22 @@ class DecodeSplit {
     }
   }
 
-  // Calls f(reader, rows) for the tile's rows of keys or values, n numbers each.
+  // Calls f(reader, rows, column, width) for the tile's rows of keys or values, n numbers each, or for what lies
+  // together of them.
   template <class F>
   void read(const View& view, Range keys, int64_t n, C* scratch, const F& f) const {
     const KeyRows rows{view, p_.cache, s_, head_in_keys_};
-    if (!in_place(n)) {
+    if (!in_place(longest_piece(view, n))) {
       load_keys(p_.dtype, rows, keys, n, scratch);
-      return f(Whole<C>{}, Rows<const C>{scratch, leading<C>(n)});
+      return f(Whole<C>{}, Rows<const C>{scratch, leading<C>(n)}, 0, n);
     }
-    const void* first =
-        element(p_.dtype, static_cast<const void*>(view.data), rows.offset(keys.begin));
     with_reader<C>(p_.dtype, [&](auto reader) {
       using T = const typename decltype(reader)::T;
-      f(reader, Rows<T>{static_cast<T*>(first), view.row});
+      for_pieces(view, n, [&](int64_t col, int64_t at, int64_t count) {
+        const void* first =
+            element(p_.dtype, static_cast<const void*>(view.data), rows.offset(keys.begin) + at);
+        f(reader, Rows<T>{static_cast<T*>(first), view.row}, col, count);
+      });
     });
   }
 

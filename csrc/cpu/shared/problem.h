@@ -95,6 +95,15 @@ struct KeyRows {
   }
 };
 
+// Calls f(column, where it begins, how long it is) for what lies together of a row of n numbers: all, or each half.
+template <class F>
+inline void for_pieces(const View& v, int64_t n, const F& f) {
+  if (v.half == n / 2) return f(0, 0, n);
+  f(0, 0, n / 2);
+  f(n / 2, v.half, n / 2);
+}
+inline int64_t longest_piece(const View& v, int64_t n) { return v.half == n / 2 ? n : n / 2; }
+
 template <class C>
 inline C number(const View& v, int64_t at) {
   return static_cast<const C*>(v.data)[at];

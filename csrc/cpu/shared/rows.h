@@ -31,8 +31,10 @@ inline void fetch_row(DType t, const void* p, int64_t at, int64_t n) {
 template <class C>
 void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
   for (int64_t j = keys.begin; j < keys.end; ++j, dst += leading<C>(n)) {
-    if (j + kAhead < keys.end) fetch_row(t, rows.view.data, rows.offset(j + kAhead), n);
-    load_row<C>(t, rows.view.data, rows.offset(j), n, dst);
+    for_pieces(rows.view, n, [&](int64_t col, int64_t at, int64_t count) {
+      if (j + kAhead < keys.end) fetch_row(t, rows.view.data, rows.offset(j + kAhead) + at, count);
+      load_row<C>(t, rows.view.data, rows.offset(j) + at, count, dst + col);
+    });
     clear_padding(dst, n);
   }
 }
@@ -40,9 +42,12 @@ void load_keys(DType t, const KeyRows& rows, Range keys, int64_t n, C* dst) {
 // The same for bf16 as it is. A row's numbers in pairs: dst [keys.size()][leading(n / 2)].
 inline void load_pairs_of_numbers(const KeyRows& rows, Range keys, int64_t n, uint32_t* dst) {
   for (int64_t j = keys.begin; j < keys.end; ++j, dst += leading<float>(n / 2)) {
-    if (j + kAhead < keys.end) fetch_row(DType::bf16, rows.view.data, rows.offset(j + kAhead), n);
-    __builtin_memcpy(dst, element(DType::bf16, rows.view.data, rows.offset(j)),
-                     n * sizeof(uint16_t));
+    for_pieces(rows.view, n, [&](int64_t col, int64_t at, int64_t count) {
+      if (j + kAhead < keys.end)
+        fetch_row(DType::bf16, rows.view.data, rows.offset(j + kAhead) + at, count);
+      __builtin_memcpy(dst + col / 2, element(DType::bf16, rows.view.data, rows.offset(j) + at),
+                       count * sizeof(uint16_t));
+    });
   }
 }
 
@@ -63,14 +68,16 @@ inline void pair_rows(const void* first, const void* second, int64_t n, uint32_t
 // Keys 2i and 2i + 1 in pairs, from the pair of the first key on: dst [pairs][leading(n)]. A key that is not
 // among `keys` counts as 0.
 inline void load_pairs_of_keys(const KeyRows& rows, Range keys, int64_t n, uint32_t* dst) {
-  const auto row = [&](int64_t j) -> const void* {
+  const auto row = [&](int64_t j, int64_t at) -> const void* {
     if (j < keys.begin || j >= keys.end) return nullptr;
-    return element(DType::bf16, static_cast<const void*>(rows.view.data), rows.offset(j));
+    return element(DType::bf16, static_cast<const void*>(rows.view.data), rows.offset(j) + at);
   };
   for (int64_t i = keys.begin / 2; i < ceil_div(keys.end, 2); ++i, dst += leading<float>(n)) {
-    for (int64_t j = 2 * i + kAhead; j < 2 * i + kAhead + 2 && j < keys.end; ++j)
-      fetch_row(DType::bf16, rows.view.data, rows.offset(j), n);
-    pair_rows(row(2 * i), row(2 * i + 1), n, dst);
+    for_pieces(rows.view, n, [&](int64_t col, int64_t at, int64_t count) {
+      for (int64_t j = 2 * i + kAhead; j < 2 * i + kAhead + 2 && j < keys.end; ++j)
+        fetch_row(DType::bf16, rows.view.data, rows.offset(j) + at, count);
+      pair_rows(row(2 * i, at), row(2 * i + 1, at), count, dst + col);
+    });
     for (int64_t x = n; x < padded<float>(n); ++x) dst[x] = 0;
   }
 }
