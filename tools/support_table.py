@@ -39,7 +39,10 @@ def architectures() -> list[Path]:
 
 def instances(folder: Path) -> list[Instance]:
     found = []
-    for path in sorted(folder.rglob("instances/*.cu")):
+    paths = [*folder.rglob("instances/*.cu")]
+    if folder == architectures()[0]:  # for which the rooms of every architecture are compiled
+        paths += (CUDA / "decode").glob("instances/*.cu")
+    for path in sorted(paths):
         text = path.read_text()
         said = re.search(r"Head dims over (\d+)", text)
         over = int(said[1]) if said else None
