@@ -74,12 +74,13 @@ def test_a_folder_has_its_flags(tree: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert [flag for flag in flags if "gencode" in flag] == expected, name
 
 
-def test_by_default_a_file_is_compiled_for_one_architecture(tree: Path) -> None:
+def test_by_default_a_file_is_compiled_for_its_folder(tree: Path) -> None:
+    """Outside of one, for every architecture that has one."""
     toolkit = build_cuda.Toolkit()
-    for name, target in zip(FILES, ("80", "80", "80", "90a"), strict=False):
+    for name, targets in zip(FILES, (["80", "90"], ["80", "90"], ["80"], ["90a"]), strict=False):
         flags = toolkit.flags_of(build_cuda.SOURCES / name)
         assert [flag for flag in flags if "gencode" in flag] == [
-            f"-gencode=arch=compute_{target},code=[sm_{target},compute_{target}]"
+            f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in targets
         ], name
 
 
@@ -126,3 +127,13 @@ def test_a_kernel_is_found_by_its_name_and_architecture(tree: Path) -> None:
         build_cuda.find_kernel("fwd")
     with pytest.raises(SystemExit, match="none; expected one: make build"):
         build_cuda.find_kernel("bwd")
+
+
+def test_the_oldest_architecture_is_reported(tree: Path) -> None:
+    """Of a kernel that is compiled for several."""
+    source = build_cuda.SOURCES / "fwd.cu"
+    build_cuda.Toolkit().compile(source)
+    parts = [f"Compiling entry function 'fwd' for 'sm_{n}'\nUsed {n}\n" for n in (80, 90)]
+    for log in ("".join(parts), "".join(parts[::-1])):
+        build_cuda.log_of(source).write_text(log)
+        assert "Used 80" in build_cuda.kernels_of(source)["fwd"]

@@ -5,10 +5,11 @@ decides what is built: every file below csrc/cuda has its object at the same pat
 Next to each object lies a log with its command, ptxas' report, its compile time and its size.
 Objects stay valid for the next wheel or editable install.
 
-A folder smNN holds the kernels of one architecture. Those of sm80, and files outside such folders,
-are compiled for every compute capability that is asked for; if none is, for the oldest, because
-later devices compile its PTX. A newer folder is compiled when its own capability is asked for, or
-none, with the instructions that only this architecture has (sm_90a).
+A folder smNN holds the kernels of one architecture. Those of sm80 are compiled for every compute
+capability that is asked for; if none is, for the oldest, because later devices compile its PTX. A
+newer folder is compiled when its own capability is asked for, or none, with the instructions that
+only this architecture has (sm_90a). Kernels outside such folders are compiled for each
+architecture that has one.
 
     DIFFATTN_CUDA        0: without CUDA; 1: with it, or fail; unset: with it where nvcc and
                          CUTLASS's headers are found
@@ -112,9 +113,14 @@ def compiled() -> list[str]:
 
 def architecture_of(source: Path) -> int:
     """The compute capability of the folder smNN that a file lies in; elsewhere the oldest."""
+    return _folder_of(source) or OLDEST
+
+
+def _folder_of(source: Path) -> int | None:
+    """NN of the folder smNN that a file lies in."""
     parts = source.relative_to(SOURCES).parts[:-1]
     numbers = [int(part[2:]) for part in parts if re.fullmatch(r"sm\d+", part)]
-    return numbers[0] if numbers else OLDEST
+    return numbers[0] if numbers else None
 
 
 def sources() -> list[Path]:
@@ -141,12 +147,13 @@ def log_of(source: Path) -> Path:
 
 
 def kernels_of(source: Path) -> dict[str, str]:
-    """What ptxas said of each kernel of a file, by mangled name."""
+    """What ptxas said of each kernel of a file, by mangled name, for the oldest architecture."""
     log = log_of(source)
     if not log.exists():
         raise SystemExit(f"no {log}: make build")
     parts = log.read_text().split("Compiling entry function '")[1:]
-    return {part.split("'")[0]: part for part in parts}
+    oldest_last = sorted(parts, key=lambda part: part.split("'")[2], reverse=True)
+    return {part.split("'")[0]: part for part in oldest_last}
 
 
 def find_kernel(*parts: str, architecture: int = OLDEST) -> tuple[Path, str]:
@@ -177,8 +184,8 @@ class Toolkit:
         self._headers = self._includes()
 
     def flags_of(self, source: Path) -> list[str]:
-        own = architecture_of(source)
-        names = for_all() if own == OLDEST else [f"{own}a"]
+        folder = _folder_of(source)
+        names = for_all() if folder == OLDEST else [f"{folder}a"] if folder else architectures()
         targets = [f"-gencode=arch=compute_{n},code=[sm_{n},compute_{n}]" for n in names]
         return [*FLAGS, *targets, *self._headers]
 

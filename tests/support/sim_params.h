@@ -52,11 +52,11 @@ std::vector<View*> views_of(Params& p, const std::string& name) {
 
 // lend(bytes) makes the workspace. The simulator asks Python for the kernels' registers, so the lock is free.
 template <class Params>
-void launch_on_simulator(const Params& p, const py::object& lend) {
+void launch_on_simulator(const Params& p, const py::object& lend, uintptr_t stream) {
   const auto chosen = cuda::choose(p);
   const auto workspace = lend(chosen.workspace(p)).template cast<uintptr_t>();
   const py::gil_scoped_release unlocked;
-  chosen.launch(p, reinterpret_cast<void*>(workspace), nullptr);
+  chosen.launch(p, reinterpret_cast<void*>(workspace), reinterpret_cast<CUstream_st*>(stream));
 }
 
 template <class Params>
@@ -68,7 +68,7 @@ void bind_params_of(py::module_& m, const char* name) {
       .def("views", &views_of<Params>, py::return_value_policy::reference)
       .def("operands", &operands_of<Params>)
       .def("workspace", [](const Params& p) { return cuda::choose(p).workspace(p); })
-      .def("launch", &launch_on_simulator<Params>);
+      .def("launch", &launch_on_simulator<Params>, py::arg("lend"), py::arg("stream") = 0);
 }
 
 inline void bind_params(py::module_& m) {

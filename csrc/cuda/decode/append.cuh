@@ -1,6 +1,7 @@
 // New keys and values written behind the cached ones, keys rotated to their positions.
 #pragma once
 #include "cache.cuh"
+#include "dependent.cuh"
 #include "place.cuh"
 #include "rotary.cuh"
 
@@ -67,6 +68,8 @@ template <class Element>
 __global__ void __launch_bounds__(kMostTokenChunks)
     append_kernel(const __grid_constant__ DecodeParams params,
                   const __grid_constant__ DecodePlan plan, int heads, bool to_ring) {
+  let_next_begin();
+  wait_for_previous();  // it has read what a ring loses
   const int parts = int((params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens);
   const CachedSequence sequence(params, plan, blockIdx.x / parts / heads, to_ring);
   const int nth = blockIdx.x / parts % heads;
@@ -76,17 +79,17 @@ __global__ void __launch_bounds__(kMostTokenChunks)
 }
 
 template <class Element>
-void launch_append(const DecodeParams& params, const DecodePlan& plan, bool to_ring,
-                   cudaStream_t stream) {
+bool launch_append(const DecodeParams& params, const DecodePlan& plan, bool to_ring,
+                   const Launch& launch) {
   const int64_t parts = (params.cache.seqlen_new + kAppendTokens - 1) / kAppendTokens;
   const int64_t full_heads = params.mask.full_heads(), all = params.shape.nheads_k;
   const int64_t heads = to_ring ? all - full_heads : params.cache.ring.slots ? full_heads : all;
   const int64_t ctas = parts * heads * params.shape.batch;
-  if (ctas == 0) return;
+  if (ctas == 0) return false;
   check_size("append: new tokens x heads x batch", ctas, kMaxCtas);
-  append_kernel<Element>
-      <<<unsigned(ctas), kMostTokenChunks, 0, stream>>>(params, plan, int(heads), to_ring);
-  check(cudaGetLastError(), "append: launch");
+  start("append: launch", append_kernel<Element>, ctas, kMostTokenChunks, 0, launch, params, plan,
+        int(heads), to_ring);
+  return true;
 }
 
 }  // namespace diffattn::cuda::decoding

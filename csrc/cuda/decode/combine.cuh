@@ -5,7 +5,9 @@
 #include "../common/lanes.cuh"
 #include "../common/limits.h"
 #include "../common/mma.cuh"
+#include "dependent.cuh"
 #include "plan.h"
+#include "splits.cuh"
 
 namespace diffattn::cuda::decoding {
 
@@ -93,6 +95,20 @@ __device__ inline float block_sum(float x) {
   return sum;
 }
 
+// The splits of a row that have keys: what its CTAs compute too.
+__device__ inline unsigned count_splits(const DecodeParams& params, const DecodePlan& plan,
+                                        int batch, int head, int row) {
+  int head_k, in_group;
+  plan.group(head_k, in_group, head);
+  const bool streaming = streams(params.mask, head_k);
+  const CachedSequence sequence(params, plan, batch, streaming && params.cache.ring.slots);
+  const PackedRows rows(plan, (row * plan.group.divisor + in_group) / plan.rows);
+  const SeenKeys<true> seen(params, sequence, rows, head_k);
+  const Splits splits(streaming ? plan.streaming.splits : plan.full.splits, plan.least_blocks,
+                      seen.blocks());
+  return unsigned(splits.count());
+}
+
 template <class Element>
 __global__ void __launch_bounds__(kMostCombineThreads)
     combine_kernel(const __grid_constant__ DecodeParams params,
@@ -101,7 +117,9 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const unsigned dv = unsigned(shape.headdim_v);
   const bool exist = 2 * threadIdx.x < dv;  // this thread's columns
   const unsigned col = exist ? 2 * threadIdx.x : 0;
-  const unsigned count = plan.counts[blockIdx.x];
+  let_next_begin();
+  unsigned count = 0;
+  if (!kMayDepend) count = plan.counts[blockIdx.x];
 
   // Used at the end, but loaded now, so that no thread waits for them.
   int batch = int(blockIdx.x), head, row;
@@ -116,10 +134,14 @@ __global__ void __launch_bounds__(kMostCombineThreads)
   const float2 weight = weights ? weights[col / 2] : float2{1, 1};
 
   const int64_t first = int64_t(blockIdx.x) * plan.most_splits * 2;
-  const MergedSplits merged(reinterpret_cast<const float2*>(plan.lse + first),
-                            reinterpret_cast<const float2*>(plan.rest + first),
-                            reinterpret_cast<const float2*>(plan.out + first * dv + col), count,
-                            dv / 2);
+  const auto* const lses = reinterpret_cast<const float2*>(plan.lse + first);
+  const auto* const rests = reinterpret_cast<const float2*>(plan.rest + first);
+  const auto* const columns = reinterpret_cast<const float2*>(plan.out + first * dv + col);
+  // While the splits' CTAs still run. A row without keys waits for none; and so the compiler cannot leave this for
+  // after the wait.
+  if (kMayDepend) count = count_splits(params, plan, batch, head, row);
+  if (count > 0) wait_for_previous();  // the splits are there
+  const MergedSplits merged(lses, rests, columns, count, dv / 2);
   const auto store = [&](const View& to, const float2& columns) {
     *reinterpret_cast<float2*>(static_cast<float*>(to.data) + offset(to) + col) = columns;
   };

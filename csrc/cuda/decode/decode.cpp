@@ -116,28 +116,44 @@ DecodePlan plan_with_workspace(const DecodeParams& p, void* workspace) {
   return plan;
 }
 
-using Launch = void (*)(const DecodeParams&, const DecodePlan&, cudaStream_t);
+using Launcher = void (*)(const DecodeParams&, const DecodePlan&, const Launch&);
 
 // [V is twice as wide as Q][bf16]
 template <int kHeadDim, int kRows>
-constexpr Launch kOfRows[2][2] = {{launch_decode<__half, kHeadDim, kHeadDim, kRows>,
-                                   launch_decode<__nv_bfloat16, kHeadDim, kHeadDim, kRows>},
-                                  {launch_decode<__half, kHeadDim, 2 * kHeadDim, kRows>,
-                                   launch_decode<__nv_bfloat16, kHeadDim, 2 * kHeadDim, kRows>}};
+constexpr Launcher kOfRows[2][2] = {{launch_decode<__half, kHeadDim, kHeadDim, kRows>,
+                                     launch_decode<__nv_bfloat16, kHeadDim, kHeadDim, kRows>},
+                                    {launch_decode<__half, kHeadDim, 2 * kHeadDim, kRows>,
+                                     launch_decode<__nv_bfloat16, kHeadDim, 2 * kHeadDim, kRows>}};
 
-using OfRows = const Launch (*)[2];
+using OfRows = const Launcher (*)[2];
 
 // [many rows][V is twice as wide as Q][bf16]
 template <int kHeadDim>
 constexpr OfRows kLaunches[2] = {kOfRows<kHeadDim, kFewRows>, kOfRows<kHeadDim, kManyRows>};
 
-void read_cache(const DecodeParams& p, const DecodePlan& plan, cudaStream_t stream) {
+void read_cache(const DecodeParams& p, const DecodePlan& plan, const Launch& launch,
+                const Launch& next) {
   const Shape& s = p.shape;
   const int64_t d = s.headdim;
   const auto& launches =
       for_headdim(d, kLaunches<32>, kLaunches<64>, kLaunches<96>, kLaunches<128>);
-  launches[plan.rows == kManyRows][s.headdim_v != d][p.dtype == DType::bf16](p, plan, stream);
-  if (plan.most_splits > 1) launch_combine(p, plan, stream);
+  launches[plan.rows == kManyRows][s.headdim_v != d][p.dtype == DType::bf16](p, plan, launch);
+  if (plan.most_splits > 1) launch_combine(p, plan, next);
+}
+
+// The first kernel waits for all that came before it in the stream.
+void run(const DecodeParams& p, void* workspace, const Launch& first, const Launch& next) {
+  const Shape& s = p.shape;
+  check_size("cache: sequences or pages", p.cache.blocks, kMaxSeqlen);
+  check_size("page_size", p.cache.paging.page_size, kMaxSeqlen);
+  check_size("seqlen_new", p.cache.seqlen_new, kMaxSeqlen);
+  check_size("query rows of a KV head", s.nheads / s.nheads_k * s.seqlen_q, kMaxSeqlen);
+  const DecodePlan plan = plan_with_workspace(p, workspace);
+  const bool appends = p.cache.seqlen_new > 0, reads = rows_of(s) > 0;
+  const bool appends_first = plan.append_first && appends && launch_append(p, plan, false, first);
+  if (reads) read_cache(p, plan, appends_first ? next : first, next);
+  if (p.cache.ring.slots && plan.append_to_ring_last && appends)
+    launch_append(p, plan, true, appends_first || reads ? next : first);
 }
 
 }  // namespace
@@ -149,17 +165,11 @@ int64_t decode_workspace(const DecodeParams& p) {
 }
 
 void decode(const DecodeParams& p, void* workspace, cudaStream_t stream) {
-  const Shape& s = p.shape;
-  check_size("cache: sequences or pages", p.cache.blocks, kMaxSeqlen);
-  check_size("page_size", p.cache.paging.page_size, kMaxSeqlen);
-  check_size("seqlen_new", p.cache.seqlen_new, kMaxSeqlen);
-  check_size("query rows of a KV head", s.nheads / s.nheads_k * s.seqlen_q, kMaxSeqlen);
-  const DecodePlan plan = plan_with_workspace(p, workspace);
-  const bool appends = p.cache.seqlen_new > 0;
-  if (plan.append_first && appends) launch_append(p, plan, false, stream);
-  if (rows_of(s) > 0) read_cache(p, plan, stream);
-  if (p.cache.ring.slots && plan.append_to_ring_last && appends)
-    launch_append(p, plan, true, stream);
+  run(p, workspace, {stream}, {stream});
+}
+
+void decode_dependently(const DecodeParams& p, void* workspace, cudaStream_t stream) {
+  run(p, workspace, {stream}, {stream, true});
 }
 
 }  // namespace diffattn::cuda::decoding

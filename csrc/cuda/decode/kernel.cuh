@@ -6,6 +6,7 @@
 // groups; each group takes its own blocks of 16 keys, which its row warps share.
 #pragma once
 #include "decode.h"
+#include "dependent.cuh"
 #include "logits.cuh"
 #include "merge.cuh"
 #include "products.cuh"
@@ -28,12 +29,13 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Range blocks = splits.blocks(place.split);
 
   KeyStream<T> stream(params, plan, place, sequence, seen, blocks, role, smem);
+  wait_for_previous();  // keys that a kernel of their own appends are in the cache
   stream.start();
 
   // While the first copies are in flight.
   append_share<T>(params, plan, place, sequence);
   if (plan.most_splits > 1) {
-    if (place.split == 0) store_counts(plan, place, rows, splits.count());
+    if (!kMayDepend && place.split == 0) store_counts(plan, place, rows, splits.count());
     if (blocks.begin >= blocks.end) return;
   }
 
@@ -78,7 +80,8 @@ __global__ void __launch_bounds__(T::kThreads, 1)
 }
 
 template <class T>
-void launch_decode_kernel(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
+void launch_decode_kernel(const DecodeParams& params, const DecodePlan& plan,
+                          const Launch& launch) {
   const Shape& shape = params.shape;
   const int64_t ctas = plan.row_blocks.divisor * plan.units;
   check_size("decode: blocks of rows x heads x splits x batch", ctas, kMaxCtas);
@@ -88,21 +91,20 @@ void launch_decode_kernel(const DecodeParams& params, const DecodePlan& plan, cu
   const auto kernel = decode_kernel<T>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         "decode: shared memory");
-  kernel<<<unsigned(ctas), T::kThreads, bytes, stream>>>(params, plan);
-  check(cudaGetLastError(), "decode: launch");
+  start("decode: launch", kernel, ctas, T::kThreads, bytes, launch, params, plan);
 }
 
 template <class Element, int kHeadDim, int kHeadDimV, int kRows>
-void launch_decode(const DecodeParams& params, const DecodePlan& plan, cudaStream_t stream) {
+void launch_decode(const DecodeParams& params, const DecodePlan& plan, const Launch& launch) {
   constexpr int kRowWarps = kRows / 8, kGroups = kRows == kFewRows ? 4 : 2;
   using WithSinks = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, true>;
   using Plain = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, false>;
   if (params.softcap > 0)  // whatever the mask: one kernel more to compile, not two
-    launch_decode_kernel<Capped<WithSinks>>(params, plan, stream);
+    launch_decode_kernel<Capped<WithSinks>>(params, plan, launch);
   else if (params.mask.sink > 0 || params.cache.ring.slots)
-    launch_decode_kernel<WithSinks>(params, plan, stream);
+    launch_decode_kernel<WithSinks>(params, plan, launch);
   else
-    launch_decode_kernel<Plain>(params, plan, stream);
+    launch_decode_kernel<Plain>(params, plan, launch);
 }
 
 }  // namespace diffattn::cuda::decoding

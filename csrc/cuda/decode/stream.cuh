@@ -3,6 +3,7 @@
 #include "../common/barrier.cuh"
 #include "../common/tile.cuh"
 #include "append.cuh"
+#include "copy.cuh"
 #include "place.cuh"
 #include "splits.cuh"
 
@@ -24,8 +25,8 @@ class BlockFill {
 
  public:
   // cols is how many there are, pitch the bytes from a row to the next in shared memory.
-  __device__ BlockFill(int cols, int pitch, int thread)
-      : block_(thread / kWidth / kRowsAtOnce), cols_(cols), pitch_(pitch) {
+  __device__ BlockFill(int cols, int pitch, int thread, const CacheCopy& copy)
+      : copy_(copy), block_(thread / kWidth / kRowsAtOnce), cols_(cols), pitch_(pitch) {
     const int line = thread / kWidth % kRowsAtOnce;
     row_ = kWidth == 8 ? line : line / 8 * 8 + line % 2 * 4 + line % 8 / 2;
     col_ = (block_ * kWidth + thread % kWidth) * kChunk;
@@ -51,9 +52,9 @@ class BlockFill {
 #pragma unroll
         for (int map = 0; map < kMostMaps; ++map)
           if (map < maps)
-            copy_chunk(target + (map * kCols + col) * 2,
-                       reinterpret_cast<const char*>(source + col) + map * noise,
-                       exists && col_ + col < cols_);
+            copy_.start(target + (map * kCols + col) * 2,
+                        reinterpret_cast<const char*>(source + col) + map * noise,
+                        exists && col_ + col < cols_);
       }
     }
   }
@@ -71,12 +72,7 @@ class BlockFill {
   }
 
  private:
-  __device__ static void copy_chunk(char* to, const char* from, bool exists) {
-    cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>::copy(
-        *reinterpret_cast<const cute::uint128_t*>(from), *reinterpret_cast<cute::uint128_t*>(to),
-        exists);
-  }
-
+  CacheCopy copy_;
   int block_, row_, col_, cols_, pitch_;
 };
 
@@ -93,8 +89,8 @@ class KeyStream {
                        const Range& blocks, const Role& role, char* smem)
       : p_(params),
         s_(sequence),
-        fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), role.thread),
-        fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, role.thread),
+        fill_k_(int(params.shape.headdim), T::k_pitch(params.shape), role.thread, copy_of(plan)),
+        fill_v_(int(params.shape.headdim_v), T::VTile::kPitch, role.thread, copy_of(plan)),
         place_(place),
         role_(role),
         seen_(seen),
@@ -126,6 +122,10 @@ class KeyStream {
 
  private:
   static constexpr int kLater = 32;
+
+  __device__ static CacheCopy copy_of(const DecodePlan& plan) {
+    return CacheCopy(T::kOneBlock || plan.row_blocks.divisor == 1);
+  }
 
   __device__ char* slot(unsigned n) const {
     return ring_ + n % T::kSlots * slot_bytes_ * T::kGroups;
@@ -159,6 +159,8 @@ class KeyStream {
         issue_keys(to);
       else
         issue_values(to);
+    } else {
+      let_next_begin();  // the last loads are under way
     }
     cute::cp_async_fence();
   }

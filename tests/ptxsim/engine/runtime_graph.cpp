@@ -46,7 +46,8 @@ int cudaStreamIsCapturing(void* stream, int* status) {
 }
 int cudaStreamGetCaptureInfo(void* stream, int* status, ptxsim::u64*, void**, const void**, const void**,
                              std::size_t*) {
-    return cudaStreamIsCapturing(stream, status);
+    *status = status_of(stream);
+    return ptxsim::kCudaSuccess;
 }
 int cudaThreadExchangeStreamCaptureMode(int* mode) {
     static thread_local int current = 0;
@@ -66,10 +67,14 @@ int cudaGraphGetNodes(void* graph, void** nodes, std::size_t* count) {
 int cudaGraphLaunch(void* executable, void* stream) {
     return runtime().guarded([&] { runtime().run(*static_cast<Graph*>(executable), stream); });
 }
+// No function here calls another of the runtime: a process that has loaded a real one would call that.
 int cudaGraphDestroy(void* graph) {
     delete static_cast<Graph*>(graph);
     return ptxsim::kCudaSuccess;
 }
-int cudaGraphExecDestroy(void* executable) { return cudaGraphDestroy(executable); }
+int cudaGraphExecDestroy(void* executable) {
+    delete static_cast<Graph*>(executable);
+    return ptxsim::kCudaSuccess;
+}
 
 }  // extern "C"
