@@ -154,7 +154,6 @@ bench: $(BUILT)
 
 counts: $(BUILT)
 	$(PY) bench/counts.py --csv docs/counts.csv
-	$(PY) bench/counting/hopper.py
 	$(PY) bench/counting/streaming.py
 	$(PY) bench/plot.py counts
 	$(PY) bench/counting/context.py

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from counting import decoding, training  # noqa: E402
+from counting import decoding, hopper, training  # noqa: E402
 from counting.decoding import Step  # noqa: E402
 from counting.figures import Counts, write  # noqa: E402
 from counting.runs import Shape  # noqa: E402
@@ -44,6 +44,9 @@ def count_all(seqlen: int) -> Iterator[Counts]:
             yield training.backward(shape, seqlen, causal)
         yield training.forward_saving(shape, seqlen, False)
         yield from training.around_backward(shape, seqlen)
+    for shape in hopper.SHAPES:
+        yield hopper.forward(shape, seqlen, False)
+        yield hopper.forward(shape, seqlen, True)
     for step in STEPS:
         yield from decoding.decode(step)
 

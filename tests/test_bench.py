@@ -208,7 +208,7 @@ def test_a_figure_over_its_limit_is_called_so() -> None:
 def test_the_pages_have_the_tables_of_the_counts(tmp_path: Path) -> None:
     pages = [
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("counts", "predictions")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("counts", "predictions", "predictions_sm90")),
     ]
     for original in pages:
         (tmp_path / original.name).write_text(original.read_text())

@@ -60,6 +60,14 @@ def the_cpu_knows_no_cuda(path: PurePosixPath, text: str) -> list[str]:
     return lines_matching(r"cuda|cutlass|\bcute\b|__global__|__device__", text, "CUDA in csrc/cpu")
 
 
+def architectures_stand_side_by_side(path: PurePosixPath, text: str) -> list[str]:
+    """What two of them use lies in csrc/cuda/common: either could be deleted."""
+    if path.parts[:2] != ("csrc", "cuda") or not re.fullmatch(r"sm\d+", path.parts[2]):
+        return []
+    others = rf"#\s*include.*\bsm(?!{path.parts[2][2:]}/)\d+/"
+    return lines_matching(others, text, "another architecture's file")
+
+
 def macros_only_check_errors(path: PurePosixPath, text: str) -> list[str]:
     """A macro hides control flow and types from readers; an error check needs file and line."""
     if not in_folder(path, "csrc"):
@@ -194,6 +202,7 @@ def the_simulator_stands_alone(path: PurePosixPath, text: str) -> list[str]:
 LAWS: list[Law] = [
     only_bindings_know_torch,
     the_cpu_knows_no_cuda,
+    architectures_stand_side_by_side,
     macros_only_check_errors,
     files_are_short,
     pages_are_short,
@@ -271,6 +280,7 @@ PLANTED = [
     (only_bindings_know_torch, "csrc/diffattn.h", "void f(at::Tensor q);\n"),
     (the_cpu_knows_no_cuda, "csrc/cpu/fwd.cpp", "#include <cuda_runtime.h>\n"),
     (the_cpu_knows_no_cuda, "csrc/cpu/fwd.h", "__global__ void k();\n"),
+    (architectures_stand_side_by_side, "csrc/cuda/sm90/fwd/fwd.h", '#include "../../sm80/x.h"\n'),
     (macros_only_check_errors, "csrc/cuda/fwd.h", "#  define BOOL_SWITCH(x) if (x) {}\n"),
     (files_are_short, "diffattn_cuda/nn.py", "x = 1\n" * 401),
     (pages_are_short, "docs/cpu.md", "a\n" * 121),
@@ -301,6 +311,7 @@ INNOCENT = [
     (only_bindings_know_torch, "csrc/cpu/fwd.cpp", "// torch calls this\n/* at::x */ int x;\n"),
     (only_bindings_know_torch, "csrc/bindings/cpu.cpp", "#include <torch/csrc/stable/library.h>\n"),
     (the_cpu_knows_no_cuda, "csrc/cuda/fwd.cu", "#include <cuda_runtime.h>\n"),
+    (architectures_stand_side_by_side, "csrc/cuda/sm90/k.cpp", '#include "../../sm90/fwd/fwd.h"\n'),
     (macros_only_check_errors, "csrc/cuda/check.h", "#define CUDA_CHECK(x) check(x, __FILE__)\n"),
     (files_are_short, "diffattn_cuda/nn.py", "x = 1\n" * 400),
     (pages_are_short, "docs/api.md", "a\n" * 500),

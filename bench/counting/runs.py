@@ -87,6 +87,15 @@ def training(
 
 
 @cache
+def on_hopper(shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool) -> Launch:
+    """The forward of sm_90a alone."""
+    q, k, v, lam, _ = Training.make(shape, seqlen_q, seqlen_k, causal).arguments
+    with torch.no_grad(), simulator.start().on("sm_90"):
+        found = launches(lambda: diff_flash_attn_func(q, k, v, lam, causal=causal))
+    return only(found, "fwd_kernel")
+
+
+@cache
 def inference(shape: Shape, seqlen_q: int, seqlen_k: int, causal: bool) -> list[Launch]:
     """The forward alone."""
     q, k, v, lam, _ = Training.make(shape, seqlen_q, seqlen_k, causal).arguments

@@ -73,9 +73,9 @@ class Loop:
         return sum(self.opcodes[name] for name in ALU_PIPE)
 
 
-def resources(kernel: str) -> dict[str, float]:
+def resources(kernel: str, architecture: int = build_cuda.OLDEST) -> dict[str, float]:
     """Registers and spilled bytes of a kernel that was built, by its mangled name."""
-    source, _ = build_cuda.find_kernel(kernel)
+    source, _ = build_cuda.find_kernel(kernel, architecture=architecture)
     report = build_cuda.kernels_of(source)[kernel]
     return {
         "registers": int(re.findall(r"Used (\d+) registers", report)[0]),
@@ -83,9 +83,9 @@ def resources(kernel: str) -> dict[str, float]:
     }
 
 
-def loop_of(kernel: str) -> Loop:
+def loop_of(kernel: str, architecture: int = build_cuda.OLDEST) -> Loop:
     """The main loop of a kernel that was built."""
-    source, _ = build_cuda.find_kernel(kernel)
+    source, _ = build_cuda.find_kernel(kernel, architecture=architecture)
     loop = main_loops(build_cuda.object_of(source)).get(kernel)
     if loop is None:
         raise SystemExit(f"{kernel} has no loop with tensor core instructions")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from page import rewrite, table
 
+from . import peers
 from .figures import (
     DECODE_BYTES,
     DECODE_GOAL,
     FIGURES,
     GOALS,
+    HOPPER_GOALS,
     KERNELS,
     Counts,
     limits,
@@ -24,7 +26,7 @@ Table = tuple[list[str], list[list[str]]]
 
 SEQLENS = [2048, 4096, 16384]
 # Figures by kernel, in the order of columns.
-MATRIX = ("fwd", "fwd saving", "bwd")
+MATRIX = ("fwd", "fwd saving", "fwd sm90", "bwd")
 FOR_MODEL = ("flop_per_pair", "shared_bytes_per_pair", "exp2_per_pair", "fma_per_pair",
              "alu_per_pair", "l2_bytes_per_pair")  # fmt: skip
 SUMMED_UP = ("flop_ratio", "others_per_hmma", "loop_wavefronts_per_mma")
@@ -132,7 +134,7 @@ def goal_text(goal: float | None) -> str:
 
 def summary(counts: list[Counts]) -> Table:
     """README's: the two widths that matter most."""
-    return HEADER, [*training_lines(counts), *decode_lines(counts)]
+    return HEADER, [*training_lines(counts), *hopper_lines(counts), *decode_lines(counts)]
 
 
 def training_lines(counts: list[Counts]) -> Iterator[list[str]]:
@@ -146,6 +148,20 @@ def training_lines(counts: list[Counts]) -> Iterator[list[str]]:
             yield [TITLES[direction], str(d), f"{ours}d, {theirs}d",
                    *figures(counts, direction, d), times(counts, A100, direction, d),
                    goal_text(goal), times(counts, H100, direction, d)]  # fmt: skip
+
+
+def hopper_lines(counts: list[Counts]) -> Iterator[list[str]]:
+    """The kernel of sm_90a, next to that of sm_80 on the same GPU."""
+    ours, theirs = (RECIPES[recipe]["fwd"] for recipe in ("ours", "four calls, V = d"))
+    for d, goal in HOPPER_GOALS.items():
+        (c,) = (c for c in counts if (c.kernel, c.headdim, c.headdim_v) == ("fwd sm90", d, 2 * d)
+                and "full" in c.problem)  # fmt: skip
+        found = [peers.times_sm80(counts, d, s) for s in SEQLENS]
+        long = judged(truncated(found[-1]), found[-1], goal)
+        step = f"a step: {c.figures['others']:.0f} (≤ {limits(c)['others']})"
+        times = ", ".join([*map(truncated, found[:-1]), long])
+        yield ["forward, Hopper's kernel × sm_80's", str(d), f"{ours}d, {theirs}d",
+               limited(c, "flop_ratio"), step, "", "", f"16k: ≥ {goal:g}", times]  # fmt: skip
 
 
 def figures(counts: list[Counts], kernel: str, d: int) -> list[str]:
@@ -210,3 +226,11 @@ def write(readme: Path, docs: Path, counts: list[Counts]) -> None:
     rewrite(page, "check", table(*check()))
     rewrite(page, "predicted training", table(*predicted_training(counts, SEQLENS)))
     rewrite(page, "predicted decoding", table(*predicted_decode(counts)))
+    page = docs / "predictions_sm90.md"
+    header = ["(d, dv)", "keys a step", "HGMMA", "others", "flop ÷ formula", "shared bytes a pair",
+              "L2 bytes a pair"]  # fmt: skip
+    rewrite(page, "loop", table(header, [*peers.loops(counts)]))
+    header = ["(d, dv)", *(f"S = {s // 1024}k" for s in SEQLENS), "× sm_80's kernel, 16k", "goal"]
+    rewrite(page, "speed", table(header, [*peers.speeds(counts)]))
+    header = ["ours × theirs", "flop", "full, 2k", "16k", "causal, 2k", "16k"]
+    rewrite(page, "peers", table(header, [*peers.against_peers(counts)]))
