@@ -32,6 +32,13 @@ def test_bytes_of_decoding_follow_the_mask(impl: Impl, sim: Simulator, full: int
     assert launches == 2 and ratio == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("rows, most", [(1, 1.1), (9, 1.15)], ids=["few", "many"])
+def test_a_block_of_keys_costs_little_more_with_sinks(
+    impl: Impl, sim: Simulator, rows: int, most: float
+) -> None:
+    assert 1 <= streaming.cost_of_sinks(rows) <= most
+
+
 @pytest.mark.parametrize("full", [2, 4], ids=["quarter", "half"])
 def test_processors_are_busy(impl: Impl, sim: Simulator, full: int) -> None:
     """8 KV heads of one sequence, some of which see all of 32,768 keys."""

@@ -129,6 +129,24 @@ def decode_bytes(step: Step) -> tuple[float, int]:
     return counted / (step.keys * KEY_BYTES), len(found)
 
 
+def cost_of_sinks(rows: int) -> float:
+    """Instructions per block of keys of the kernel that walks two intervals, over those of the
+    other, where all keys are seen: the difference between two lengths."""
+
+    def instructions(seqlen: int, **mask: Any) -> float:
+        tensors = normal(0, 1, rows, 4, D), normal(1, 1, seqlen, 2, D), normal(2, 1, seqlen, 1, DV)
+
+        def run() -> None:
+            diff_flash_attn_with_kvcache(*tensors, 0.5, causal=True, num_splits=1, **mask)
+
+        return only(launches(run), "decode_kernel").counters["warp_instructions"]
+
+    def more(**mask: Any) -> float:
+        return instructions(1024, **mask) - instructions(512, **mask)
+
+    return more(window_size=(2048, 0), sink_size=1) / more()
+
+
 def busy(step: Step) -> tuple[int, float]:
     """The CTAs, and how many of them would be busy if all had as much to read as the longest."""
     with workspaces(launch=False) as asked:
@@ -166,6 +184,10 @@ def count() -> Iterator[Counted]:
         _, work = busy(Step(full, heads=8, seqlen=32768, d=8))
         yield Counted("decoding: share of 108 processors that is busy", heads,
                       "32,768 keys, 8 KV heads", work / A100_PROCESSORS, "≥ 0.85")  # fmt: skip
+
+    for rows, number, limit in ((1, "few", "≤ 1.1"), (9, "many", "≤ 1.15")):
+        yield Counted("decoding: instructions per block ÷ those without sinks", "all full",
+                      f"{number} rows", cost_of_sinks(rows), limit)  # fmt: skip
 
 
 def write(path: Path, rows: list[Counted]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +26,12 @@ from test_streaming import (
     test_windows_that_begin_in_the_sinks,
 )
 
-from . import decode
-from .target import MakeTarget, Target, identifier
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
+
+from counting.streaming import cost_of_sinks  # noqa: E402
+
+from . import decode  # noqa: E402
+from .target import MakeTarget, Target, identifier  # noqa: E402
 
 
 def check_rings(impl: Impl, group: int) -> None:
@@ -60,6 +66,8 @@ def with_a_sink(impl: Impl) -> Impl:
 
 def check_streaming(impl: Impl, group: int) -> None:
     check_rings(impl, group)
+    rows, most = (1, 1.1) if group < 5 else (9, 1.15)
+    assert cost_of_sinks(rows) <= most  # a mutant may do right what it need not do
     decode.check_everything(with_a_sink(impl), group)
     for kind, sq, streaming, splits in (
         ("plain", 2, None, 0),
