@@ -185,9 +185,9 @@ def count() -> Iterator[Counted]:
         yield Counted("decoding: share of 108 processors that is busy", heads,
                       "32,768 keys, 8 KV heads", work / A100_PROCESSORS, "≥ 0.85")  # fmt: skip
 
-    for rows, number, limit in ((1, "few", "≤ 1.1"), (9, "many", "≤ 1.15")):
+    for rows, which, limit in ((1, "few", "≤ 1.1"), (9, "many", "≤ 1.15")):
         yield Counted("decoding: instructions per block ÷ those without sinks", "all full",
-                      f"{number} rows", cost_of_sinks(rows), limit)  # fmt: skip
+                      f"{which} rows", cost_of_sinks(rows), limit)  # fmt: skip
 
 
 def write(path: Path, rows: list[Counted]) -> None:
