@@ -206,3 +206,7 @@ def read(path: Path = CSV) -> list[Counted]:
             )
             for line in csv.DictReader(file)
         ]
+
+
+if __name__ == "__main__":
+    write(CSV, list(count()))
