@@ -29,7 +29,6 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   const Range blocks = splits.blocks(place.split);
 
   KeyStream<T> stream(params, plan, place, sequence, seen, blocks, role, smem);
-  wait_for_previous();  // keys that a kernel of their own appends are in the cache
   stream.start();
 
   // While the first copies are in flight.

@@ -4,6 +4,7 @@
 #include "../common/tile.cuh"
 #include "append.cuh"
 #include "copy.cuh"
+#include "dependent.cuh"
 #include "place.cuh"
 #include "splits.cuh"
 
@@ -105,6 +106,7 @@ class KeyStream {
 
   // Starts the copies into all slots but the last.
   __device__ void start() {
+    wait_for_previous();  // keys that a kernel of their own appends are in the cache
 #pragma unroll 1
     for (int slot = 0; slot < T::kSlots - 1; ++slot)
       if (slot % 2 == 0)
