@@ -19,12 +19,13 @@ from support.impls import Impl
 from support.refusal import refuses
 from support.simulator import Simulator
 from test_components import check_components, components
-from test_sim_streaming import counters
 from torch import Tensor
 
 from diffattn_cuda import reference
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+for folder in ("tools", "bench"):
+    sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
+from counting.runs import launches, only  # noqa: E402
 from mutation.forward import check_hopper  # noqa: E402
 
 FP16, BF16 = torch.float16, torch.bfloat16
@@ -201,7 +202,8 @@ def test_the_tensor_cores_do_what_the_tiles_need(
     d, dv = shape
     p = make_problem(Case(batch=1, sq=512, sk=512, heads=1, d=d, dv=dv, dtype=BF16))
     causal = mask == "causal"
-    count = counters(sim, "fwd_kernel", lambda: impl.func(p.q, p.k, p.v, 0.8, causal=causal))
+    found = launches(lambda: impl.func(p.q, p.k, p.v, 0.8, causal=causal))
+    count = only(found, "fwd_kernel").counters
     keys = 128 if dv <= 128 else 64
     seen = reference.visible_keys(512, 512, causal, (-1, -1), "cpu")
     tiles = int(seen.view(512 // ROWS, ROWS, 512 // keys, keys).any(3).any(1).sum())

@@ -81,7 +81,7 @@ LIMITS = {
 }
 # Of the widths that matter most, also these. Hopper's others: those of compiled sketches that had
 # neither masks nor two intervals of keys (517 and 314), and 5 %.
-MARKS = {
+MARKS: dict[tuple[str, int, int], dict[str, float]] = {
     ("fwd", 64, 128): {"others_per_hmma": 2.5, "loop_wavefronts_per_mma": 1.2},
     ("fwd", 128, 256): {"others_per_hmma": 2.2, "loop_wavefronts_per_mma": 1.7},
     ("fwd sm90", 64, 128): {"others": 542},
