@@ -29,6 +29,6 @@ def check_cache(impl: Impl, case: Case, kind: str, num_splits: int) -> None:
         flat(p.q), cache.k, cache.v, None, k, v, **cache.arguments, **mask, num_splits=num_splits,
         return_components=True,
     )  # fmt: skip
-    assert o.shape == (3, case.sq, 4, 2, 128) and lse.shape == (3, 4, 2, case.sq)
+    assert o.shape == (3, case.sq, 4, 2, case.dv) and lse.shape == (3, 4, 2, case.sq)
     for i in range(3):
         check_components(o[i : i + 1], lse[i : i + 1], cache.visible(i, new))

@@ -82,7 +82,8 @@ def check_streaming(impl: Impl, group: int) -> None:
         step_over_a_cache(impl, case, kind, min(sq, 2), num_splits=splits)
     test_pages_behind_a_gap(impl, "paged16", 2 if group < 5 else 9)
     test_windows_that_begin_in_the_sinks(impl, "plain", 4 if group < 5 else 9)
-    test_each_maps_own_result(impl, 3 if group < 5 else 40)
+    for d in (64, 40):
+        test_each_maps_own_result(impl, 3 if group < 5 else 40, d)
     for new in (1, 40):
         test_next_to_every_cache(impl, "paged16", new)
     for interleaved in (True, False):
