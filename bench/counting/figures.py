@@ -58,7 +58,7 @@ KERNELS = {
 }
 
 # The most that a figure of any kernel of this name may be.
-LIMITS = {
+LIMITS: dict[str, dict[str, float]] = {
     "fwd": {
         "spilled_bytes": 0,
         "flop_ratio": 1.02,
