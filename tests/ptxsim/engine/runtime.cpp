@@ -47,11 +47,11 @@ void Runtime::add_variable(FatBinary* binary, const void* host, const std::strin
 }
 
 void Runtime::place_managed(FatBinary* binary) {
-    parse(*binary);
+    std::shared_ptr<Module> module = module_of(*binary);
     std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [host, v] : variables_)
         if (v.binary == binary && v.managed)
-            *v.managed = reinterpret_cast<void*>(module_variable_address(binary->module, v.name));
+            *v.managed = reinterpret_cast<void*>(module_variable_address(module, v.name));
 }
 
 HostFunction* Runtime::function(const void* host) {
@@ -109,23 +109,28 @@ int Runtime::guarded(const std::function<void()>& action) {
     }
 }
 
-void Runtime::parse(FatBinary& binary) {
-    if (binary.module) return;
+std::shared_ptr<Module> Runtime::module_of(FatBinary& binary) {
     const DeviceProfile& p = *device().profile;
-    std::string text = extract_ptx(binary.data, p.major * 10 + p.minor);
-    binary.module = parse_ptx(on_ptx ? on_ptx(text) : text);
+    int arch = p.major * 10 + p.minor;
+    std::shared_ptr<Module>& module = binary.of_device[arch];
+    if (module) return module;
+    std::string text = extract_ptx(binary.data, arch);
+    std::shared_ptr<Module>& parsed = binary.of_ptx[text];
+    if (!parsed) parsed = parse_ptx(on_ptx ? on_ptx(text) : text);
+    return module = parsed;
 }
 
 std::shared_ptr<Program> Runtime::program(HostFunction& f) {
     Device& d = device();
-    parse(*f.binary);
-    if (!f.program) f.program = decode_kernel(f.binary->module, f.name);
-    if (f.program->registers == 0) {
-        auto found = probe ? probe(f.binary->module->text, f.name, d.profile->name) : std::make_pair(1, 0);
-        f.program->registers = found.first;
-        f.program->spill_bytes = found.second;
+    std::shared_ptr<Module> module = module_of(*f.binary);
+    std::shared_ptr<Program>& program = f.programs[module.get()];
+    if (!program) program = decode_kernel(module, f.name);
+    if (program->registers == 0) {
+        auto found = probe ? probe(module->text, f.name, d.profile->name) : std::make_pair(1, 0);
+        program->registers = found.first;
+        program->spill_bytes = found.second;
     }
-    return f.program;
+    return program;
 }
 
 void Runtime::launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared,
@@ -190,8 +195,7 @@ u64 Runtime::variable_address(const void* host, u64* bytes) {
         if (found == variables_.end()) return 0;
         variable = found->second;
     }
-    parse(*variable.binary);
-    return module_variable_address(variable.binary->module, variable.name, bytes);
+    return module_variable_address(module_of(*variable.binary), variable.name, bytes);
 }
 
 void* Runtime::allocate(u64 bytes, MemoryKind kind, const char* call) {

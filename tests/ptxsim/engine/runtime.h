@@ -42,13 +42,15 @@ const char* cuda_error_text(int code);
 
 struct FatBinary {
     const void* data = nullptr;
-    std::shared_ptr<Module> module;  // parsed when first needed
+    // Parsed when first needed. Which PTX a device runs follows its architecture.
+    std::map<int, std::shared_ptr<Module>> of_device;
+    std::map<std::string, std::shared_ptr<Module>> of_ptx;
 };
 
 struct HostFunction {
     FatBinary* binary = nullptr;
     std::string name;
-    std::shared_ptr<Program> program;  // decoded when first needed
+    std::map<const Module*, std::shared_ptr<Program>> programs;  // decoded when first needed
     u32 dynamic_shared_limit = 0;
     bool large_cluster = false;  // cudaFuncAttributeNonPortableClusterSizeAllowed
 };
@@ -105,7 +107,7 @@ class Runtime {
     int synchronise();
     bool has_device() const { return device_ != nullptr; }
     void set_device(std::shared_ptr<Device> device) { device_ = std::move(device); }
-    void parse(FatBinary& binary);
+    std::shared_ptr<Module> module_of(FatBinary& binary);
     std::shared_ptr<Program> program(HostFunction& function);
     void launch(const void* host, const u32* grid, const u32* block, void** args, u64 shared,
                 const LaunchOptions& options);

@@ -32,6 +32,17 @@ def pointer(array):
 # ---- the device --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("profiles", [("sm_80", "sm_90"), ("sm_90", "sm_86", "sm_120")])
+def test_each_device_runs_the_ptx_for_it(nvcc, profiles):
+    """The newest that it can run, whichever device came first."""
+    both = ptxsim.Library([str(CASES / "two_architectures.cu")], flags=["-gencode", "arch=compute_90,code=compute_90"])
+    for profile in profiles:
+        with ptxsim.Device(profile=profile) as device:
+            found = device.empty(1, np.int32)
+            assert both.ask_architecture(pointer(found)) == 0
+            assert found.numpy()[0] == (800 if profile in ("sm_80", "sm_86") else 900)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_properties_and_attributes_agree(library, profile):
     values, same, name = (ctypes.c_long * 64)(), (ctypes.c_long * 64)(), ctypes.create_string_buffer(256)
