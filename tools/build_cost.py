@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--logs", action="store_true")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--minutes", type=float, default=15.0, help="goal for the whole build")
-    parser.add_argument("--megabytes", type=float, default=12.0, help="goal for the wheel")
+    parser.add_argument("--megabytes", type=float, default=16.0, help="goal for the wheel")
     args = parser.parse_args()
     missed = False
     with tempfile.TemporaryDirectory() as folder:

@@ -85,7 +85,8 @@ DecodePlan plan_of(const DecodeParams& p) {
   plan.group = divisor(s.nheads / s.nheads_k);
   plan.page = divisor(p.cache.paging.block_table ? p.cache.paging.page_size : kMaxSeqlen);
   const int64_t rows = s.nheads / s.nheads_k * s.seqlen_q;
-  plan.rows = rows <= kFewRows ? kFewRows : kManyRows;
+  // A capped kernel comes in one size, because each size costs the wheel 2 MB.
+  plan.rows = rows <= kFewRows && p.softcap == 0 ? kFewRows : kManyRows;
   const int64_t row_blocks = ceil_div(rows, plan.rows);
   plan.row_blocks = divisor(row_blocks);
   plan.append_first = p.cache.seqlen_new > kFewNewKeys || rows == 0;

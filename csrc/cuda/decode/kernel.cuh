@@ -98,9 +98,10 @@ void launch_decode(const DecodeParams& params, const DecodePlan& plan, const Lau
   constexpr int kRowWarps = kRows / 8, kGroups = kRows == kFewRows ? 4 : 2;
   using WithSinks = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, true>;
   using Plain = DecodeTraits<Element, kHeadDim, kHeadDimV, kGroups, kRowWarps, false>;
-  if (params.softcap > 0)  // whatever the mask: one kernel more to compile, not two
-    launch_decode_kernel<Capped<WithSinks>>(params, plan, launch);
-  else if (params.mask.sink > 0 || params.cache.ring.slots)
+  if constexpr (kRows == kManyRows)
+    if (params.softcap > 0)  // whatever the mask: one kernel more to compile, not two
+      return launch_decode_kernel<Capped<WithSinks>>(params, plan, launch);
+  if (params.mask.sink > 0 || params.cache.ring.slots)
     launch_decode_kernel<WithSinks>(params, plan, launch);
   else
     launch_decode_kernel<Plain>(params, plan, launch);
