@@ -19,7 +19,8 @@ def cached_heads(
     arguments.require_tensor("v_stream", v_stream)
     assert k_stream is not None and v_stream is not None
     k_stream = arguments.key_heads(k_stream, v_stream, "k_stream", "v_stream", 4)
-    if k_cache.dim() == v_cache.dim() == 4 and k_cache.shape[2] == v_cache.shape[2] == 0:
+    known = k_cache.dim() == 4 and v_cache.dim() in (4, 5)  # V whole or in halves
+    if known and k_cache.shape[2] == v_cache.shape[2] == 0:
         # No head tells how many maps it has. unflatten() multiplies sizes, which may overflow.
         return k_cache.unsqueeze(3).expand(-1, -1, -1, k_stream.shape[3], -1), k_stream
     return arguments.key_heads(k_cache, v_cache, "k_cache", "v_cache", 4), k_stream

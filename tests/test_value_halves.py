@@ -136,6 +136,23 @@ def test_a_ring(impl: Impl, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.needs("any_layout")
+def test_a_ring_of_every_head(impl: Impl) -> None:
+    """The cache of full heads has none, in either form: only the ring says how many maps K has."""
+    dtype = impl.dtypes[-1]
+    q, k = (torch.ones(1, 3, n, 32, device=impl.device, dtype=dtype) for n in (2, 1))
+    v, v_ring = (torch.ones(1, n, 1, 64, device=impl.device, dtype=dtype) for n in (3, 32))
+    k_full, k_ring = (torch.ones(1, 32, n, 32, device=impl.device, dtype=dtype) for n in (0, 1))
+    outs = [
+        impl.kvcache(
+            q, k_full, v_full, 0.5, k, v, cache_seqlens=5, causal=True, window_size=(20, 0),
+            k_stream=k_ring.clone(), v_stream=v_ring.clone(),
+        )
+        for v_full in (v_ring[:, :, :0], apart(v_ring)[:, :, :0])
+    ]  # fmt: skip
+    assert torch.equal(*outs) and bool(outs[0].isfinite().all())
+
+
+@pytest.mark.needs("any_layout")
 def test_v_is_not_copied(impl: Impl) -> None:
     p = make_problem(CASES[0].but(dtype=impl.dtypes[-2]), impl.device)
     v = apart(p.v)
