@@ -30,7 +30,7 @@ class Fwd(Protocol):
         out_scale: float,
         deterministic: bool,
         training: bool,
-        softcap: float,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 class Bwd(Protocol):
@@ -60,7 +60,7 @@ class Bwd(Protocol):
         norm_eps: float | None,
         out_scale: float,
         deterministic: bool,
-        softcap: float,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
 
 class Decode(Protocol):
@@ -89,9 +89,9 @@ class Decode(Protocol):
         norm_eps: float | None,
         out_scale: float,
         num_splits: int,
-        k_stream: Tensor | None,
-        v_stream: Tensor | None,
-        softcap: float,
+        k_stream: Tensor | None = None,
+        v_stream: Tensor | None = None,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor]: ...
 
 class Components(Protocol):
@@ -111,7 +111,7 @@ class Components(Protocol):
         sink_size: int,
         streaming_heads: int,
         deterministic: bool,
-        softcap: float,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor]: ...
 
 class BwdPartial(Protocol):
@@ -135,7 +135,7 @@ class BwdPartial(Protocol):
         sink_size: int,
         streaming_heads: int,
         deterministic: bool,
-        softcap: float,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 class DecodeComponents(Protocol):
@@ -160,9 +160,9 @@ class DecodeComponents(Protocol):
         streaming_heads: int,
         rotary_interleaved: bool,
         num_splits: int,
-        k_stream: Tensor | None,
-        v_stream: Tensor | None,
-        softcap: float,
+        k_stream: Tensor | None = None,
+        v_stream: Tensor | None = None,
+        softcap: float = 0.0,
     ) -> tuple[Tensor, Tensor]: ...
 
 class Ops(Protocol):

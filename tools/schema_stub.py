@@ -38,9 +38,14 @@ def class_name(op: str) -> str:
     return op.title().replace("_", "")
 
 
+def argument(a: Any) -> str:
+    default = f" = {a.default_value!r}" if a.has_default_value() else ""
+    return f"{a.name}: {TYPES[str(a.type)]}{default}"
+
+
 def protocol(op: str) -> str:
     schema: Any = getattr(torch.ops.diffattn, op).default._schema
-    arguments = "".join(f"        {a.name}: {TYPES[str(a.type)]},\n" for a in schema.arguments)
+    arguments = "".join(f"        {argument(a)},\n" for a in schema.arguments)
     result = ", ".join(TYPES[str(r.type)] for r in schema.returns)
     return (
         f"class {class_name(op)}(Protocol):\n    default: OpOverload\n"
