@@ -143,6 +143,20 @@ def test_a_window_without_end_in_decoding(impl: Impl, bound: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+def test_one_half_of_new_values(impl: Impl) -> None:
+    """V as wide as Q has no halves: kernels would look for the second one behind it."""
+    arguments = decode_arguments(impl)
+    with refuses("v has shape (2, 1, 1, 1, 16)", "headdim_v"):
+        call("decode", arguments | {"v": arguments["v"].unsqueeze(-2)})
+
+
+def test_new_keys_without_dimensions_next_to_a_ring(impl: Impl) -> None:
+    arguments = decode_arguments(impl)
+    ring = tensors(impl, k_stream=(2, 32, 1, 2, 16), v_stream=(2, 32, 1, 16))
+    with refuses("k has shape ()", "seqlen_new"):
+        call("decode", arguments | ring | {"k": arguments["k"].flatten()[0]})
+
+
 def endless(keys: int, *tensors: Tensor) -> list[Tensor]:
     """The first key of the first sequence, again and again."""
     return [t[:1, :1].expand(1, keys, *t.shape[2:]) for t in tensors]

@@ -24,6 +24,8 @@ struct KvCache : DecodeArguments {
     check_rank(kQ, q);
     check_rank(kKCache, k_cache);
     check_rank(kVCache, v_cache);
+    check(k.has_value() == v.has_value(), "k and v must be given together");
+    if (k) check_rank(kKNew, *k);
     check_together(*this);
     shape = heads_of(q, k_cache, v_cache, "k_cache", "v_cache", k_stream ? k_stream->size(2) : 0);
     shape.batch = q.size(0);
@@ -116,12 +118,10 @@ struct KvCache : DecodeArguments {
   }
 
   void check_new() const {
-    check(k.has_value() == v.has_value(), "k and v must be given together");
     if (!k) return;
     check(seqlens.has_value(), "cache_seqlens is None, but k is given: it says where to append");
     check_type(kKNew, *k, q);
     check_type(kVNew, *v, q);
-    check_rank(kKNew, *k);
     Extents e = extents();
     e[Dim::seqlen_new] = seqlen_new();
     check_shape(kKNew, *k, e);

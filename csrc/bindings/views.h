@@ -56,7 +56,8 @@ inline void check_rank(const Operand& listed, const Tensor& t, bool packed = fal
 
 inline void check_shape(const Operand& listed, const Tensor& t, const Extents& e) {
   check_given(listed, t);
-  const Operand o = as_given(listed, t, e.packed);
+  const bool one_half = is_in_halves(listed) && e[Dim::halves] == 1;  // V is as wide as Q
+  const Operand o = one_half ? with_whole_rows(listed) : as_given(listed, t, e.packed);
   bool same = t.dim() == rank_of(o, e.packed);
   for_each_dim(o, e.packed, [&](int64_t at, Dim dim) { same = same && t.size(at) == e[dim]; });
   if (same) return;
