@@ -54,8 +54,10 @@ class MotifAttention(nn.Module):
         self.v_proj = linear(c.hidden_size, c.num_key_value_heads * self.d)
         outputs = self.groups * (self.maps - 1)
         self.o_proj = linear(outputs * 2 * self.d, c.hidden_size)
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            self.register_parameter(name, nn.Parameter(0.1 * torch.randn(self.d)))
+        self.lambda_q1 = nn.Parameter(0.1 * torch.randn(self.d))
+        self.lambda_k1 = nn.Parameter(0.1 * torch.randn(self.d))
+        self.lambda_q2 = nn.Parameter(0.1 * torch.randn(self.d))
+        self.lambda_k2 = nn.Parameter(0.1 * torch.randn(self.d))
         self.subln = nn.RMSNorm(2 * self.d, c.attn_rms_norm_eps)
 
     def lam(self) -> Tensor:
@@ -133,32 +135,37 @@ class MotifDecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class MotifModel(nn.Module):
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        # Listed twice, because a ModuleList does not tell the type of its modules.
+        self.blocks = [MotifDecoderLayer(c, depth) for depth in range(c.num_hidden_layers)]
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(self.blocks)
+        self.norm = nn.RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+
 class Motif(nn.Module):
     """Its state_dict has the names of the checkpoint, `model.layers.0.self_attn.q_proj.weight`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        layers = (MotifDecoderLayer(config, depth) for depth in range(config.num_hidden_layers))
-        self.model = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
-            "layers": nn.ModuleList(layers),
-            "norm": nn.RMSNorm(config.hidden_size, config.rms_norm_eps),
-        })  # fmt: skip
+        self.model = MotifModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(self, tokens: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        x = self.model["embed_tokens"](tokens)
+        x = self.model.embed_tokens(tokens)
         positions = tokens.shape[1] if caches is None else caches[0].k.shape[1]
         tables = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, x.device)
-        layers = self.model["layers"]
+        layers = self.model.blocks
         for layer, cache in zip(layers, caches or [None] * len(layers), strict=True):
             x = layer(x, tables, cache)
-        logits: Tensor = self.lm_head(self.model["norm"](x))
+        logits: Tensor = self.lm_head(self.model.norm(x))
         return logits
 
     def make_caches(self, batch: int, capacity: int) -> list[KVCache]:
-        return [layer.self_attn.make_cache(batch, capacity) for layer in self.model["layers"]]
+        return [layer.self_attn.make_cache(batch, capacity) for layer in self.model.blocks]
 
 
 @torch.no_grad()
@@ -171,7 +178,7 @@ def main() -> None:
     got = torch.cat([model(part, caches) for part in tokens.split([30, 1, 1, 8], dim=1)], 1)
     difference = ((got - want).norm() / want.norm()).item()
     assert difference < 1e-5, difference
-    attention = model.model["layers"][0].self_attn
+    attention = model.model.blocks[0].self_attn
     heads = f"{attention.groups} groups of {attention.maps - 1} signals and a noise"
     print(f"{heads}: 40 tokens at once and 10 of them from the cache agree within {difference:.1e}")
     kept = sum(t.nbytes for cache in caches for t in (cache.k, cache.v)) // (2 * 40 * len(caches))
