@@ -308,7 +308,8 @@ def test_the_gpus_sweeps_are_problems(bench: Any) -> None:
     causal = {(p.direction, p.headdim, p.seqlen_q) for p in asked if p.causal}
     assert causal == set(product(("fwd", "bwd", "fwdbwd"), (64, 128), (2048, 4096, 16384)))
     megabytes = {(p.headdim, p.batch, p.cache_bytes >> 20) for p in asked if p.seqlen_q == 1}
-    assert megabytes == set(product([64], [1, 32], (16, 64, 256))) | {
+    groups_of_maps = {(128, 8, 512)}
+    assert megabytes == set(product([64], [1, 32], (16, 64, 256))) | groups_of_maps | {
         (128, 1, m) for m in (16, 64, 256)
     }
 

@@ -72,9 +72,9 @@ def test_the_checks_are_those_of_the_cpu() -> None:
 
 def test_backward_is_there_or_says_why_not() -> None:
     missing = ("bwd", "CUDA", "without CUDA" if torch.version.cuda is None else "build")
-    q = torch.zeros(1, 1, 2, 2, 8)
+    q = torch.zeros(1, 1, 2, 2, 8)  # a right V too, in halves
     saved = (q, None, *[q] * 4, None, *[q] * 4, None, None, 0, 0)
-    with refuses(*missing if MODULE is None else ("v has shape", "headdim_v")):
+    with refuses(*missing if MODULE is None else ("lam has shape", "nheads")):
         call("bwd", *saved, 1.0, -1, -1, 0, -1, None, 1.0, False)
 
 
