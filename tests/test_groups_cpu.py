@@ -15,7 +15,8 @@ from support.threads import threads
 from test_groups import check_gradients, make_pairs
 from torch import Tensor
 
-pytestmark = pytest.mark.needs("same_bits")
+# The second is what a CPU has and no GPU.
+pytestmark = [pytest.mark.needs(what) for what in ("same_bits", "any_layout")]
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=short)
 
 # Fewer KV heads than threads, and numbers of them that threads do not divide. r is odd and even.
