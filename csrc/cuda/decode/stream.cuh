@@ -12,7 +12,7 @@ namespace diffattn::cuda::decoding {
 
 // One thread's share of filling kCols columns of kBlockKeys rows in shared memory. Their pitch is an
 // odd number of 16-byte chunks, as in a Tile.
-template <int kCols, int kThreads>
+template <int kCols, int kThreads, class Copy>
 class BlockFill {
   // A quarter warp writes 128 bytes at a time: eight chunks of a row, or four of rows r and r + 4,
   // which an odd pitch puts 64 bytes apart.
@@ -26,7 +26,7 @@ class BlockFill {
 
  public:
   // cols is how many there are, pitch the bytes from a row to the next in shared memory.
-  __device__ BlockFill(int cols, int pitch, int thread, const CacheCopy& copy)
+  __device__ BlockFill(int cols, int pitch, int thread, const Copy& copy)
       : copy_(copy), block_(thread / kWidth / kRowsAtOnce), cols_(cols), pitch_(pitch) {
     const int line = thread / kWidth % kRowsAtOnce;
     row_ = kWidth == 8 ? line : line / 8 * 8 + line % 2 * 4 + line % 8 / 2;
@@ -73,7 +73,7 @@ class BlockFill {
   }
 
  private:
-  CacheCopy copy_;
+  Copy copy_;
   int block_, row_, col_, cols_, pitch_;
 };
 
@@ -125,8 +125,8 @@ class KeyStream {
  private:
   static constexpr int kLater = 32;
 
-  __device__ static CacheCopy copy_of(const DecodePlan& plan) {
-    return CacheCopy(T::kOneBlock || plan.row_blocks.divisor == 1);
+  __device__ static CacheCopy<T> copy_of(const DecodePlan& plan) {
+    return CacheCopy<T>(T::kOneBlock || plan.row_blocks.divisor == 1);
   }
 
   __device__ char* slot(unsigned n) const {
@@ -242,8 +242,8 @@ class KeyStream {
 
   const DecodeParams& p_;
   const CachedSequence& s_;
-  const BlockFill<T::kHeadDim, T::kGroupThreads> fill_k_;
-  const BlockFill<T::kHeadDimV, T::kGroupThreads> fill_v_;
+  const BlockFill<T::kHeadDim, T::kGroupThreads, CacheCopy<T>> fill_k_;
+  const BlockFill<T::kHeadDimV, T::kGroupThreads, CacheCopy<T>> fill_v_;
   const SplitPlace& place_;
   const Role& role_;
   const SeenKeys<T::kSinks>& seen_;
