@@ -51,9 +51,13 @@ def attend_apart(
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     """Each map's own result."""
-    r = groups.signals_of(q)
     o, lse = ops.kernels.components(
         groups.for_kernel(q), k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         softmax_scale, *mask, deterministic, softcap,
     )  # fmt: skip
+    return of_groups(o, lse, groups.signals_of(q))
+
+
+def of_groups(o: Tensor, lse: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """What an op of components gave for groups or their pairs, as users have it."""
     return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))

@@ -354,7 +354,7 @@ def diff_flash_attn_with_kvcache(
     maps, r = groups.for_kernel(q), groups.signals_of(q)
     if apart:
         o, lse = autograd.decode_components(maps, k_cache, v_cache, *cache, *options, *last)
-        return groups.from_pairs(o, r), ops.head_major(groups.statistics_from_pairs(lse, r))
+        return attend.of_groups(o, lse, r)
     out, lse = autograd.decode(
         maps, k_cache, v_cache, arguments.expand_lambda(lam, q), *cache, norm_weight, *options,
         norm_eps, out_scale, *last,

@@ -242,7 +242,11 @@ def test_bf16(version: int) -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_compiles_to_one_graph(version: int) -> None:
-    module = make(version, 2, dtype=torch.float32)
+    check_one_graph(make(version, 2, dtype=torch.float32))
+
+
+def check_one_graph(module: Any) -> None:
+    """Forward, backward and decoding, compiled and not."""
     x, rel_pos = torch.randn(2, 9, EMBED), tables(module, 9, torch.float32)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, rel_pos), module(x, rel_pos))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_duo import RECENT, SEQLEN, SINK
-from test_nn import EMBED, F64, HEADS, tables
+from test_nn import EMBED, F64, HEADS, check_one_graph, tables
 
 from diffattn_cuda import duo
 from diffattn_cuda.nn import MultiheadDiffAttn, MultiheadDiffAttnV2
@@ -117,16 +117,7 @@ def test_streaming_caches(version: int, streaming: list[bool] | None) -> None:
 
 @VERSION
 def test_compiles_to_one_graph(version: int) -> None:
-    module = make(version, 2, dtype=torch.float32)
-    x, rel_pos = torch.randn(2, 9, EMBED), tables(module, 9, torch.float32)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, rel_pos), module(x, rel_pos))
-    compiled(x, rel_pos).sum().backward()
-    assert module.q_proj.weight.grad is not None
-    cache = module.make_cache(2, 9)
-    with torch.no_grad():
-        decoded = [compiled(part, rel_pos, cache) for part in x.split([6, 1, 1, 1], dim=1)]
-        torch.testing.assert_close(torch.cat(decoded, 1), module(x, rel_pos))
+    check_one_graph(make(version, 2, dtype=torch.float32))
 
 
 @VERSION
